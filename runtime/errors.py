@@ -1,0 +1,59 @@
+"""The errors that aivsreal raises on purpose.
+
+    AivsrealError
+    ├── ImageError          one image cannot be judged; a scan records it and goes on
+    ├── BundleError         a bundle is missing, foreign, damaged or half made
+    ├── BackendError        no backend, or not the one asked for, can run here
+    │   └── MissingExtra    a package that an optional extra brings is not installed
+    ├── CheckpointError     a checkpoint or its card cannot be used
+    ├── DataError           a data set cannot be trained on or evaluated
+    └── ExportError         an export was refused; nothing was written
+
+Each message says what happened, with which file, and what to type next. Anything else that comes out of the library
+is a defect of ours and is not caught.
+"""
+
+from __future__ import annotations
+
+
+class AivsrealError(Exception):
+    """Root of the tree: catch this to catch all that aivsreal raises on purpose."""
+
+
+class ImageError(AivsrealError):
+    """One image cannot be read or judged."""
+
+
+class BundleError(AivsrealError):
+    """A bundle folder is missing, foreign, damaged or half made."""
+
+
+class BackendError(AivsrealError):
+    """No backend can run the bundle here, or the one asked for cannot."""
+
+
+class MissingExtra(BackendError):
+    """A package that an optional extra brings is not installed.
+
+    Args:
+        extra: name of the extra in `pyproject.toml`.
+        module: the module whose import failed.
+        purpose: what it was wanted for, as the end of "... is needed to ...".
+    """
+
+    def __init__(self, extra: str, module: str, purpose: str) -> None:
+        super().__init__(f"{module} is needed to {purpose} and is not installed: run pip install 'aivsreal[{extra}]'")
+        self.extra = extra
+        self.module = module
+
+
+class CheckpointError(AivsrealError):
+    """A training checkpoint or its card is missing, foreign or damaged."""
+
+
+class DataError(AivsrealError):
+    """A data set is missing, empty in one class, or cannot be read."""
+
+
+class ExportError(AivsrealError):
+    """An export was refused, for example because parity is past its tolerance."""

@@ -1,0 +1,65 @@
+"""The reference preprocessing in numpy and Pillow: what every other implementation must equal.
+
+Legend: B image in a batch; H, W image height and width; C channel (3, RGB); S input size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from aivsreal.runtime.spec import Box, PreprocessSpec, ResizeFilter
+
+PixelsHWC = npt.NDArray[np.uint8]
+BatchBCHW = npt.NDArray[np.float32]
+
+_RESAMPLING = {
+    ResizeFilter.BILINEAR: Image.Resampling.BILINEAR,
+    ResizeFilter.BICUBIC: Image.Resampling.BICUBIC,
+    ResizeFilter.LANCZOS: Image.Resampling.LANCZOS,
+}
+
+
+def square_from_pixels(pixels_HWC: PixelsHWC, spec: PreprocessSpec, box: Box | None = None) -> PixelsHWC:
+    """The box of an image, resized antialiased to `square_SSC`, uint8.
+
+    Args:
+        pixels_HWC: uint8 RGB.
+        spec: gives size, filter and, where `box` is None, the box.
+        box: another part of the image in whole pixels; training passes its random crops.
+
+    Raises:
+        ValueError: `pixels_HWC` is not uint8 RGB.
+    """
+    if pixels_HWC.dtype != np.uint8 or pixels_HWC.ndim != 3 or pixels_HWC.shape[2] != 3:
+        raise ValueError(f"pixels must be uint8 [H, W, 3] in RGB order, not {pixels_HWC.dtype} {pixels_HWC.shape}")
+    height, width = pixels_HWC.shape[:2]
+    left, top, right, bottom = spec.box(width, height) if box is None else box
+    part_HWC = pixels_HWC[top:bottom, left:right]
+    if part_HWC.shape[:2] == (spec.size, spec.size):
+        return part_HWC
+    # Crop first, then resize: the kernel's support ends at the box, so the pixels outside never reach the input.
+    resized = Image.fromarray(part_HWC).resize((spec.size, spec.size), _RESAMPLING[spec.filter])
+    return np.asarray(resized)
+
+
+def batch_from_squares(squares: Sequence[PixelsHWC], spec: PreprocessSpec) -> BatchBCHW:
+    """Normalise squares of the input size and lay them out as `batch_BCHW`, float32."""
+    scale_C, bias_C = spec.affine()
+    batch_BCHW = np.empty((len(squares), 3, spec.size, spec.size), dtype=np.float32)
+    for index, square_HWC in enumerate(squares):
+        np.multiply(square_HWC.transpose(2, 0, 1), scale_C[:, None, None], out=batch_BCHW[index])
+    batch_BCHW += bias_C[:, None, None]
+    return batch_BCHW
+
+
+def batch_from_pixels(images: Sequence[PixelsHWC], spec: PreprocessSpec) -> BatchBCHW:
+    """The network's input for decoded images of any sizes: `batch_BCHW`, float32.
+
+    Raises:
+        ValueError: an image is not uint8 RGB.
+    """
+    return batch_from_squares([square_from_pixels(pixels_HWC, spec) for pixels_HWC in images], spec)

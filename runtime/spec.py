@@ -1,0 +1,101 @@
+"""How decoded pixels become the network's input: one frozen value that training, export and every backend share.
+
+Legend: H, W image height and width; S input size; C channel (3, RGB).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatC = npt.NDArray[np.float32]
+Box = tuple[int, int, int, int]
+
+
+class Geometry(str, Enum):
+    """Which part of an image is resized to the square input."""
+
+    CENTRE_CROP = "centre-crop"  # a centred square; keeps the aspect ratio
+    SQUASH = "squash"  # the whole image, whatever its aspect ratio
+
+
+class ResizeFilter(str, Enum):
+    """Resampling kernel, always antialiased: its support grows with the scale, as in Pillow's `Image.resize`."""
+
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+    LANCZOS = "lanczos"
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessSpec:
+    """Pixels to input: take a box, resize it antialiased to SxS, then `(value / 255 - mean) / std`, RGB, CHW.
+
+    Raises:
+        ValueError: a field is out of range.
+    """
+
+    size: int = 224
+    """Side S of the square input in pixels."""
+    geometry: Geometry = Geometry.CENTRE_CROP
+    crop_fraction: float = 0.875
+    """Side of the centred square over the image's short side; `squash` ignores it."""
+    filter: ResizeFilter = ResizeFilter.BICUBIC
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size must be positive, not {self.size}")
+        if not 0.0 < self.crop_fraction <= 1.0:
+            raise ValueError(f"crop_fraction must be in (0, 1], not {self.crop_fraction}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0.0:
+            raise ValueError(f"mean and std need three channels and a positive std, not {self.mean} and {self.std}")
+
+    def box(self, width: int, height: int) -> Box:
+        """The part of a `width` x `height` image that is seen, as (left, top, right, bottom) in whole pixels.
+
+        Whole pixels, so that a crop that already has the input's size is a copy: half a pixel of shift would blur it.
+        """
+        if self.geometry is Geometry.SQUASH:
+            return (0, 0, width, height)
+        side = max(1, round(min(width, height) * self.crop_fraction))
+        left, top = (width - side) // 2, (height - side) // 2
+        return (left, top, left + side, top + side)
+
+    def affine(self) -> tuple[FloatC, FloatC]:
+        """`(scale_C, bias_C)` with `input = value * scale_C + bias_C`: /255, mean and std folded into one step."""
+        mean_C = np.asarray(self.mean, dtype=np.float64)
+        std_C = np.asarray(self.std, dtype=np.float64)
+        return (1.0 / (255.0 * std_C)).astype(np.float32), (-mean_C / std_C).astype(np.float32)
+
+    def to_json(self) -> dict[str, object]:
+        """The spec as JSON values; `spec_from_json` is its inverse."""
+        return {**asdict(self), "geometry": self.geometry.value, "filter": self.filter.value, "antialias": True}
+
+
+def spec_from_json(values: Mapping[str, Any]) -> PreprocessSpec:
+    """Read what `PreprocessSpec.to_json` wrote.
+
+    Raises:
+        ValueError: a field is missing, unknown or out of range.
+    """
+    known = {"size", "geometry", "crop_fraction", "filter", "mean", "std", "antialias"}
+    if set(values) != known:
+        raise ValueError(f"preprocessing needs exactly the fields {sorted(known)}, not {sorted(values)}")
+    if values["antialias"] is not True:
+        raise ValueError("preprocessing without antialiasing is not supported")
+    mean, std = ([float(v) for v in values[name]] for name in ("mean", "std"))
+    return PreprocessSpec(
+        size=int(values["size"]),
+        geometry=Geometry(values["geometry"]),
+        crop_fraction=float(values["crop_fraction"]),
+        filter=ResizeFilter(values["filter"]),
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
+    )

@@ -1,0 +1,115 @@
+"""Random changes to training images: geometry as the spec allows, then the damage that delivery does.
+
+Mixup, CutMix and strong resized crops are left out on purpose: they destroy the traces that the network looks for.
+Legend: H, W image height and width; S input size; C channel (3, RGB).
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter
+
+from aivsreal.runtime.preprocess import PixelsHWC, square_from_pixels
+from aivsreal.runtime.spec import Box, Geometry, PreprocessSpec
+from aivsreal.train.config import AugmentConfig
+
+_FILTERS = (
+    Image.Resampling.BILINEAR,
+    Image.Resampling.BICUBIC,
+    Image.Resampling.LANCZOS,
+    Image.Resampling.BOX,
+)
+
+
+def augmented_square(
+    pixels_HWC: PixelsHWC, spec: PreprocessSpec, config: AugmentConfig, rng: np.random.Generator
+) -> PixelsHWC:
+    """One random training view `square_SSC`, uint8, which only `rng` and the arguments determine."""
+    height, width = pixels_HWC.shape[:2]
+    box = _random_box(width, height, spec, config, rng)
+    image = Image.fromarray(square_from_pixels(pixels_HWC, spec, box))
+    if rng.random() < config.hflip_p:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if config.rotate_degrees:
+        image = _rotated(image, rng.uniform(-config.rotate_degrees, config.rotate_degrees))
+    if rng.random() < config.jitter_p:
+        image = _jittered(image, config, rng)
+    if rng.random() < config.rescale_p:
+        image = _rescaled(image, rng)
+    if rng.random() < config.blur_p:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 1.2)))
+    if rng.random() < config.sharpen_p:
+        image = ImageEnhance.Sharpness(image).enhance(rng.uniform(1.2, 2.5))
+    if rng.random() < config.noise_p:
+        image = _noisy(image, rng)
+    if rng.random() < config.jpeg_p:
+        image = _jpeg(image, rng)
+        if rng.random() < config.jpeg_twice_p:
+            image = _jpeg(image, rng)
+    elif rng.random() < config.webp_p:
+        image = _encoded(image, "WEBP", quality=int(rng.integers(50, 96)), method=0)
+    return np.asarray(image)
+
+
+def _random_box(
+    width: int, height: int, spec: PreprocessSpec, config: AugmentConfig, rng: np.random.Generator
+) -> Box:
+    if spec.geometry is Geometry.SQUASH:
+        box_width, box_height = (max(1, round(s * rng.uniform(config.crop_min, 1.0))) for s in (width, height))
+    else:
+        short = min(width, height)
+        native = rng.random() < config.native_crop_p and short >= spec.size
+        side = spec.size if native else max(1, round(short * rng.uniform(config.crop_min, 1.0)))
+        box_width = box_height = side
+    left = int(rng.integers(0, width - box_width + 1))
+    top = int(rng.integers(0, height - box_height + 1))
+    return (left, top, left + box_width, top + box_height)
+
+
+def _rotated(image: Image.Image, degrees: float) -> Image.Image:
+    # Black corners would tell the network that an image was rotated; a reflected border does not.
+    margin = image.width // 4
+    padded = np.pad(np.asarray(image), ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
+    turned = Image.fromarray(padded).rotate(degrees, Image.Resampling.BILINEAR)
+    return turned.crop((margin, margin, margin + image.width, margin + image.height))
+
+
+def _jittered(image: Image.Image, config: AugmentConfig, rng: np.random.Generator) -> Image.Image:
+    steps = (
+        (ImageEnhance.Brightness, config.brightness),
+        (ImageEnhance.Contrast, config.contrast),
+        (ImageEnhance.Color, config.saturation),
+    )
+    for step in rng.permutation(len(steps)):
+        enhance, strength = steps[step]
+        if strength:
+            image = enhance(image).enhance(rng.uniform(1 - strength, 1 + strength))
+    if config.hue:
+        shift = round(255 * rng.uniform(-config.hue, config.hue))
+        hsv_HWC = np.array(image.convert("HSV"))
+        hsv_HWC[..., 0] += np.uint8(shift % 256)  # the hue is a circle: uint8 wraps as it should
+        image = Image.fromarray(hsv_HWC, "HSV").convert("RGB")
+    return image
+
+
+def _rescaled(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    small = max(8, round(image.width * rng.uniform(0.5, 1.0)))
+    down, up = (_FILTERS[int(choice)] for choice in rng.integers(0, len(_FILTERS), 2))
+    return image.resize((small, small), down).resize(image.size, up)
+
+
+def _noisy(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    noise_SSC = rng.standard_normal((image.height, image.width, 3), dtype=np.float32) * rng.uniform(1, 6)
+    return Image.fromarray(np.clip(np.asarray(image) + noise_SSC, 0, 255).astype(np.uint8))
+
+
+def _jpeg(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return _encoded(image, "JPEG", quality=int(rng.integers(55, 99)), subsampling=int(rng.choice((0, 2))))
+
+
+def _encoded(image: Image.Image, kind: str, **options: int) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return Image.open(buffer).convert("RGB")

@@ -1,0 +1,130 @@
+"""What a training run is: its configuration and the named recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from aivsreal.runtime.spec import Geometry, PreprocessSpec, spec_from_json
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentConfig:
+    """Random changes to a training image; a probability of 0 leaves its step out."""
+
+    crop_min: float = 0.875
+    """Smallest side of the random square crop, as a share of the short side (of each side where the spec squashes)."""
+    native_crop_p: float = 0.0
+    """Probability of a crop at exactly the input's size, without any resampling, where the image is large enough."""
+    hflip_p: float = 0.5
+    rotate_degrees: float = 0.0
+    """Rotation drawn from plus and minus this many degrees; corners repeat the border by reflection."""
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    """Colour jitter: factors from 1 plus and minus the value; hue as a share of the circle."""
+    jitter_p: float = 1.0
+    rescale_p: float = 0.0
+    """Down to 0.5..1 of the size with a random filter and up again."""
+    blur_p: float = 0.0
+    sharpen_p: float = 0.0
+    noise_p: float = 0.0
+    """Gaussian noise with a standard deviation of 1 to 6 grey levels."""
+    jpeg_p: float = 0.0
+    """JPEG of quality 55 to 98 with random chroma subsampling."""
+    jpeg_twice_p: float = 0.0
+    webp_p: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """All that determines a training run, apart from the images."""
+
+    preset: str = "seed"
+    arch: str = "levit_192"
+    spec: PreprocessSpec = field(default_factory=PreprocessSpec)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    epochs: int = 30
+    batch_size: int = 64
+    optimizer: str = "adam"
+    """`adam` or `adamw`."""
+    lr: float = 1e-4
+    weight_decay: float = 0.0
+    warmup_epochs: float = 0.0
+    schedule: str = "constant"
+    """`constant` or `cosine` (to zero at the last step)."""
+    clip_norm: float = 0.0
+    """Gradients are clipped to this norm; 0 is off."""
+    ema_decay: float = 0.0
+    """Weights that are validated and kept are an exponential moving average with this decay; 0 is off."""
+    label_smoothing: float = 0.0
+    balance: bool = False
+    """Draw both classes equally often, and each source in proportion to the square root of its size."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("adam", "adamw"):
+            raise ValueError(f"optimizer must be adam or adamw, not {self.optimizer}")
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"schedule must be constant or cosine, not {self.schedule}")
+        if self.epochs < 1 or self.batch_size < 2:
+            raise ValueError("at least one epoch and a batch of two are needed (BatchNorm has no variance of one image)")
+
+    def to_json(self) -> dict[str, object]:
+        """The configuration as JSON values; `config_from_json` is its inverse."""
+        return {**asdict(self), "spec": self.spec.to_json()}
+
+
+def config_from_json(values: Mapping[str, Any]) -> TrainConfig:
+    """Read what `TrainConfig.to_json` wrote.
+
+    Raises:
+        TypeError, ValueError, KeyError: a field is missing, unknown or out of range.
+    """
+    return TrainConfig(
+        **{**values, "spec": spec_from_json(values["spec"]), "augment": AugmentConfig(**values["augment"])}
+    )
+
+
+_SEED = TrainConfig(
+    spec=PreprocessSpec(geometry=Geometry.SQUASH),
+    augment=AugmentConfig(rotate_degrees=15, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05),
+)
+
+PRESETS: dict[str, TrainConfig] = {
+    # The recipe that the project started from, as it was.
+    "seed": _SEED,
+    # Degradations that make sources alike, crops that keep the traces, LeViT's own optimisation.
+    "robust": replace(
+        _SEED,
+        preset="robust",
+        spec=PreprocessSpec(),
+        augment=AugmentConfig(
+            crop_min=0.6,
+            native_crop_p=0.5,
+            brightness=0.2,
+            contrast=0.2,
+            saturation=0.2,
+            hue=0.02,
+            jitter_p=0.5,
+            rescale_p=0.3,
+            blur_p=0.2,
+            sharpen_p=0.1,
+            noise_p=0.15,
+            jpeg_p=0.6,
+            jpeg_twice_p=0.25,
+            webp_p=0.15,
+        ),
+        optimizer="adamw",
+        lr=1e-3,
+        weight_decay=0.05,
+        warmup_epochs=2,
+        schedule="cosine",
+        clip_norm=1.0,
+        ema_decay=0.998,
+        label_smoothing=0.05,
+        balance=True,
+    ),
+}
