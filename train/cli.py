@@ -1,0 +1,115 @@
+"""`aivsreal-train`: train LeViT on labelled images and write checkpoints, metrics and curves."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aivsreal.runtime.errors import AivsrealError, CheckpointError, DataError, MissingExtra
+from aivsreal.train.config import PRESETS
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("runs/levit192"), show_default=True)
+@click.option("--preset", type=click.Choice(sorted(PRESETS)), default="seed", show_default=True)
+@click.option("--arch", help="timm name of the LeViT.  [default: the preset's]")
+@click.option("--size", type=click.IntRange(32), help="Input size in pixels.  [default: the preset's]")
+@click.option("--epochs", type=click.IntRange(1))
+@click.option("--batch-size", type=click.IntRange(2))
+@click.option("--lr", type=click.FloatRange(0, min_open=True))
+@click.option("--seed", type=int)
+@click.option("--choose-on", metavar="SPLIT", help="Split whose AUC picks the best epoch.  [default: the last val*]")
+@click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda where there is one]")
+@click.option("--amp/--no-amp", default=None, help="Mixed precision.  [default: on where the hardware has it]")
+@click.option("--workers", type=click.IntRange(0), default=2, show_default=True, help="Processes that load images.")
+@click.option("--resume", is_flag=True, help="Go on from the last epoch in --out, exactly.")
+@click.version_option(package_name="aivsreal")
+def main(data: Path, out: Path, preset: str, resume: bool, **options: Any) -> None:
+    """Train on DATA: a folder with train/real, train/ai, val/real, val/ai, or one with an images.csv."""
+    try:
+        _train(data, out, preset, resume, options)
+    except AivsrealError as error:
+        raise click.UsageError(str(error)) from None
+    except KeyboardInterrupt:
+        click.echo(f"\nstopped; the last finished epoch is in {out}: add --resume to go on", err=True)
+        sys.exit(130)
+
+
+def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, Any]) -> None:
+    try:
+        import matplotlib  # noqa: F401
+        import safetensors  # noqa: F401
+        import torch
+        import torchvision  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra("train", error.name or "torch", "train") from None
+    from aivsreal.train.data import counts_of, digest_of, in_split, readable, samples_from_data
+    from aivsreal.train.fit import Machine, fit
+    from aivsreal.train.plot import draw_curves
+    from aivsreal.train.progress import TrainDisplay
+
+    config = PRESETS[preset]
+    changes = {name: options[name] for name in ("arch", "epochs", "batch_size", "lr", "seed") if options[name] is not None}
+    if options["size"] is not None:
+        changes["spec"] = replace(config.spec, size=options["size"])
+    config = replace(config, **changes)
+    device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise DataError("--device cuda: torch sees no GPU here; leave --device out to train on the CPU")
+    amp = options["amp"]
+    if amp is None:
+        amp = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    machine = Machine(device, amp, options["workers"])
+
+    if (out / "last.state.pt").exists() and not resume:
+        raise CheckpointError(f"{out} already holds a run: add --resume, or give another folder with -o")
+    samples, problems = readable(samples_from_data(data), workers=2)
+    for problem in problems:
+        click.echo(f"skipped: {problem}", err=True)
+    train_samples = in_split(samples, "train")
+    vals = sorted({sample.split for sample in samples if sample.split.startswith("val")})
+    val_samples = {split: in_split(samples, split) for split in vals}
+    choose_on = options["choose_on"] or vals[-1]
+    if choose_on not in val_samples:
+        raise DataError(f"--choose-on {choose_on}: no such validation split; there are {', '.join(vals)}")
+    used = train_samples + [sample for split in vals for sample in val_samples[split]]
+    root = data if data.is_dir() else data.parent
+    card: dict[str, Any] = {
+        "format": 1,
+        "arch": config.arch,
+        "labels": ["real", "ai"],
+        "spec": config.spec.to_json(),
+        "config": config.to_json(),
+        "chosen_on": choose_on,
+        "data_digest": digest_of(used, root),
+        "data_counts": counts_of(used),
+        "versions": {"torch": torch.__version__, "device": device, "amp": amp},
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    click.echo(
+        f"{config.preset}: {config.arch} on {len(train_samples)} images, {len(problems)} skipped, {device}"
+        f"{' with mixed precision' if amp else ''}; best epoch by AUC on {choose_on}; into {out}",
+        err=True,
+    )
+    metrics_path = out / "metrics.jsonl"
+    if not resume:
+        metrics_path.unlink(missing_ok=True)
+    with TrainDisplay(config.epochs) as display:
+
+        def on_epoch(row: dict[str, Any]) -> None:
+            with metrics_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            draw_curves(metrics_path, out / "curves.png")
+            display.epoch(row)
+
+        best = fit(
+            config, machine, train_samples, val_samples, choose_on, out, card,
+            resume=resume, on_step=display.step, on_epoch=on_epoch,
+        )  # fmt: skip
+    click.echo(json.dumps({"checkpoint": str(out / "best.safetensors"), **best}))

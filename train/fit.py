@@ -1,0 +1,173 @@
+"""The training loop, top to bottom: data, network, steps, validation, checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.data import DataLoader
+
+from aivsreal.runtime.backend_torch import logits_from_output, network_from_arch
+from aivsreal.train.config import TrainConfig
+from aivsreal.train.data import Sample, TrainDraws, TrainImages, ValImages, batch_from_tensors
+from aivsreal.train.metrics import auc
+from aivsreal.train.store import Progress, load_progress, save_best, save_last
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where a run computes; none of it is meant to change what is learned."""
+
+    device: str = "cpu"
+    amp: bool = False
+    """Automatic mixed precision: half with loss scaling on CUDA, bfloat16 on a CPU that has it in hardware."""
+    workers: int = 2
+
+
+def fit(
+    config: TrainConfig,
+    machine: Machine,
+    train_samples: Sequence[Sample],
+    val_samples: dict[str, list[Sample]],
+    choose_on: str,
+    run: Path,
+    card: dict[str, Any],
+    *,
+    resume: bool,
+    on_step: Callable[[int, int, int, float], None],
+    on_epoch: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Train to the last epoch; `run/best.*` is the epoch with the highest AUC on `choose_on`, `run/last.*` the newest.
+
+    Args:
+        card: what the checkpoint's card says besides metrics and weights.
+        on_step: called with epoch, step, steps in the epoch and loss.
+        on_epoch: called with the epoch's metrics row, after the checkpoint is on disk.
+
+    Returns:
+        The metrics row of the best epoch.
+
+    Raises:
+        CheckpointError: `resume` and the checkpoint is of another configuration or data list.
+    """
+    torch.manual_seed(config.seed)
+    device = torch.device(machine.device)
+    network = network_from_arch(config.arch, config.spec.size).to(device)
+    average = copy.deepcopy(network).eval() if config.ema_decay else network
+    optimizer = _optimizer(network, config)
+    scaler = torch.amp.GradScaler(device.type, enabled=machine.amp and device.type == "cuda")
+    progress = Progress()
+    if resume:
+        progress = load_progress(run, card, network, average, optimizer, scaler)
+
+    draws = TrainDraws(train_samples, config)
+    loader = DataLoader(
+        TrainImages(train_samples, config), config.batch_size, sampler=draws, num_workers=machine.workers,
+        drop_last=len(train_samples) > config.batch_size, persistent_workers=False,
+    )  # fmt: skip
+    steps = len(loader)
+    for epoch in range(progress.epoch, config.epochs):
+        draws.epoch = epoch
+        network.train()
+        losses, correct, seen = 0.0, 0, 0
+        for step, (squares_BSSC, target_B) in enumerate(loader):
+            lr = learning_rate(epoch * steps + step, steps, config)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            batch_BCHW = batch_from_tensors(squares_BSSC, config).to(device)
+            target_B = target_B.to(device, torch.float32)
+            with _autocast(device, machine.amp):
+                logits_B = logits_from_output(network(batch_BCHW))
+            smooth_B = target_B * (1 - config.label_smoothing) + config.label_smoothing / 2
+            loss = binary_cross_entropy_with_logits(logits_B, smooth_B)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            if config.clip_norm:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            if config.ema_decay:
+                _update_average(average, network, config.ema_decay, epoch * steps + step)
+            losses += loss.item() * len(target_B)
+            correct += int(((logits_B > 0) == (target_B > 0.5)).sum())
+            seen += len(target_B)
+            on_step(epoch, step + 1, steps, loss.item())
+        row: dict[str, Any] = {"epoch": epoch + 1, "lr": lr, "train": {"loss": losses / seen, "accuracy": correct / seen}}
+        for split, samples in val_samples.items():
+            row[split] = validate(average, samples, config, machine)
+        progress.epoch = epoch + 1
+        progress.history.append(row)
+        if progress.best is None or row[choose_on]["auc"] > progress.best[choose_on]["auc"]:
+            progress.best = row
+            save_best(run, average, {**card, "epoch": epoch + 1, "metrics": row})
+        save_last(run, network, average, optimizer, scaler, {**card, "epoch": epoch + 1, "metrics": row}, progress)
+        on_epoch(row)
+    assert progress.best is not None
+    return progress.best
+
+
+def validate(network: nn.Module, samples: Sequence[Sample], config: TrainConfig, machine: Machine) -> Metrics:
+    """Loss, accuracy at 0.5 and AUC of one split, in FP32 as on a device."""
+    # .train() first: timm's LeViT keeps attention biases of the last eval() forward, stale after an update.
+    network.train()
+    network.eval()
+    loader = DataLoader(ValImages(samples, config), config.batch_size, num_workers=machine.workers)
+    logits, targets = [], []
+    with torch.inference_mode(), _autocast(torch.device(machine.device), machine.amp):
+        for squares_BSSC, target_B in loader:
+            output = network(batch_from_tensors(squares_BSSC, config).to(machine.device))
+            logits.append(logits_from_output(output).cpu())
+            targets.append(target_B)
+    network.train()
+    logits_B, target_B = torch.cat(logits), torch.cat(targets)
+    loss = binary_cross_entropy_with_logits(logits_B, target_B.float()).item()
+    accuracy = float(((logits_B > 0) == (target_B > 0)).float().mean())
+    return {"loss": loss, "accuracy": accuracy, "auc": auc(target_B.numpy(), logits_B.numpy().astype(np.float64))}
+
+
+def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
+    """Linear warm-up, then constant or half a cosine to zero (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
+    warmup = config.warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.lr
+    share = (step - warmup) / max(1.0, config.epochs * steps_per_epoch - warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    # Biases and BatchNorm are not decayed: pulling them to zero only fights the normalisation.
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=config.lr)
+
+
+def _update_average(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
+    decay = min(decay, (1 + step) / (10 + step))  # short memory at first, or the random start would linger
+    with torch.no_grad():
+        for kept, new in zip(_floats(average), _floats(network), strict=True):
+            kept.lerp_(new, 1 - decay)
+
+
+def _floats(network: nn.Module) -> Iterator[torch.Tensor]:
+    return (value for value in network.state_dict().values() if value.is_floating_point())
+
+
+def _autocast(device: torch.device, amp: bool) -> contextlib.AbstractContextManager[Any]:
+    dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=amp)

@@ -1,0 +1,27 @@
+"""Draw a run's curves from its `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+def draw_curves(metrics: Path, image: Path) -> None:
+    """Loss and accuracy per epoch for training and each validation split, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    splits = [name for name, value in rows[0].items() if isinstance(value, dict)]
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, measure in zip(axes, ("loss", "accuracy"), strict=True):
+        for split in splits:
+            epochs = [row["epoch"] for row in rows]
+            axis.plot(epochs, [row[split][measure] for row in rows], label=split, marker=".")
+        axis.set(xlabel="epoch", title=measure)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(image, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,100 @@
+"""Checkpoints on disk: weights as safetensors, a card in JSON that can rebuild everything, and what resuming needs.
+
+`best.safetensors` + `best.json` are for export. `last.*` are the newest; `last.state.pt` holds optimizer and random state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from aivsreal.runtime.errors import CheckpointError
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run has come."""
+
+    epoch: int = 0
+    best: dict[str, Any] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save_best(run: Path, network: nn.Module, card: dict[str, Any]) -> None:
+    """Write `best.safetensors`, then its card with the weights' digest; each file appears whole or not at all."""
+    _save(run, "best", network, card)
+
+
+def save_last(
+    run: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler, card: dict[str, Any], progress: Progress,
+) -> None:  # fmt: skip
+    """Write the newest weights with card, and the state that `load_progress` continues from."""
+    _save(run, "last", average, card)
+    state = {
+        "card_digest": _digest_of_card(card), "network": network.state_dict(), "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "random": torch.get_rng_state(),
+        "epoch": progress.epoch, "best": progress.best, "history": progress.history,
+    }  # fmt: skip
+    part = run / "last.state.pt.part"
+    torch.save(state, part)
+    os.replace(part, run / "last.state.pt")
+
+
+def load_progress(
+    run: Path, card: dict[str, Any], network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> Progress:  # fmt: skip
+    """Restore everything from `last.state.pt`, so that training goes on as if it had not stopped.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it is of another configuration or data list.
+    """
+    path = run / "last.state.pt"
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; train without --resume first")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["card_digest"] != _digest_of_card(card):
+            raise CheckpointError(
+                f"{path} is of another configuration or data list; give the options it was started with (see last.json)"
+            )
+        network.load_state_dict(state["network"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["random"])
+        return Progress(state["epoch"], state["best"], state["history"])
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch.load raises whatever unpickling does
+        raise CheckpointError(f"{path}: damaged or not ours ({type(error).__name__}); train without --resume") from error
+
+
+def load_weights(path: Path, network: nn.Module) -> None:
+    """Load safetensors into a network of the same arch."""
+    network.load_state_dict(load_file(path))
+
+
+def _digest_of_card(card: dict[str, Any]) -> str:
+    fixed = {name: card[name] for name in ("arch", "labels", "config", "data_digest")}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+
+
+def _save(run: Path, name: str, network: nn.Module, card: dict[str, Any]) -> None:
+    weights = run / f"{name}.safetensors"
+    part = run / f"{name}.safetensors.part"
+    save_file({key: value.contiguous().clone() for key, value in network.state_dict().items()}, part)
+    full = {**card, "weights": weights.name, "weights_sha256": hashlib.sha256(part.read_bytes()).hexdigest()}
+    os.replace(part, weights)
+    card_part = run / f"{name}.json.part"
+    card_part.write_text(json.dumps(full, indent=1) + "\n", encoding="utf-8")
+    os.replace(card_part, run / f"{name}.json")
