@@ -49,10 +49,10 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
         import torchvision  # noqa: F401
     except ImportError as error:
         raise MissingExtra("train", error.name or "torch", "train") from None
-    from aivsreal.train.data import counts_of, digest_of, in_split, readable, samples_from_data
     from aivsreal.train.fit import Machine, fit
     from aivsreal.train.plot import draw_curves
     from aivsreal.train.progress import TrainDisplay
+    from aivsreal.train.samples import counts_of, digest_of, in_split, readable, samples_from_data
 
     config = PRESETS[preset]
     changes = {name: options[name] for name in ("arch", "epochs", "batch_size", "lr", "seed") if options[name] is not None}

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 
 from aivsreal.runtime.backend_torch import logits_from_output, network_from_arch
 from aivsreal.train.config import TrainConfig
-from aivsreal.train.data import Sample, TrainDraws, TrainImages, ValImages, batch_from_tensors
+from aivsreal.train.data import TrainDraws, TrainImages, ValImages, batch_from_tensors
 from aivsreal.train.metrics import auc
+from aivsreal.train.samples import Sample
 from aivsreal.train.store import Progress, load_progress, save_best, save_last
 
 Metrics = dict[str, float]

@@ -1,28 +1,233 @@
-"""How good `p_ai` or a logit separates the classes; `ai` (1) is the positive class.
+"""How good `p_ai` or a logit separates the classes, and how sure that number is; `ai` (1) is the positive class.
 
-Legend: B image; `target_B` is 1 for ai and 0 for real.
+Legend: B image; K distinct score, highest first; D bootstrap draw; N bin; T threshold of the ROC curve. `target_B` is 1
+for ai and 0 for real. An image is called ai where its score is at or above the threshold.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 FloatB = npt.NDArray[np.floating]
 TargetB = npt.NDArray[np.integer]
+Floats = npt.NDArray[np.float64]
+
+BINS = 15  # of the calibration error, as in Guo et al. 2017
+DRAWS = 1000
+_CELLS = 4_000_000  # draws x distinct scores that are held at once: 32 MB an array
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A measured value with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """Images whose `p_ai` lies in one bin: what was said, and what was so; both NaN where the bin is empty."""
+
+    low: float
+    high: float
+    images: int
+    p_ai_mean: float
+    ai_share: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Roc:
+    """The ROC curve from (0, 0) to (1, 1), one point for each distinct score; the first threshold is infinite."""
+
+    fpr_T: Floats
+    tpr_T: Floats
+    threshold_T: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tally:
+    """Images of each class at each distinct score: all that any measure here needs, for many draws at once."""
+
+    score_K: Floats
+    ai_DK: Floats
+    real_DK: Floats
+
+    @property
+    def ai(self) -> float:
+        return float(self.ai_DK[0].sum())  # the same in each draw: the bootstrap is stratified
+
+    @property
+    def real(self) -> float:
+        return float(self.real_DK[0].sum())
+
+
+def _tally(target_B: TargetB, score_B: FloatB) -> _Tally:
+    if len(target_B) != len(score_B) or not np.isfinite(score_B).all():
+        raise ValueError("each image needs one finite score")
+    if not (target_B == 1).any() or not (target_B == 0).any():
+        raise ValueError("this measure needs images of both classes")
+    score_K, inverse_B = np.unique(-np.asarray(score_B, dtype=np.float64), return_inverse=True)
+    ai_K, real_K = (np.bincount(inverse_B[target_B == label], minlength=len(score_K)) for label in (1, 0))
+    return _Tally(-score_K, ai_K[None].astype(np.float64), real_K[None].astype(np.float64))
+
+
+def _auc(tally: _Tally) -> Floats:
+    above_DK = np.cumsum(tally.ai_DK, axis=1) - tally.ai_DK / 2
+    area_D: Floats = (above_DK * tally.real_DK).sum(axis=1) / (tally.ai * tally.real)
+    return area_D
+
+
+def _average_precision(tally: _Tally) -> Floats:
+    ai_DK = np.cumsum(tally.ai_DK, axis=1)
+    called_DK = ai_DK + np.cumsum(tally.real_DK, axis=1)
+    precision_D: Floats = (tally.ai_DK * ai_DK / np.maximum(called_DK, 1)).sum(axis=1) / tally.ai
+    return precision_D
+
+
+def _tpr_at(fpr: float) -> Callable[[_Tally], Floats]:
+    def tpr(tally: _Tally) -> Floats:
+        allowed_DK = np.cumsum(tally.real_DK, axis=1) <= fpr * tally.real + 1e-9
+        share_D: Floats = (tally.ai_DK * allowed_DK).sum(axis=1) / tally.ai
+        return share_D
+
+    return tpr
+
+
+def _rates(tally: _Tally) -> tuple[Floats, Floats]:
+    called_K = tally.score_K >= 0.5
+    return tally.ai_DK[:, called_K].sum(axis=1), tally.real_DK[:, ~called_K].sum(axis=1)
+
+
+def _accuracy(tally: _Tally) -> Floats:
+    ai_D, real_D = _rates(tally)
+    return (ai_D + real_D) / (tally.ai + tally.real)
+
+
+def _balanced_accuracy(tally: _Tally) -> Floats:
+    ai_D, real_D = _rates(tally)
+    return (ai_D / tally.ai + real_D / tally.real) / 2
+
+
+def _ece(tally: _Tally) -> Floats:
+    p_ai_K = _probabilities(tally.score_K)
+    in_bin_KN = np.eye(BINS)[_bin_index(p_ai_K, BINS)]
+    gap_DN = (tally.ai_DK * (1 - p_ai_K) - tally.real_DK * p_ai_K) @ in_bin_KN
+    error_D: Floats = np.abs(gap_DN).sum(axis=1) / (tally.ai + tally.real)
+    return error_D
+
+
+def _probabilities(p_ai_B: FloatB) -> Floats:
+    if p_ai_B.size and (p_ai_B.min() < 0 or p_ai_B.max() > 1):
+        raise ValueError("p_ai must lie in 0..1; this looks like logits")
+    return np.asarray(p_ai_B, dtype=np.float64)
+
+
+def _bin_index(p_ai_B: Floats, bins: int) -> npt.NDArray[np.int64]:
+    return np.minimum(np.floor(p_ai_B * bins).astype(np.int64), bins - 1)
 
 
 def auc(target_B: TargetB, score_B: FloatB) -> float:
     """Area under the ROC curve: the chance that an AI image scores above a real one, ties counting half.
 
     Raises:
-        ValueError: a class is empty.
+        ValueError: a class is empty or a score is not finite; so do all measures here.
     """
-    positives = int(target_B.sum())
-    negatives = len(target_B) - positives
-    if not positives or not negatives:
-        raise ValueError("AUC needs images of both classes")
-    _, inverse_B, counts = np.unique(score_B, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    rank_B = (last - (counts - 1) / 2)[inverse_B]  # ranks from 1; equal scores share their mean rank
-    return float((rank_B[target_B == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    return float(_auc(_tally(target_B, score_B))[0])
+
+
+def average_precision(target_B: TargetB, score_B: FloatB) -> float:
+    """`sum_k (recall_k - recall_(k-1)) * precision_k` over the distinct scores, highest first, not interpolated."""
+    return float(_average_precision(_tally(target_B, score_B))[0])
+
+
+def tpr_at_fpr(target_B: TargetB, score_B: FloatB, fpr: float) -> float:
+    """Highest share of AI images found by a threshold that calls at most `fpr` of the real ones ai; no interpolation."""
+    return float(_tpr_at(fpr)(_tally(target_B, score_B))[0])
+
+
+def accuracy(target_B: TargetB, p_ai_B: FloatB) -> float:
+    """Share of images on the right side of `p_ai` 0.5."""
+    return float(_accuracy(_tally(target_B, p_ai_B))[0])
+
+
+def balanced_accuracy(target_B: TargetB, p_ai_B: FloatB) -> float:
+    """Mean over the two classes of the share on the right side of `p_ai` 0.5."""
+    return float(_balanced_accuracy(_tally(target_B, p_ai_B))[0])
+
+
+def ece(target_B: TargetB, p_ai_B: FloatB) -> float:
+    """Expected calibration error of `p_ai` in 15 bins of equal width (Guo et al. 2017, arXiv:1706.04599, made binary).
+
+    `sum_n (images_n / images) * |mean(target)_n - mean(p_ai)_n|`; bin n holds `n/15 <= p_ai < (n+1)/15`, the last also 1.
+    """
+    return float(_ece(_tally(target_B, p_ai_B))[0])
+
+
+def roc(target_B: TargetB, score_B: FloatB) -> Roc:
+    """False and true positive rates at each distinct score."""
+    tally = _tally(target_B, score_B)
+    fpr_T, tpr_T = (
+        np.concatenate([[0.0], np.cumsum(row_DK[0]) / total])
+        for row_DK, total in ((tally.real_DK, tally.real), (tally.ai_DK, tally.ai))
+    )
+    return Roc(fpr_T, tpr_T, np.concatenate([[np.inf], tally.score_K]))
+
+
+def reliability(target_B: TargetB, p_ai_B: FloatB, bins: int = BINS) -> list[ReliabilityBin]:
+    """What was said against what was so, in bins of equal width over `p_ai`."""
+    bin_B = _bin_index(_probabilities(p_ai_B), bins)
+    count_N = np.bincount(bin_B, minlength=bins)
+    said_N, was_N = (np.bincount(bin_B, weights=value_B, minlength=bins) for value_B in (p_ai_B, target_B))
+    return [
+        ReliabilityBin(n / bins, (n + 1) / bins, int(count), *((said / count, was / count) if count else (np.nan, np.nan)))
+        for n, (count, said, was) in enumerate(zip(count_N, said_N.tolist(), was_N.tolist(), strict=True))
+    ]
+
+
+MEASURES: dict[str, Callable[[_Tally], Floats]] = {
+    "accuracy": _accuracy,
+    "balanced_accuracy": _balanced_accuracy,
+    "auc": _auc,
+    "average_precision": _average_precision,
+    "tpr_at_1_fpr": _tpr_at(0.01),
+    "tpr_at_5_fpr": _tpr_at(0.05),
+    "ece": _ece,
+}
+
+
+def measures(
+    target_B: TargetB, p_ai_B: FloatB, names: Sequence[str] = tuple(MEASURES), draws: int = DRAWS, seed: int = 0
+) -> dict[str, Measure]:
+    """Measures with 95 % percentile intervals of a bootstrap that keeps the number of images of each class.
+
+    An image drawn with replacement is a draw from the empirical scores of its class, so one multinomial count for each
+    distinct score stands for the whole resample (Efron and Tibshirani 1993, ch. 13). The ECE is a sum of absolute
+    values and grows with noise: its interval lies a little high and may leave the value itself out.
+
+    Args:
+        names: keys of `MEASURES`; `p_ai_B` may be logits where no name needs probabilities.
+    """
+    tally = _tally(target_B, p_ai_B)
+    rng = np.random.default_rng(seed)
+    values: dict[str, list[Floats]] = {name: [] for name in names}
+    chunk = max(1, _CELLS // len(tally.score_K))
+    for start in range(0, draws, chunk):
+        size = min(chunk, draws - start)
+        ai_DK, real_DK = (
+            rng.multinomial(int(total), row_DK[0] / total, size=size).astype(np.float64)
+            for row_DK, total in ((tally.ai_DK, tally.ai), (tally.real_DK, tally.real))
+        )
+        drawn = _Tally(tally.score_K, ai_DK, real_DK)
+        for name in names:
+            values[name].append(MEASURES[name](drawn))
+    result = {}
+    for name in names:
+        low, high = np.percentile(np.concatenate(values[name]), [2.5, 97.5])
+        result[name] = Measure(float(MEASURES[name](tally)[0]), float(low), float(high))
+    return result

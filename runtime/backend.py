@@ -1,0 +1,90 @@
+"""What runs the network: the protocol of a backend, and the choice of one.
+
+Legend: B image in a batch; H, W image height and width; C channel (3, RGB); S input size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.errors import BackendError
+from aivsreal.runtime.preprocess import PixelsHWC
+
+LogitsB = npt.NDArray[np.float32]
+
+BACKENDS = ("auto", "tensorrt", "onnx", "torch")
+
+
+class Backend(Protocol):
+    """A loaded network that takes decoded pixels; the preprocessing is inside, from the bundle's spec."""
+
+    name: str
+    precision: str
+    """As read from the loaded artefact, never from what was asked for."""
+
+    def logits(self, pixels: Sequence[PixelsHWC]) -> LogitsB:
+        """`logits_B`, float32, of `pixels_HWC` of any sizes."""
+
+    def close(self) -> None:
+        """Give back what it holds; it is not used after that."""
+
+
+@runtime_checkable
+class SquareBackend(Protocol):
+    """A backend that also takes images already reduced to the input's size.
+
+    A scan then crops and resizes in its decoding threads and keeps 150 kB an image instead of tens of megabytes.
+    A backend that resizes in its own kernel leaves this out and is given the full pixels.
+    """
+
+    def logits_from_squares(self, squares: Sequence[PixelsHWC]) -> LogitsB:
+        """`logits_B`, float32, of `square_SSC` made by `preprocess.square_from_pixels`."""
+
+
+def open_backend(bundle: Bundle, kind: str = "auto", threads: int | None = None) -> tuple[Backend, str]:
+    """Load the bundle's network with the backend asked for, or with the best one that is installed.
+
+    Args:
+        bundle: the verified bundle.
+        kind: one of `BACKENDS`.
+        threads: CPU threads for the network; None leaves it to the backend.
+
+    Returns:
+        The backend, and why it was chosen and the others were passed over.
+
+    Raises:
+        BackendError: the backend asked for, or every one, cannot run here.
+        BundleError: the network in the bundle cannot be used.
+    """
+    if kind not in BACKENDS:
+        raise BackendError(f"unknown backend {kind!r}: use one of {', '.join(BACKENDS)}")
+    if kind == "tensorrt":
+        raise BackendError("this version cannot run TensorRT engines yet: use --backend onnx, or leave --backend out")
+    if kind != "auto":
+        return _opened(bundle, kind, threads, "asked for")
+    passed_over = ["tensorrt passed over: no engine in the bundle"]
+    for candidate in ("onnx", "torch"):
+        try:
+            return _opened(bundle, candidate, threads, f"auto; {'; '.join(passed_over)}")
+        except BackendError as error:
+            passed_over.append(f"{candidate} passed over: {error}")
+    raise BackendError(
+        "no backend can run here: run pip install 'aivsreal[cpu]' (or 'aivsreal[gpu]' with an NVIDIA GPU, "
+        f"or 'aivsreal[torch]'). {'; '.join(passed_over)}"
+    )
+
+
+def _opened(bundle: Bundle, kind: str, threads: int | None, why: str) -> tuple[Backend, str]:
+    if kind == "torch":
+        from aivsreal.runtime.backend_torch import TorchBackend
+
+        return TorchBackend(bundle), why
+    from aivsreal.runtime.backend_onnx import OnnxBackend
+
+    backend = OnnxBackend(bundle, threads)
+    return backend, f"{why}; {backend.passed_over}" if backend.passed_over else why

@@ -1,0 +1,115 @@
+"""The ONNX Runtime backend, the only file that names it: CPU, or CUDA where onnxruntime-gpu finds it.
+
+Legend: B image in a batch; C channel (3, RGB); H, W input height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from aivsreal.runtime.backend import LogitsB
+from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.errors import BackendError, BundleError, MissingExtra
+from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, batch_from_pixels, batch_from_squares
+
+_INPUT_TYPES = {"tensor(float)": ("fp32", np.float32), "tensor(float16)": ("fp16", np.float16)}
+_FATAL_ONLY = 4  # what goes wrong is raised or read back below; ONNX Runtime's own log lines would only double it
+
+
+class OnnxBackend:
+    """`model.onnx` of a bundle in an ONNX Runtime session.
+
+    Args:
+        bundle: the verified bundle.
+        threads: CPU threads for one batch; None lets ONNX Runtime take the physical cores.
+
+    Raises:
+        MissingExtra: onnxruntime is not installed.
+        BackendError: onnxruntime is installed but cannot be loaded.
+        BundleError: the network cannot be loaded, or is not one for the manifest's preprocessing.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        try:
+            import onnxruntime
+        except ModuleNotFoundError as error:
+            raise MissingExtra("cpu", error.name or "onnxruntime", "run the network on this CPU") from None
+        except ImportError as error:
+            raise BackendError(
+                f"onnxruntime is installed but does not load ({error}): "
+                "run pip install --force-reinstall 'aivsreal[cpu]'"
+            ) from None
+        onnxruntime.set_default_logger_severity(_FATAL_ONLY)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _FATAL_ONLY
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        providers = [provider for provider in wanted if provider in onnxruntime.get_available_providers()]
+        file = bundle.path / "model.onnx"
+        network = bundle.read("model.onnx")
+        try:
+            self._session = onnxruntime.InferenceSession(network, options, providers=providers)
+        except Exception as error:  # ONNX Runtime's errors have no common class below this one
+            raise BundleError(
+                f"{file} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {_first_line(error)}; "
+                "update onnxruntime, or make the bundle again with aivsreal-export"
+            ) from None
+        self._spec = bundle.manifest.spec
+        self._input, self.precision, self._dtype = _checked_input(self._session, self._spec.size, str(file))
+        running = self._session.get_providers()
+        self.name = f"onnx-{running[0].removesuffix('ExecutionProvider').lower()}"
+        self.passed_over = "".join(f"{name} passed over: it did not load" for name in providers if name not in running)
+
+    def logits(self, pixels: Sequence[PixelsHWC]) -> LogitsB:
+        """`logits_B`, float32, of `pixels_HWC` of any sizes.
+
+        Raises:
+            BackendError: ONNX Runtime failed, for example because the GPU's memory is full.
+        """
+        return self._run(batch_from_pixels(pixels, self._spec))
+
+    def logits_from_squares(self, squares: Sequence[PixelsHWC]) -> LogitsB:
+        """`logits_B`, float32, of `square_SSC` that are already reduced to the input's size.
+
+        Raises:
+            BackendError: ONNX Runtime failed.
+        """
+        return self._run(batch_from_squares(squares, self._spec))
+
+    def close(self) -> None:
+        """Free the session."""
+        del self._session
+
+    def _run(self, batch_BCHW: BatchBCHW) -> LogitsB:
+        if not len(batch_BCHW):
+            return np.empty(0, dtype=np.float32)
+        try:
+            outputs = self._session.run(None, {self._input: batch_BCHW.astype(self._dtype, copy=False)})
+        except Exception as error:  # as above: out of memory, a lost device
+            raise BackendError(f"ONNX Runtime failed: {_first_line(error)}; try a smaller --batch-size") from None
+        logits_B: LogitsB = np.asarray(outputs[0], dtype=np.float32).reshape(-1)
+        if len(logits_B) != len(batch_BCHW):
+            raise BackendError(f"the network gave {len(logits_B)} logits for {len(batch_BCHW)} images: export it again")
+        return logits_B
+
+
+def _checked_input(session: object, size: int, file: str) -> tuple[str, str, type[np.floating]]:
+    inputs, outputs = session.get_inputs(), session.get_outputs()  # type: ignore[attr-defined]
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise BundleError(f"{file} needs one input and one output, not {len(inputs)} and {len(outputs)}")
+    name, shape, kind = inputs[0].name, list(inputs[0].shape), inputs[0].type
+    if kind not in _INPUT_TYPES:
+        raise BundleError(f"{file} takes {kind}: it must be {' or '.join(_INPUT_TYPES)}")
+    if len(shape) != 4 or isinstance(shape[0], int) or shape[1:] != [3, size, size]:
+        raise BundleError(
+            f"{file} takes {shape}, but its manifest prepares [batch, 3, {size}, {size}]: "
+            "make the bundle again with aivsreal-export"
+        )
+    return name, *_INPUT_TYPES[kind]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

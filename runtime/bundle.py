@@ -1,0 +1,265 @@
+"""A model is a folder, a bundle: `manifest.json`, `model.onnx` and what else the manifest lists with its SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from aivsreal.runtime.errors import BundleError
+from aivsreal.runtime.spec import PreprocessSpec, spec_from_json
+from aivsreal.runtime.verdict import LABELS, OperatingPoint
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SHIPPED = Path(__file__).resolve().parent / "models" / "levit192"
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_FIELDS = frozenset(
+    "format arch labels preprocess temperature operating_points default_operating_point files metrics "
+    "provenance".split()
+)
+_POINT_FIELDS = frozenset({"name", "ai_at_or_above", "real_below", "false_alarm_rate"})
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a bundle says of itself: all that is needed to use its network, and where it comes from.
+
+    Raises:
+        ValueError: a field is out of range, or two of them contradict each other.
+    """
+
+    arch: str
+    labels: tuple[str, ...]
+    """In the order of the network's targets."""
+    spec: PreprocessSpec
+    temperature: float
+    points: tuple[OperatingPoint, ...]
+    default_point: str
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of each file by its name."""
+    metrics: dict[str, object] = field(default_factory=dict)
+    provenance: dict[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.labels != LABELS:
+            raise ValueError(f"labels must be {list(LABELS)}, not {list(self.labels)}")
+        if not (math.isfinite(self.temperature) and self.temperature > 0.0):
+            raise ValueError(f"temperature must be positive, not {self.temperature}")
+        names = [point.name for point in self.points]
+        if len(set(names)) != len(names) or self.default_point not in names:
+            raise ValueError(f"operating points need distinct names and the default {self.default_point!r}: {names}")
+        for name, digest in self.files.items():
+            if not _PLAIN_NAME.fullmatch(name) or name == MANIFEST:
+                raise ValueError(f"{name!r} is not a plain file name: a bundle has no folders")
+            if not _SHA256.fullmatch(digest):
+                raise ValueError(f"the SHA-256 of {name} is not 64 hexadecimal digits")
+
+    def point(self, name: str | None = None) -> OperatingPoint:
+        """The operating point of that name, or the default one.
+
+        Raises:
+            BundleError: there is none of that name.
+        """
+        wanted = self.default_point if name is None else name
+        for point in self.points:
+            if point.name == wanted:
+                return point
+        known = ", ".join(point.name for point in self.points)
+        raise BundleError(f"the bundle has no operating point {wanted!r}: use one of {known}")
+
+    def to_json(self) -> dict[str, object]:
+        """The manifest as JSON values; `manifest_from_json` is its inverse."""
+        return {
+            "format": FORMAT,
+            "arch": self.arch,
+            "labels": list(self.labels),
+            "preprocess": self.spec.to_json(),
+            "temperature": self.temperature,
+            "operating_points": [asdict(point) for point in self.points],
+            "default_operating_point": self.default_point,
+            "files": dict(sorted(self.files.items())),
+            "metrics": self.metrics,
+            "provenance": self.provenance,
+        }
+
+
+def manifest_from_json(values: Mapping[str, Any]) -> Manifest:
+    """Read what `Manifest.to_json` wrote.
+
+    Raises:
+        ValueError: the format is another one, or a field is missing, unknown or of the wrong kind.
+    """
+    if values.get("format") != FORMAT:
+        raise ValueError(f"format {values.get('format')!r}, and this version reads {FORMAT}: update with pip install -U")
+    _exactly(values, _FIELDS, "the manifest")
+    points = []
+    for point in values["operating_points"]:
+        _exactly(point, _POINT_FIELDS, "an operating point")
+        alarm = point["false_alarm_rate"]
+        bounds = (_number(point["ai_at_or_above"]), _number(point["real_below"]))
+        points.append(OperatingPoint(_text(point["name"]), *bounds, None if alarm is None else _number(alarm)))
+    return Manifest(
+        arch=_text(values["arch"]),
+        labels=tuple(_text(label) for label in values["labels"]),
+        spec=spec_from_json(_mapping(values["preprocess"])),
+        temperature=_number(values["temperature"]),
+        points=tuple(points),
+        default_point=_text(values["default_operating_point"]),
+        files={name: _text(digest) for name, digest in _mapping(values["files"]).items()},
+        metrics=dict(_mapping(values["metrics"])),
+        provenance=dict(_mapping(values["provenance"])),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle folder whose files were seen to be the ones that its manifest lists."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+    """First twelve hexadecimal digits of the manifest's SHA-256; it changes when any file of the bundle does."""
+
+    @staticmethod
+    def open(path: Path | str | None = None) -> Bundle:
+        """Read and verify a bundle; None is the one that is shipped with aivsreal.
+
+        Raises:
+            BundleError: it is missing, foreign, damaged or half made.
+        """
+        folder = SHIPPED if path is None else Path(path)
+        again = "run pip install --force-reinstall aivsreal" if path is None else "make it again with aivsreal-export"
+        if not (folder / MANIFEST).is_file():
+            what = "is not a bundle: it has no manifest.json" if folder.is_dir() else "is no folder"
+            raise BundleError(f"{folder} {what}; {again}")
+        try:
+            text = (folder / MANIFEST).read_bytes()
+            manifest = manifest_from_json(_mapping(json.loads(text, parse_constant=_no_constant)))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise BundleError(f"{folder / MANIFEST} cannot be used: {error}; {again}") from None
+        bundle = Bundle(folder, manifest, hashlib.sha256(text).hexdigest()[:12])
+        for name in manifest.files:
+            bundle.read(name)
+        return bundle
+
+    @property
+    def is_shipped(self) -> bool:
+        """Whether it is the one that came with aivsreal."""
+        return self.path.resolve() == SHIPPED
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file, verified as they are read, so that what is used is what was checked.
+
+        Raises:
+            BundleError: the file is not listed, missing or not the one that the manifest lists.
+        """
+        file = self.path / name
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path} lists no {name}; make it again with aivsreal-export")
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise BundleError(f"{file} cannot be read: {error.strerror}; make it again with aivsreal-export") from None
+        if hashlib.sha256(content).hexdigest() != self.manifest.files[name]:
+            raise BundleError(
+                f"{file} is damaged or was changed: its SHA-256 is not the manifest's; copy the whole folder again "
+                "or make it again with aivsreal-export"
+            )
+        return content
+
+
+def write_bundle(target: Path, files: Mapping[str, bytes], manifest: Manifest) -> Bundle:
+    """Write a bundle so that it is whole or not there: beside `target` first, the manifest last, then moved there.
+
+    A bundle that is at `target` is kept until the new one is in its place.
+
+    Args:
+        target: folder of the bundle; its parents are made.
+        files: content by plain file name.
+        manifest: its `files` is filled in here.
+
+    Raises:
+        BundleError: `target` holds something that is not a bundle's; or it cannot be written.
+        ValueError: a name is not a plain file name, or a value of the manifest is no JSON.
+    """
+    whole = replace(manifest, files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
+    text = json.dumps(whole.to_json(), indent=2, allow_nan=False).encode() + b"\n"
+    manifest_from_json(json.loads(text))
+    place = Path(target).resolve()
+    _check_replaceable(place)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as scratch:
+            fresh, old = Path(scratch, "new"), Path(scratch, "old")
+            fresh.mkdir()
+            for name, content in (*files.items(), (MANIFEST, text)):
+                _write_synced(fresh / name, content)
+            bundle = Bundle.open(fresh)
+            if place.exists():
+                os.rename(place, old)
+            try:
+                os.rename(fresh, place)
+            except BaseException:
+                if old.exists():
+                    os.rename(old, place)
+                raise
+    except OSError as error:
+        raise BundleError(f"{place} cannot be written: {error.strerror or error}") from None
+    return replace(bundle, path=Path(target))
+
+
+def _check_replaceable(place: Path) -> None:
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return
+    # Other programs have a manifest.json too (web pages, browser extensions), so its name alone proves nothing.
+    try:
+        listed = json.loads((place / MANIFEST).read_bytes())["files"]
+        foreign = sorted({entry.name for entry in place.iterdir()} - {MANIFEST, "README.md", *listed})
+    except (OSError, ValueError, TypeError, KeyError):
+        raise BundleError(f"{place} exists and is not a bundle: name another folder, or remove it first") from None
+    if foreign:
+        raise BundleError(f"{place} also holds {', '.join(foreign)}, not the bundle's own: move that away first")
+
+
+def _write_synced(file: Path, content: bytes) -> None:
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _exactly(values: Mapping[str, Any], fields: frozenset[str], what: str) -> None:
+    if set(_mapping(values)) != fields:
+        raise ValueError(f"{what} needs exactly the fields {sorted(fields)}, not {sorted(values)}")
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"expected an object, not {value!r}")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected a string, not {value!r}")
+    return value
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"expected a number, not {value!r}")
+    return float(value)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,134 @@
+"""Writers of scan results: tab-separated rows, JSON lines, and a table for people."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+from aivsreal.runtime.verdict import Label, Scanned
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_STYLES = {Label.AI: "bold red", Label.REAL: "green", Label.UNSURE: "yellow"}
+_SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\"}
+
+
+class Writer(Protocol):
+    """Writes one result at a time and leaves nothing in a buffer."""
+
+    def write(self, scanned: Scanned) -> None:
+        """Write and flush one result."""
+
+
+class TabWriter:
+    """`path<TAB>label<TAB>p_ai`, or `path<TAB>error<TAB>message`; see `escaped` for odd file names."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, scanned: Scanned) -> None:
+        """Write and flush one row."""
+        verdict = scanned.verdict
+        rest = f"error\t{escaped(scanned.error or '')}" if verdict is None else f"{verdict.label.value}\t{verdict.p_ai:.6f}"
+        self._stream.write(f"{escaped(scanned.path)}\t{rest}\n")
+        self._stream.flush()
+
+
+class JsonLinesWriter:
+    """One object a line: `path, label, p_ai, logit, reason`, or `path, error`. ASCII; odd bytes are lone surrogates."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, scanned: Scanned) -> None:
+        """Write and flush one line."""
+        self._stream.write(json.dumps(json_from_scanned(scanned), allow_nan=False) + "\n")
+        self._stream.flush()
+
+
+class TableWriter:
+    """Aligned and coloured lines for a terminal, printed above a progress display that the console may have."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._begun = False
+
+    def write(self, scanned: Scanned) -> None:
+        """Print one line."""
+        from rich.text import Text
+
+        if not self._begun:
+            self._print(Text(f"{'label':<7} {'p_ai':>5}  path", style="dim"))
+            self._begun = True
+        verdict, path = scanned.verdict, escaped(scanned.path)
+        if verdict is None:
+            self._print(Text.assemble((f"{'error':<7} {'':>5}", "bold magenta"), f"  {path}: {escaped(scanned.error or '')}"))
+        else:
+            label = (f"{verdict.label.value:<7}", _STYLES[verdict.label])
+            self._print(Text.assemble(label, f" {verdict.p_ai:5.3f}  {path}"))
+
+    def _print(self, line: Text) -> None:
+        self._console.print(line, soft_wrap=True)
+
+
+class Tally:
+    """Counts of a scan."""
+
+    def __init__(self) -> None:
+        self._labels: Counter[str] = Counter()
+        self.errors = 0
+
+    def add(self, scanned: Scanned) -> None:
+        """Count one result."""
+        if scanned.verdict is None:
+            self.errors += 1
+        else:
+            self._labels[scanned.verdict.label.value] += 1
+
+    def summary(self, seconds: float) -> str:
+        """One line for the end of a scan."""
+        judged = self._labels.total()
+        labels = ", ".join(f"{self._labels[label.value]} {label.value}" for label in (Label.AI, Label.REAL, Label.UNSURE))
+        rate = judged / seconds if seconds > 0 else 0.0
+        return f"judged {judged}: {labels}; errors {self.errors}; {seconds:.1f} s, {rate:.1f} images/s"
+
+
+def json_from_scanned(scanned: Scanned) -> dict[str, object]:
+    """One result as JSON values."""
+    verdict = scanned.verdict
+    if verdict is None:
+        return {"path": str(scanned.path), "error": scanned.error}
+    return {
+        "path": str(scanned.path),
+        "label": verdict.label.value,
+        "p_ai": verdict.p_ai,
+        "logit": verdict.logit,
+        "reason": verdict.reason,
+    }
+
+
+def escaped(text: Path | str) -> str:
+    r"""Text that stays in one cell and cannot steer a terminal: `\n`, `\t`, `\\`, `\xff` for a byte that is no UTF-8.
+
+    Other invisible characters (controls, direction marks, line separators) become `\x1b`, `\u202e` and so on.
+    """
+    plain = str(text)
+    if plain.isprintable() and "\\" not in plain:
+        return plain
+    return "".join(_escaped_character(character) for character in plain)
+
+
+def _escaped_character(character: str) -> str:
+    if character in _SHORT:
+        return _SHORT[character]
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python carries a byte of a file name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    if unicodedata.category(character) not in _INVISIBLE:
+        return character
+    return f"\\x{code:02x}" if code < 0x80 else (f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
