@@ -15,12 +15,14 @@ import click
 
 from aivsreal.benchmarks.machine import machine_facts
 
-IMPORT_RATIO = 1.5  # import aivsreal.runtime over import numpy, PIL.Image
+IMPORT_RATIO = 1.5  # the runtime over import numpy, PIL.Image
 HELP_EXTRA_MS = 100.0  # aivsreal-scan --help beyond import click
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "dependencies": ("-c", "import numpy, PIL.Image"),
     "runtime": ("-c", "import aivsreal.runtime"),
+    # The package loads its names when they are first used, so its own import says little: this one loads them.
+    "detector": ("-c", "from aivsreal.runtime import Detector"),
     "click": ("-c", "import click"),
     "scan_help": ("-m", "aivsreal.runtime.scan", "--help"),
 }
@@ -51,21 +53,23 @@ def _elapsed_ms(arguments: Sequence[str]) -> float:
 
 
 def judged(best: dict[str, float]) -> dict[str, object]:
-    """The two comparisons and whether they hold."""
+    """The comparisons and whether all of them hold."""
     ratio = best["runtime"] / best["dependencies"]
+    detector_ratio = best["detector"] / best["dependencies"]
     extra_ms = best["scan_help"] - best["click"]
     return {
         "best_ms": {name: round(value, 1) for name, value in best.items()},
         "import_ratio": round(ratio, 3),
+        "detector_ratio": round(detector_ratio, 3),
         "import_ratio_bound": IMPORT_RATIO,
         "help_extra_ms": round(extra_ms, 1),
         "help_extra_ms_bound": HELP_EXTRA_MS,
-        "holds": ratio <= IMPORT_RATIO and extra_ms <= HELP_EXTRA_MS,
+        "holds": max(ratio, detector_ratio) <= IMPORT_RATIO and extra_ms <= HELP_EXTRA_MS,
     }
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Fresh interpreters of each kind.")
+@click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Fresh interpreters of each.")
 def main(rounds: int) -> None:
     """Time imports in fresh interpreters and compare them with their bounds."""
     try:

@@ -11,7 +11,7 @@ PACKAGES = ("aivsreal", "numpy", "pillow", "click", "onnxruntime", "onnxruntime-
 
 
 def machine_facts(packages: tuple[str, ...] = PACKAGES) -> dict[str, object]:
-    """CPU model, cores that this process may use, system, Python, and the versions of the `packages` that are installed.
+    """CPU model, cores that this process may use, system, Python, and versions of those `packages` that are installed.
 
     Versions are read from the metadata: asking costs no import.
     """

@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from aivsreal.runtime.errors import CheckpointError
 from aivsreal.runtime.spec import PreprocessSpec, spec_from_json
+from aivsreal.runtime.verdict import LABELS
 
 if TYPE_CHECKING:
     from torch import nn
 
+FORMAT = 1
+_TOLD_IN_A_BUNDLE = ("config", "chosen_on", "data_digest", "data_counts", "versions", "epoch", "metrics")
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint whose weights match their card's digest."""
+    """A checkpoint whose weights match their card's digest, and whose card has all that a bundle tells."""
 
     weights: Path
     arch: str
@@ -39,12 +43,26 @@ def checkpoint_from_path(path: Path) -> Checkpoint:
             raise CheckpointError(f"{file}: no such file; give a folder or checkpoint that aivsreal-train wrote")
     try:
         card = json.loads(card_path.read_text(encoding="utf-8"))
-        checkpoint = Checkpoint(weights, card["arch"], tuple(card["labels"]), spec_from_json(card["spec"]), card)
+        if card["format"] != FORMAT:
+            raise ValueError(f"format {card['format']!r}, and this version reads {FORMAT}")
+        if tuple(card["labels"]) != LABELS:
+            raise ValueError(f"labels {card['labels']!r}, and a bundle has {list(LABELS)}")
+        absent = [name for name in _TOLD_IN_A_BUNDLE if name not in card]
+        if absent:
+            raise ValueError(f"it lacks {', '.join(absent)}")
+        checkpoint = Checkpoint(weights, str(card["arch"]), LABELS, spec_from_json(card["spec"]), card)
         digest = card["weights_sha256"]
+        found = hashlib.sha256(weights.read_bytes()).hexdigest()
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename}: cannot be read: {error.strerror}; copy the checkpoint again"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{card_path}: not a card of aivsreal-train ({type(error).__name__}: {error})") from None
-    if hashlib.sha256(weights.read_bytes()).hexdigest() != digest:
-        raise CheckpointError(f"{weights}: damaged, or not the weights that {card_path.name} describes; copy both again")
+    if found != digest:
+        raise CheckpointError(
+            f"{weights}: damaged, or not the weights that {card_path.name} describes; copy both files again"
+        )
     return checkpoint
 
 
@@ -54,6 +72,7 @@ def network_from_checkpoint(checkpoint: Checkpoint) -> nn.Module:
     Raises:
         CheckpointError: the weights do not fit the arch.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from aivsreal.runtime.backend_torch import network_from_arch
@@ -61,6 +80,7 @@ def network_from_checkpoint(checkpoint: Checkpoint) -> nn.Module:
     try:
         network = network_from_arch(checkpoint.arch, checkpoint.spec.size)
         network.load_state_dict(load_file(checkpoint.weights))
-    except (ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{checkpoint.weights}: does not fit {checkpoint.arch}: {error}") from None
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        what = str(error).splitlines()[0]
+        raise CheckpointError(f"{checkpoint.weights}: does not fit {checkpoint.arch}: {what}; train it again") from None
     return network.eval()

@@ -5,7 +5,10 @@ Legend: B image in a batch; C channel; H, W input height and width.
 
 from __future__ import annotations
 
-import io
+import copy
+import tempfile
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,28 +25,81 @@ INPUT, OUTPUT = "pixels_BCHW", "logits"
 def onnx_from_network(network: nn.Module, spec: PreprocessSpec, opset: int = 17) -> Any:
     """Export a fused network to an `onnx.ModelProto` with input `pixels_BCHW` and output `logits` [B, 1].
 
+    Each weight is an initialiser with its state-dict name, and the same weights give the same bytes.
+
     Raises:
-        ExportError: BatchNormalization is left in the graph.
+        ExportError: BatchNormalization or a node without use is left, or a weight lost its name.
     """
     import onnx
     import torch
+    from onnx import numpy_helper
 
-    buffer = io.BytesIO()
-    torch.onnx.export(
-        network.eval(), (torch.zeros(2, 3, spec.size, spec.size),), buffer, dynamo=False, opset_version=opset,
-        input_names=[INPUT], output_names=[OUTPUT], dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
-    )  # fmt: skip
-    model = onnx.load_from_string(buffer.getvalue())
+    # The exporter merges weights of equal value (all zero, say) into one, and their names are lost. So the graph is
+    # traced with noise, and the weights are filled in afterwards.
+    shell = copy.deepcopy(network).eval()
+    generator = torch.Generator().manual_seed(0)
+    for value in shell.state_dict().values():
+        value.copy_(torch.randn(value.shape, generator=generator) * 0.01)
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the exporter that replaces it writes no opset 17
+        file = Path(scratch, "model.onnx")
+        torch.onnx.export(
+            shell, (torch.zeros(2, 3, spec.size, spec.size),), file, dynamo=False, opset_version=opset,
+            input_names=[INPUT], output_names=[OUTPUT], dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
+        )  # fmt: skip
+        model = onnx.load(file)
+    initialisers = {tensor.name: tensor for tensor in model.graph.initializer}
+    for name, value in network.state_dict().items():
+        if name not in initialisers:
+            raise ExportError(f"the graph has no weight {name}: the network was not fused; nothing was written")
+        initialisers[name].CopyFrom(numpy_helper.from_array(value.detach().cpu().numpy(), name))
+    _lift_constants(model)
+    _check(model)
+    return model
+
+
+def _lift_constants(model: Any) -> None:
+    """Constant nodes become initialisers, equal ones one; what is left are the nodes that compute."""
+    from onnx import numpy_helper
+
+    names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+    renamed = {}
+    nodes = []
     for node in model.graph.node:
         node.doc_string = ""
-    if any(node.op_type == "BatchNormalization" for node in model.graph.node):
+        if node.op_type != "Constant":
+            nodes.append(node)
+            continue
+        values = numpy_helper.to_array(node.attribute[0].t)
+        key = (values.dtype.str, values.shape, values.tobytes())
+        if key not in names:
+            names[key] = f"constant.{len(names)}"
+            model.graph.initializer.append(numpy_helper.from_array(values, names[key]))
+        renamed[node.output[0]] = names[key]
+    for node in nodes:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+    kept = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
+def _check(model: Any) -> None:
+    import onnx
+
+    graph = model.graph
+    if any(node.op_type == "BatchNormalization" for node in graph.node):
         raise ExportError("the graph still holds BatchNormalization: the network was not fused; nothing was written")
+    used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    made = {name for node in graph.node for name in node.output} | {tensor.name for tensor in graph.initializer}
+    if made - used:
+        raise ExportError(f"the graph makes {sorted(made - used)[:3]}, which nothing uses; nothing was written")
     onnx.checker.check_model(model, full_check=True)
-    return model
 
 
 def with_half_weights(model: Any) -> Any:
     """Store large weights as FP16 and cast them to FP32 in the graph: half the file, FP32 arithmetic.
+
+    ONNX Runtime folds the casts when it loads the model, so they cost nothing for each image.
 
     Raises:
         ExportError: a weight is too large for FP16.
@@ -51,7 +107,7 @@ def with_half_weights(model: Any) -> Any:
     import onnx
     from onnx import helper, numpy_helper
 
-    from aivsreal.runtime.backend_torch import HALF_FROM_ELEMENTS
+    from aivsreal.runtime.backend_torch import HALF_FROM_ELEMENTS, HALF_SUFFIX
 
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -63,10 +119,11 @@ def with_half_weights(model: Any) -> Any:
         name = tensor.name
         if not np.abs(values).max() < np.finfo(np.float16).max:
             raise ExportError(f"weight {name} reaches {np.abs(values).max():.3g}, past FP16; nothing was written")
-        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), name + ".half"))
-        casts.append(helper.make_node("Cast", [name + ".half"], [name], name=name + ".cast", to=onnx.TensorProto.FLOAT))
+        stored = name + HALF_SUFFIX
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), stored))
+        casts.append(helper.make_node("Cast", [stored], [name], name=name + ".cast", to=onnx.TensorProto.FLOAT))
     nodes = [*casts, *result.graph.node]
     del result.graph.node[:]
     result.graph.node.extend(nodes)
-    onnx.checker.check_model(result, full_check=True)
+    _check(result)
     return result

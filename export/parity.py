@@ -1,10 +1,11 @@
 """How far two computations of the same network differ on reference images, and when that is too far.
 
-Legend: B image.
+Legend: B image; H, W image height and width; C channel (3, RGB).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def parity(reference_B: LogitsB, other_B: LogitsB) -> Parity:
     if len(reference_B) > 1 and np.ptp(reference_B) == 0:
         raise ExportError("the network gives every reference image the same logit; nothing was written")
     logit_B = np.abs(reference_B.astype(np.float64) - other_B)
-    p_B, q_B = (1 / (1 + np.exp(-values.astype(np.float64))) for values in (reference_B, other_B))
+    p_B, q_B = (np.exp(-np.logaddexp(0.0, -values.astype(np.float64))) for values in (reference_B, other_B))
     flipped_B = (reference_B >= 0) != (other_B >= 0)
     return Parity(
         images=len(reference_B),
@@ -91,24 +92,35 @@ def check_rounding(measured: Parity) -> None:
         )
 
 
-def reference_pixels(folder: Path | None, count: int = REFERENCE_COUNT) -> list[PixelsHWC]:
-    """Images for parity: spread evenly over a folder's files, or synthetic ones where no folder is given.
+def reference_pixels(folder: Path | None, count: int = REFERENCE_COUNT) -> Iterator[PixelsHWC]:
+    """Images for parity, one in memory at a time: spread evenly over a folder's files, or synthetic without a folder.
 
     Raises:
         ExportError: the folder holds no images.
         ImageError: one of them cannot be decoded.
     """
-    if folder is not None:
-        paths = list(image_paths(folder)) if folder.is_dir() else []
-        if not paths:
-            raise ExportError(f"{folder}: no images for parity; give a folder of images with --reference")
-        chosen = np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int))
-        return [pixels_from_file(paths[index]) for index in chosen]
+    if folder is None:
+        yield from _synthetic(count)
+        return
+    paths = list(image_paths(folder)) if folder.is_dir() else []
+    if not paths:
+        raise ExportError(f"{folder}: no images for parity; give a folder of images with --reference")
+    for index in np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int)):
+        yield pixels_from_file(paths[index])
+
+
+def _synthetic(count: int) -> Iterator[PixelsHWC]:
+    """Slopes of colour with a rectangle and an ellipse under noise, of several sizes and always the same."""
     rng = np.random.default_rng(0)
-    images = []
     for _ in range(count):
         height, width = rng.integers(64, 400, 2)
-        slope_HWC = np.linspace(0, 1, width)[None, :, None] * rng.uniform(0, 255, 3)
-        noise_HWC = rng.standard_normal((height, width, 3)) * rng.uniform(0, 60)
-        images.append(np.clip(slope_HWC + noise_HWC, 0, 255).astype(np.uint8))
-    return images
+        y_H1, x_1W = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+        turn = rng.uniform(0, 2 * np.pi)
+        slope_HW = 0.5 + (np.cos(turn) * x_1W + np.sin(turn) * y_H1) / 3
+        values_HWC = slope_HW[:, :, None] * rng.uniform(0, 255, 3)
+        centre_x, centre_y, radius_x, radius_y = rng.uniform((-0.8, -0.8, 0.1, 0.1), (0.8, 0.8, 0.7, 0.7))
+        values_HWC[(abs(x_1W - centre_y) < radius_y) & (abs(y_H1 - centre_x) < radius_x)] = rng.uniform(0, 255, 3)
+        inside_HW = ((x_1W - centre_x) / radius_x) ** 2 + ((y_H1 - centre_y) / radius_y) ** 2 < 1
+        values_HWC[inside_HW] = rng.uniform(0, 255, 3)
+        values_HWC += rng.standard_normal((height, width, 3)) * rng.uniform(0, 60)
+        yield np.clip(values_HWC, 0, 255).astype(np.uint8)

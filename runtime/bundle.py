@@ -100,7 +100,9 @@ def manifest_from_json(values: Mapping[str, Any]) -> Manifest:
         ValueError: the format is another one, or a field is missing, unknown or of the wrong kind.
     """
     if values.get("format") != FORMAT:
-        raise ValueError(f"format {values.get('format')!r}, and this version reads {FORMAT}: update with pip install -U")
+        raise ValueError(
+            f"format {values.get('format')!r}, and this version reads {FORMAT}: update with pip install -U"
+        )
     _exactly(values, _FIELDS, "the manifest")
     points = []
     for point in values["operating_points"]:

@@ -24,7 +24,7 @@ from aivsreal.runtime.preprocess import PixelsHWC
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .dib .tif .tiff .avif .heic .heif".split(),
 )
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF")
 HEIF_SUFFIXES = frozenset({".heic", ".heif"})
 MAX_PIXELS = 178_956_970  # Pillow's own limit: past it `Image.open` refuses, and its setting is the whole process's
 MIN_SIDE = 16  # below this there is nothing to judge: the network would look at interpolation alone

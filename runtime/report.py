@@ -34,7 +34,11 @@ class TabWriter:
     def write(self, scanned: Scanned) -> None:
         """Write and flush one row."""
         verdict = scanned.verdict
-        rest = f"error\t{escaped(scanned.error or '')}" if verdict is None else f"{verdict.label.value}\t{verdict.p_ai:.6f}"
+        rest = (
+            f"error\t{escaped(scanned.error or '')}"
+            if verdict is None
+            else f"{verdict.label.value}\t{verdict.p_ai:.6f}"
+        )
         self._stream.write(f"{escaped(scanned.path)}\t{rest}\n")
         self._stream.flush()
 
@@ -67,7 +71,9 @@ class TableWriter:
             self._begun = True
         verdict, path = scanned.verdict, escaped(scanned.path)
         if verdict is None:
-            self._print(Text.assemble((f"{'error':<7} {'':>5}", "bold magenta"), f"  {path}: {escaped(scanned.error or '')}"))
+            self._print(
+                Text.assemble((f"{'error':<7} {'':>5}", "bold magenta"), f"  {path}: {escaped(scanned.error or '')}")
+            )
         else:
             label = (f"{verdict.label.value:<7}", _STYLES[verdict.label])
             self._print(Text.assemble(label, f" {verdict.p_ai:5.3f}  {path}"))
@@ -93,7 +99,9 @@ class Tally:
     def summary(self, seconds: float) -> str:
         """One line for the end of a scan."""
         judged = self._labels.total()
-        labels = ", ".join(f"{self._labels[label.value]} {label.value}" for label in (Label.AI, Label.REAL, Label.UNSURE))
+        labels = ", ".join(
+            f"{self._labels[label.value]} {label.value}" for label in (Label.AI, Label.REAL, Label.UNSURE)
+        )
         rate = judged / seconds if seconds > 0 else 0.0
         return f"judged {judged}: {labels}; errors {self.errors}; {seconds:.1f} s, {rate:.1f} images/s"
 

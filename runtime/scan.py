@@ -33,7 +33,9 @@ INTERRUPTED, PIPE_CLOSED = 130, 141
     show_default=True,
     help="What runs the model; auto takes the best that is installed.",
 )
-@click.option("--batch-size", type=click.IntRange(1, 4096), default=16, show_default=True, help="Images judged at once.")
+@click.option(
+    "--batch-size", type=click.IntRange(1, 4096), default=16, show_default=True, help="Images judged at once."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads for decoding, and for the model.")
 @click.option("--operating-point", metavar="NAME", help="Bounds between real, unsure and ai.  [default: the model's]")
 @click.option("--jsonl", is_flag=True, help="Write one JSON object a line.")
@@ -146,4 +148,5 @@ def _writer(stack: ExitStack, jsonl: bool) -> Writer:
     from rich.console import Console
 
     from aivsreal.runtime.progress import CountingWriter
+
     raise NotImplementedError

@@ -53,9 +53,7 @@ def augmented_square(
     return np.asarray(image)
 
 
-def _random_box(
-    width: int, height: int, spec: PreprocessSpec, config: AugmentConfig, rng: np.random.Generator
-) -> Box:
+def _random_box(width: int, height: int, spec: PreprocessSpec, config: AugmentConfig, rng: np.random.Generator) -> Box:
     if spec.geometry is Geometry.SQUASH:
         box_width, box_height = (max(1, round(s * rng.uniform(config.crop_min, 1.0))) for s in (width, height))
     else:

@@ -109,9 +109,7 @@ def measured_point(name: str, real_below: float, ai_from: float, target_B: Targe
     return MeasuredPoint(point, answered / 2, missed, error, error)
 
 
-def _with_band(
-    name: str, bands: Iterable[tuple[float, float]], target_B: TargetB, scaled_B: Floats
-) -> MeasuredPoint:
+def _with_band(name: str, bands: Iterable[tuple[float, float]], target_B: TargetB, scaled_B: Floats) -> MeasuredPoint:
     p_ai_B = _sigmoid(scaled_B)
     chosen: MeasuredPoint | None = None
     bare_error = 0.0

@@ -55,7 +55,9 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
     from aivsreal.train.samples import counts_of, digest_of, in_split, readable, samples_from_data
 
     config = PRESETS[preset]
-    changes = {name: options[name] for name in ("arch", "epochs", "batch_size", "lr", "seed") if options[name] is not None}
+    changes = {
+        name: options[name] for name in ("arch", "epochs", "batch_size", "lr", "seed") if options[name] is not None
+    }
     if options["size"] is not None:
         changes["spec"] = replace(config.spec, size=options["size"])
     config = replace(config, **changes)

@@ -70,7 +70,9 @@ class TrainConfig:
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule must be constant or cosine, not {self.schedule}")
         if self.epochs < 1 or self.batch_size < 2:
-            raise ValueError("at least one epoch and a batch of two are needed (BatchNorm has no variance of one image)")
+            raise ValueError(
+                "at least one epoch and a batch of two are needed (BatchNorm has no variance of one image)"
+            )
 
     def to_json(self) -> dict[str, object]:
         """The configuration as JSON values; `config_from_json` is its inverse."""

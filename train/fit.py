@@ -105,7 +105,11 @@ def fit(
             correct += int(((logits_B > 0) == (target_B > 0.5)).sum())
             seen += len(target_B)
             on_step(epoch, step + 1, steps, loss.item())
-        row: dict[str, Any] = {"epoch": epoch + 1, "lr": lr, "train": {"loss": losses / seen, "accuracy": correct / seen}}
+        row: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "lr": lr,
+            "train": {"loss": losses / seen, "accuracy": correct / seen},
+        }
         for split, samples in val_samples.items():
             row[split] = validate(average, samples, config, machine)
         progress.epoch = epoch + 1

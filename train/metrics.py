@@ -147,7 +147,7 @@ def average_precision(target_B: TargetB, score_B: FloatB) -> float:
 
 
 def tpr_at_fpr(target_B: TargetB, score_B: FloatB, fpr: float) -> float:
-    """Highest share of AI images found by a threshold that calls at most `fpr` of the real ones ai; no interpolation."""
+    """Highest share of AI images found where at most `fpr` of the real ones are called ai; no interpolation."""
     return float(_tpr_at(fpr)(_tally(target_B, score_B))[0])
 
 
@@ -164,7 +164,7 @@ def balanced_accuracy(target_B: TargetB, p_ai_B: FloatB) -> float:
 def ece(target_B: TargetB, p_ai_B: FloatB) -> float:
     """Expected calibration error of `p_ai` in 15 bins of equal width (Guo et al. 2017, arXiv:1706.04599, made binary).
 
-    `sum_n (images_n / images) * |mean(target)_n - mean(p_ai)_n|`; bin n holds `n/15 <= p_ai < (n+1)/15`, the last also 1.
+    `sum_n (images_n / images) * |mean(target)_n - mean(p_ai)_n|`; bin n is `n/15 <= p_ai < (n+1)/15`, 1 in the last.
     """
     return float(_ece(_tally(target_B, p_ai_B))[0])
 
@@ -184,9 +184,11 @@ def reliability(target_B: TargetB, p_ai_B: FloatB, bins: int = BINS) -> list[Rel
     bin_B = _bin_index(_probabilities(p_ai_B), bins)
     count_N = np.bincount(bin_B, minlength=bins)
     said_N, was_N = (np.bincount(bin_B, weights=value_B, minlength=bins) for value_B in (p_ai_B, target_B))
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of an empty bin
+        p_ai_N, share_N = said_N / count_N, was_N / count_N
     return [
-        ReliabilityBin(n / bins, (n + 1) / bins, int(count), *((said / count, was / count) if count else (np.nan, np.nan)))
-        for n, (count, said, was) in enumerate(zip(count_N, said_N.tolist(), was_N.tolist(), strict=True))
+        ReliabilityBin(n / bins, (n + 1) / bins, int(count_N[n]), float(p_ai_N[n]), float(share_N[n]))
+        for n in range(bins)
     ]
 
 

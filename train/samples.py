@@ -146,3 +146,15 @@ def counts_of(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
     for sample in samples:
         counts[f"{sample.split}/{sample.label}"][sample.source or "-"] += 1
     return {name: dict(sorted(counter.items())) for name, counter in sorted(counts.items())}
+
+
+def limited(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
+    """At most `limit` samples of each split and class, spread evenly over the list so that all sources stay in."""
+    groups: dict[tuple[str, str], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        groups[sample.split, sample.label].append(sample)
+    return [
+        group[index * len(group) // min(len(group), limit or len(group))]
+        for group in groups.values()
+        for index in range(min(len(group), limit or len(group)))
+    ]

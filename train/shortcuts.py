@@ -7,6 +7,7 @@ Legend: B image; H, W image height and width; C channel (3, RGB); F statistic; P
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from aivsreal.runtime.images import FORMATS
 from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.train.metrics import TargetB, auc
 from aivsreal.train.samples import Sample
@@ -24,7 +24,8 @@ Floats = npt.NDArray[np.float64]
 
 STATISTICS = (
     "red_mean", "green_mean", "blue_mean", "red_std", "green_std", "blue_std", "saturation_mean", "saturation_std",
-    "gradient_energy", "laplacian_variance", "high_frequency_share", "edge_density", "blockiness", "entropy", "noise_std",
+    "gradient_energy", "laplacian_variance", "high_frequency_share", "edge_density", "blockiness", "entropy",
+    "noise_std",
 )  # fmt: skip
 _SIDE = 1024  # of the centred part that is looked at: bounds the time for camera files
 _EDGE = 30.0  # grey levels between neighbours that count as an edge
@@ -32,7 +33,7 @@ _BLOCK = 8  # pixels of a JPEG block
 
 
 def statistics_from_pixels(pixels_HWC: PixelsHWC) -> Floats:
-    """The fifteen `STATISTICS` of an image as `statistics_F`; energies, variances and the noise on a `log(1 + x)` scale.
+    """The fifteen `STATISTICS` of an image as `statistics_F`; energy, variance and noise on a `log(1 + x)` scale.
 
     Gradients are differences of neighbouring grey values (Rec. 601); the high frequencies are those beyond half the
     Nyquist frequency, as a share of the windowed spectrum's power; blockiness is the mean step across the 8x8 grid over
@@ -145,8 +146,10 @@ def property_aucs(samples: Sequence[Sample]) -> dict[str, float]:
     formats, targets = [], []
     for sample in samples:
         try:
-            with Image.open(sample.path, formats=FORMATS) as image:
-                width, height, name = image.width, image.height, image.format or ""
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of large or odd files: only the header is read
+                with Image.open(sample.path) as image:
+                    width, height, name = image.width, image.height, image.format or ""
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             continue
         columns["width"].append(width)

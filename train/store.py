@@ -76,7 +76,9 @@ def load_progress(
     except CheckpointError:
         raise
     except Exception as error:  # torch.load raises whatever unpickling does
-        raise CheckpointError(f"{path}: damaged or not ours ({type(error).__name__}); train without --resume") from error
+        raise CheckpointError(
+            f"{path}: damaged or not ours ({type(error).__name__}); train without --resume"
+        ) from error
 
 
 def load_weights(path: Path, network: nn.Module) -> None:

@@ -1,0 +1,155 @@
+"""Temperature and operating points on logits whose answer is known, and the command with a stand-in detector."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from aivsreal.runtime.bundle import Bundle, Manifest, write_bundle
+from aivsreal.runtime.spec import PreprocessSpec
+from aivsreal.runtime.verdict import LABELS, Label, OperatingPoint, Verdict, verdict_from_logit
+from aivsreal.train.calibrate import measured_point, nll, points_from_logits, temperature_from_logits
+from aivsreal.train.calibrate_cli import main
+
+Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
+Targets = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+def _honest(images: int, seed: int = 0) -> tuple[Targets, Floats]:
+    """Logits that mean what they say: the target is drawn with their sigmoid."""
+    rng = np.random.default_rng(seed)
+    logit_B = rng.normal(0, 2, images)
+    return (rng.random(images) < 1 / (1 + np.exp(-logit_B))).astype(np.int64), logit_B
+
+
+@pytest.mark.parametrize("factor", [0.4, 1.0, 3.0])
+def test_the_temperature_undoes_logits_that_are_too_large_or_too_small(factor: float) -> None:
+    target_B, logit_B = _honest(20_000)
+    assert temperature_from_logits(target_B, factor * logit_B) == pytest.approx(factor, rel=0.05)
+
+
+def test_no_other_temperature_has_a_lower_nll() -> None:
+    target_B, logit_B = _honest(500)
+    best = temperature_from_logits(target_B, logit_B)
+    assert all(nll(target_B, logit_B, best) <= nll(target_B, logit_B, other) for other in np.geomspace(0.05, 20, 400))
+
+
+def test_classes_that_are_separated_stop_at_the_coldest_temperature() -> None:
+    assert temperature_from_logits(np.array([0, 1]), np.array([-1.0, 1.0])) == pytest.approx(0.05, rel=1e-3)
+
+
+def test_the_cautious_point_accuses_at_most_one_real_image_in_a_hundred() -> None:
+    target_B, logit_B = _honest(3000)
+    measured = points_from_logits(target_B, logit_B, 1.3)["cautious"]
+    p_ai_B = 1 / (1 + np.exp(-logit_B / 1.3))
+    accused = np.mean([measured.point.label(p) is Label.AI for p in p_ai_B[target_B == 0]])
+    assert measured.point.false_alarm_rate == pytest.approx(accused)
+    assert 0.005 < accused <= 0.01
+
+
+def test_the_sensitive_point_clears_at_most_five_ai_images_in_a_hundred() -> None:
+    target_B, logit_B = _honest(3000)
+    measured = points_from_logits(target_B, logit_B, 1.0)["sensitive"]
+    p_ai_B = 1 / (1 + np.exp(-logit_B))
+    cleared = np.mean([measured.point.label(p) is Label.REAL for p in p_ai_B[target_B == 1]])
+    assert measured.miss_rate == pytest.approx(cleared)
+    assert 0.03 < cleared <= 0.05
+
+
+def test_the_balanced_point_lies_where_both_classes_are_told_apart_best() -> None:
+    rng = np.random.default_rng(0)
+    target_B = np.arange(4000) % 2
+    logit_B = rng.normal(np.where(target_B == 1, 3.0, -1.0), 1.0)  # equal spreads: the best cut lies at 1
+    point = points_from_logits(target_B, logit_B, 1.0)["balanced"].point
+    logits = [np.log(p / (1 - p)) for p in (point.real_below, point.ai_at_or_above)]
+    assert sum(logits) / 2 == pytest.approx(1.0, abs=0.3)
+
+
+def test_a_band_halves_the_error_or_leaves_half_of_the_images_an_answer() -> None:
+    target_B, logit_B = _honest(3000)
+    for measured in points_from_logits(target_B, logit_B, 1.0).values():
+        assert measured.coverage >= 0.5
+        assert measured.error <= measured.error_without_band
+        assert measured.error <= 0.5 * measured.error_without_band or measured.coverage < 0.52
+        again = measured_point(
+            "again",
+            measured.point.real_below,
+            measured.point.ai_at_or_above,
+            target_B,
+            0.5 * (1 + np.tanh(logit_B / 2)),
+        )
+        assert (again.coverage, again.error) == pytest.approx((measured.coverage, measured.error), abs=1e-3)
+
+
+def test_classes_that_are_separated_need_no_band() -> None:
+    target_B = np.array([0, 0, 1, 1])
+    for measured in points_from_logits(target_B, np.array([-3.0, -2.0, 2.0, 3.0]), 1.0).values():
+        assert measured.error == 0.0
+        assert measured.coverage == 1.0
+        assert measured.point.real_below == measured.point.ai_at_or_above
+
+
+def test_scores_that_say_nothing_still_give_points() -> None:
+    points = points_from_logits(np.array([0, 1, 0, 1]), np.zeros(4), 1.0)
+    assert points["cautious"].point.false_alarm_rate == 0.0
+    assert points["sensitive"].miss_rate == 0.0
+
+
+@pytest.mark.parametrize(("target", "logit"), [([1, 1], [0.0, 1.0]), ([0, 1], [0.0, float("inf")])])
+def test_what_cannot_be_calibrated_is_refused(target: list[int], logit: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"both classes|finite"):
+        temperature_from_logits(np.array(target), np.array(logit))
+
+
+@dataclass
+class StandInDetector:
+    """Stands in for runtime.detector.Detector: its logit is the mean brightness of the image."""
+
+    bundle: Bundle
+    why: str = "a stand-in for a test"
+
+    @property
+    def backend(self) -> SimpleNamespace:
+        return SimpleNamespace(name="stand-in", precision="fp32")
+
+    def __enter__(self) -> StandInDetector:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def judge_many(self, images: Iterable[Floats], batch_size: int = 16) -> Iterator[Verdict]:
+        for image in images:
+            yield verdict_from_logit(float(image.mean()) / 16 - 8, 1.0, self.bundle.manifest.point())
+
+
+def test_the_command_writes_a_new_bundle_with_what_it_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    for label, brightness in (("real", 110), ("ai", 150)):
+        folder = tmp_path / "data" / "val" / label
+        folder.mkdir(parents=True)
+        for index in range(20):
+            grey = int(np.clip(rng.normal(brightness, 25), 0, 255))
+            Image.new("RGB", (20, 20), (grey, grey, grey)).save(folder / f"{index}.png")
+    manifest = Manifest("stand_in", LABELS, PreprocessSpec(size=32), 1.0, (OperatingPoint("half", 0.5, 0.5),), "half")
+    old = write_bundle(tmp_path / "old", {"model.onnx": b"weights"}, manifest)
+    monkeypatch.setattr("aivsreal.runtime.detector.Detector.open", lambda *_: StandInDetector(old))
+    new = tmp_path / "new"
+    result = CliRunner().invoke(main, [str(tmp_path / "data"), "-o", str(new), "--default-point", "cautious"])
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    written = Bundle.open(new)
+    assert written.read("model.onnx") == b"weights"
+    assert written.manifest.temperature == printed["temperature"]
+    assert written.manifest.default_point == "cautious"
+    assert [point.name for point in written.manifest.points] == ["balanced", "cautious", "sensitive"]
+    assert (written.manifest.point().false_alarm_rate or 0) <= 0.01
+    assert printed["nll"] <= printed["nll_before"]

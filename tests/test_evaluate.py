@@ -1,0 +1,221 @@
+"""The evaluation's numbers, output and errors, with a stand-in detector that looks at brightness alone."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from aivsreal.runtime.errors import BundleError, DataError
+from aivsreal.runtime.verdict import OperatingPoint, Verdict, verdict_from_logit
+from aivsreal.train.evaluate import main
+from aivsreal.train.samples import Sample, limited, samples_from_pair
+
+POINT = OperatingPoint("half", 0.7, 0.3)
+REAL, SOURCES = (60, 100, 140), ("one", "two")  # grey of the real images; the AI images are their mirror at 128
+
+
+@dataclass
+class StandInDetector:
+    """Stands in for runtime.detector.Detector: bright is ai."""
+
+    why: str = "a stand-in for a test"
+    point: OperatingPoint = POINT
+
+    @property
+    def bundle(self) -> SimpleNamespace:
+        return SimpleNamespace(manifest=SimpleNamespace(arch="stand_in"), digest="0123456789ab")
+
+    @property
+    def backend(self) -> SimpleNamespace:
+        return SimpleNamespace(name="stand-in", precision="fp32")
+
+    def __enter__(self) -> StandInDetector:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def judge_many(self, images: Iterable[Any], batch_size: int = 16) -> Iterator[Verdict]:
+        batch: list[Any] = []
+        for image in images:  # takes a batch before it answers, as the real one does
+            batch.append(image)
+            if len(batch) == batch_size:
+                yield from map(self._verdict, batch)
+                batch = []
+        yield from map(self._verdict, batch)
+
+    def _verdict(self, image: Any) -> Verdict:
+        return verdict_from_logit((float(image.mean()) - 128) / 20, 1.0, self.point)
+
+
+@pytest.fixture(autouse=True)
+def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aivsreal.runtime.detector.Detector.open", lambda *_: StandInDetector())
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for split in ("train", "val", "test"):
+        for label in ("real", "ai"):
+            for source in SOURCES:
+                folder = tmp_path / "data" / split / label / source
+                folder.mkdir(parents=True)
+                for grey in REAL:
+                    level = grey if label == "real" else 256 - grey
+                    Image.new("RGB", (24, 20), (level, level, level)).save(folder / f"{grey}.png")
+    return tmp_path / "data"
+
+
+def _run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_the_numbers_are_those_counted_by_hand(data: Path) -> None:
+    result = _run(data, "--split", "test", "--json")
+    assert result.exit_code == 0, result.output
+    (line,) = map(json.loads, result.stdout.splitlines())
+    assert (line["real"], line["ai"]) == (6, 6)
+    assert line["measures"]["accuracy"]["value"] == pytest.approx(4 / 6)
+    # Of the nine pairs of greys 60, 100, 140 against 196, 156, 116 only 140 beats 116.
+    assert line["measures"]["auc"]["value"] == pytest.approx(8 / 9)
+    assert line["real_right"] == pytest.approx(2 / 3)
+    # p_ai of 140 is 0.65 and of 116 is 0.35: in the band.
+    assert (line["real_called_ai"], line["unsure"]) == (0.0, pytest.approx(1 / 3))
+    assert line["ai_called_ai"] == pytest.approx(2 / 3)
+    assert [(row["label"], row["source"]) for row in line["sources"]] == [
+        ("real", "one"), ("real", "two"), ("ai", "one"), ("ai", "two"),
+    ]  # fmt: skip
+    assert line["macro_accuracy"] == pytest.approx(2 / 3)
+    assert line["baseline_auc"]["value"] > 0.8
+    assert line["baseline_fitted_on"] == 12
+
+
+def test_json_lines_keep_their_fields(data: Path) -> None:
+    lines = [json.loads(line) for line in _run(data, "--tier", "clean", "--tier", "hard", "--json").stdout.splitlines()]
+    assert [(line["split"], line["tier"]) for line in lines] == [
+        ("test", "clean"), ("test", "hard"), ("val", "clean"), ("val", "hard"),
+    ]  # fmt: skip
+    assert set(lines[0]) == {
+        "format", "arch", "bundle", "backend", "precision", "operating_point", "baseline_fitted_on", "skipped",
+        "stability", "split", "tier", "real", "ai", "measures", "baseline_auc", "real_right", "macro_accuracy",
+        "real_called_ai", "ai_called_ai", "unsure", "sources",
+    }  # fmt: skip
+    assert lines[0]["stability"] == 1.0
+
+
+def test_tables_go_to_stdout_and_the_backend_is_named_on_stderr(data: Path) -> None:
+    result = _run(data, "--split", "val", "--no-baseline")
+    assert "balanced accuracy" in result.stdout
+    assert "one" in result.stdout
+    assert result.stderr.startswith("stand-in fp32, bundle stand_in 0123456789ab: a stand-in")
+
+
+def test_a_report_has_numbers_words_and_plots(data: Path, tmp_path: Path) -> None:
+    assert _run(data, "--tier", "clean", "--tier", "web", "-o", tmp_path / "report").exit_code == 0
+    written = sorted(path.name for path in (tmp_path / "report").iterdir())
+    plots = ["reliability-test.png", "reliability-val.png"]
+    assert written == [*plots, "report.json", "report.md", "roc-test.png", "roc-val.png"]
+    values = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert [len(split["tiers"][0]["reliability"]) for split in values["splits"]] == [15, 15]
+    words = (tmp_path / "report" / "report.md").read_text()
+    assert "![ROC](roc-test.png)" in words
+    assert "keep their label in every delivery" in words
+
+
+def test_without_matplotlib_the_report_has_no_plots_and_says_which_extra(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_import = builtins.__import__
+
+    def without_matplotlib(name: str, *rest: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name=name)
+        return real_import(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without_matplotlib)
+    result = _run(data, "--split", "val", "-o", tmp_path / "report")
+    assert result.exit_code == 0, result.output
+    assert "pip install 'aivsreal[train]'" in result.stderr
+    assert "png" not in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_an_image_that_cannot_be_read_is_named_and_left_out(data: Path) -> None:
+    (data / "val" / "real" / "one" / "60.png").write_bytes(b"no image")
+    result = _run(data, "--split", "val", "--json")
+    assert result.exit_code == 1
+    assert "skipped: " in result.stderr
+    assert "60.png" in result.stderr
+    assert json.loads(result.stdout)["real"] == 5
+    assert json.loads(result.stdout)["skipped"] == 1
+
+
+def test_two_folders_do_for_a_data_set(data: Path) -> None:
+    result = _run("--real", data / "val" / "real", "--ai", data / "val" / "ai", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["split"] == "all"
+    assert json.loads(result.stdout)["baseline_auc"] is None
+    assert "no baseline" in result.stderr
+
+
+def test_a_limit_counts_each_class(data: Path) -> None:
+    line = json.loads(_run(data, "--split", "val", "--limit", 2, "--json").stdout)
+    assert (line["real"], line["ai"]) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name the images once"),
+        (["DATA", "--real", "DATA"], "name the images once"),
+        (["nowhere"], "no such file or folder"),
+        (["DATA", "--split", "nowhere"], "no image labelled real"),
+        (["--real", "nowhere", "--ai", "DATA"], "no such folder"),
+        (["DATA", "--tier", "soft"], "'soft' is not one of"),
+        (["DATA", "--limit", "0"], "x>=1"),
+    ],
+)
+def test_wrong_use_is_one_error_and_exit_code_two(data: Path, arguments: list[str], message: str) -> None:
+    result = _run(*(data if argument == "DATA" else argument for argument in arguments))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("Error:") == 1
+
+
+def test_a_bundle_that_is_not_there_is_wrong_use(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise BundleError("nowhere is no folder; make it again with aivsreal-export")
+
+    monkeypatch.setattr("aivsreal.runtime.detector.Detector.open", missing)
+    result = _run(data, "--bundle", "nowhere")
+    assert result.exit_code == 2
+    assert "nowhere is no folder" in result.stderr
+
+
+def test_limited_samples_are_spread_over_the_list() -> None:
+    samples = [Sample(Path(f"{index}"), "ai", "val", str(index // 10)) for index in range(100)]
+    assert [sample.source for sample in limited(samples, 5)] == ["0", "2", "4", "6", "8"]
+    assert limited(samples, None) == limited(samples, 1000) == samples
+
+
+def test_a_pair_of_folders_needs_both(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        samples_from_pair(tmp_path, tmp_path / "nowhere")
+
+
+def test_an_evaluation_needs_no_torch_and_loads_no_matplotlib() -> None:
+    code = (
+        "import sys, aivsreal.train.evaluate, aivsreal.train.evaluation_report, aivsreal.train.calibrate_cli;"
+        "print([name for name in ('torch', 'timm', 'matplotlib') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"

@@ -1,0 +1,138 @@
+"""Measures against cases small enough to count by hand; the same code was once compared with scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from aivsreal.train.metrics import (
+    MEASURES,
+    accuracy,
+    auc,
+    average_precision,
+    balanced_accuracy,
+    ece,
+    measures,
+    reliability,
+    roc,
+    tpr_at_fpr,
+)
+
+TARGET_B = np.array([0, 0, 0, 1, 1])
+P_AI_B = np.array([0.1, 0.4, 0.8, 0.6, 0.9])
+
+
+def test_the_auc_counts_pairs_in_the_right_order() -> None:
+    assert auc(TARGET_B, P_AI_B) == pytest.approx(5 / 6)
+
+
+def test_ties_count_half_in_the_auc() -> None:
+    assert auc(np.array([0, 1, 1]), np.array([0.5, 0.5, 0.7])) == pytest.approx(0.75)
+
+
+def test_the_auc_takes_logits() -> None:
+    assert auc(TARGET_B, np.array([-9.0, -1.0, 3.0, 2.0, 8.0])) == auc(TARGET_B, P_AI_B)
+
+
+def test_accuracies_split_at_one_half_with_the_half_itself_being_ai() -> None:
+    assert accuracy(TARGET_B, P_AI_B) == pytest.approx(4 / 5)
+    assert balanced_accuracy(TARGET_B, P_AI_B) == pytest.approx((2 / 3 + 1) / 2)
+    assert accuracy(np.array([0, 1]), np.array([0.5, 0.5])) == pytest.approx(0.5)
+
+
+def test_average_precision_weighs_precision_by_the_recall_gained() -> None:
+    # From the top: 0.9 ai (1/1), 0.8 real, 0.6 ai (2/3).
+    assert average_precision(TARGET_B, P_AI_B) == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_the_true_positive_rate_keeps_to_the_false_positive_rate() -> None:
+    assert tpr_at_fpr(TARGET_B, P_AI_B, 0.01) == pytest.approx(0.5)
+    assert tpr_at_fpr(TARGET_B, P_AI_B, 1 / 3) == pytest.approx(1.0)
+
+
+def test_a_threshold_among_ties_takes_all_of_them_or_none() -> None:
+    assert tpr_at_fpr(np.array([0, 1, 1]), np.array([0.9, 0.9, 0.9]), 0.05) == 0.0
+
+
+def test_the_calibration_error_is_the_weighted_gap_of_the_bins() -> None:
+    # Bin 0 holds 0.00 and 0.02 (gap 1/2 - 0.01), the last holds 1.0 twice (gap 1 - 1/2).
+    value = ece(np.array([0, 1, 0, 1]), np.array([0.0, 0.02, 1.0, 1.0]))
+    assert value == pytest.approx((2 * 0.49 + 2 * 0.5) / 4)
+
+
+def test_perfect_answers_have_no_calibration_error() -> None:
+    assert ece(np.array([0, 1]), np.array([0.0, 1.0])) == 0.0
+
+
+def test_reliability_bins_say_what_was_claimed_and_what_was_so() -> None:
+    rows = reliability(TARGET_B, P_AI_B, bins=2)
+    assert [row.images for row in rows] == [2, 3]
+    assert rows[1].p_ai_mean == pytest.approx(2.3 / 3)
+    assert rows[1].ai_share == pytest.approx(2 / 3)
+
+
+def test_an_empty_reliability_bin_has_no_share() -> None:
+    assert np.isnan(reliability(TARGET_B, P_AI_B, bins=15)[7].ai_share)
+
+
+def test_the_roc_curve_runs_from_corner_to_corner() -> None:
+    curve = roc(TARGET_B, P_AI_B)
+    assert curve.fpr_T == pytest.approx([0, 0, 1 / 3, 1 / 3, 2 / 3, 1])
+    assert curve.tpr_T == pytest.approx([0, 0.5, 0.5, 1, 1, 1])
+    assert curve.threshold_T[0] == np.inf
+
+
+def test_the_bootstrap_gives_the_same_interval_for_the_same_seed() -> None:
+    assert measures(TARGET_B, P_AI_B, seed=3) == measures(TARGET_B, P_AI_B, seed=3)
+
+
+def test_an_interval_holds_its_value_and_narrows_with_more_images() -> None:
+    rng = np.random.default_rng(0)
+    widths = []
+    for images in (100, 4000):
+        target_B = np.arange(images) % 2
+        few = measures(target_B, np.clip(rng.normal(0.4 + 0.2 * target_B, 0.2), 0, 1), ("auc",))["auc"]
+        assert few.low < few.value < few.high
+        widths.append(few.high - few.low)
+    assert widths[1] < widths[0] / 4
+
+
+def test_the_bootstrap_agrees_with_drawing_images_one_by_one() -> None:
+    rng = np.random.default_rng(1)
+    target_B = np.arange(200) % 2
+    p_ai_B = np.clip(rng.normal(0.4 + 0.2 * target_B, 0.2), 0, 1)
+    ai, real = np.flatnonzero(target_B == 1), np.flatnonzero(target_B == 0)
+    areas = []
+    for _ in range(600):
+        drawn = np.concatenate([rng.choice(ai, len(ai)), rng.choice(real, len(real))])
+        areas.append(auc(target_B[drawn], p_ai_B[drawn]))
+    measure = measures(target_B, p_ai_B, ("auc",))["auc"]
+    assert [measure.low, measure.high] == pytest.approx(np.percentile(areas, [2.5, 97.5]), abs=0.01)
+
+
+def test_all_measures_of_a_large_set_come_in_chunks() -> None:
+    target_B = np.arange(9000) % 2
+    p_ai_B = np.random.default_rng(2).random(9000)
+    assert set(measures(target_B, p_ai_B, draws=500)) == set(MEASURES)
+
+
+@pytest.mark.parametrize(
+    ("target_B", "score_B", "message"),
+    [
+        (np.array([1, 1]), np.array([0.1, 0.2]), "both classes"),
+        (np.array([0, 1]), np.array([0.1, np.nan]), "finite"),
+        (np.array([0, 1]), np.array([0.1]), "finite"),
+    ],
+)
+def test_a_measure_that_has_no_meaning_is_refused(
+    target_B: np.ndarray[tuple[int], np.dtype[np.int64]],
+    score_B: np.ndarray[tuple[int], np.dtype[np.float64]],
+    message: str,
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        auc(target_B, score_B)
+
+
+def test_logits_have_no_calibration_error() -> None:
+    with pytest.raises(ValueError, match="logits"):
+        ece(np.array([0, 1]), np.array([-3.0, 3.0]))

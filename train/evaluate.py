@@ -1,0 +1,228 @@
+"""`aivsreal-evaluate`: how good a bundle is, split by split and after each delivery, beside the pixel statistics.
+
+Legend: B image; F pixel statistic. `target_B` is 1 for ai and 0 for real.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from aivsreal.runtime.errors import AivsrealError, DataError, ImageError
+from aivsreal.runtime.images import pixels_from_file
+from aivsreal.runtime.verdict import LABELS, Label
+from aivsreal.train.judging import Judged, judged_images
+from aivsreal.train.metrics import Measure, ReliabilityBin, Roc, measures, reliability, roc
+from aivsreal.train.samples import Sample, in_split, limited, samples_from_data, samples_from_pair
+from aivsreal.train.shortcuts import Baseline, baseline_from_statistics, property_aucs, statistics_from_pixels
+from aivsreal.train.tiers import Tier
+
+BASELINE_IMAGES = 1000  # of each class that the statistics are fitted on: sixteen numbers need no more
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """One source; shares are of its images."""
+
+    source: str
+    label: str
+    images: int
+    called_ai: float
+    unsure: float
+    right: float
+    """On the right side of `p_ai` 0.5, whatever the operating point."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TierResult:
+    """One split after one delivery. Measures look at `p_ai` alone, `called_*` at the labels of the operating point."""
+
+    split: str
+    tier: Tier
+    real: int
+    ai: int
+    measures: dict[str, Measure]
+    baseline_auc: Measure | None
+    """AUC of the pixel statistics on the same pixels; None where there was nothing to fit them on."""
+    real_right: float
+    """Share of real images with `p_ai` below 0.5."""
+    macro_accuracy: float
+    """Mean over the sources of the share on the right side of 0.5: a large source does not hide a small one."""
+    real_called_ai: float
+    ai_called_ai: float
+    unsure: float
+    sources: list[SourceRow]
+    roc: Roc
+    reliability: list[ReliabilityBin]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SplitResult:
+    """One split after all deliveries."""
+
+    split: str
+    skipped: int
+    tiers: list[TierResult]
+    stability: float | None
+    """Share of images with the same label after every delivery; None for one delivery."""
+    properties: dict[str, float]
+    """AUC of each file property alone."""
+
+
+def baseline_from_samples(samples: Sequence[Sample]) -> Baseline:
+    """Fit the pixel statistics on clean images; those that cannot be read are left out.
+
+    Raises:
+        DataError: no readable image of a class is left.
+    """
+    rows, targets = [], []
+    for sample in samples:
+        try:
+            rows.append(statistics_from_pixels(pixels_from_file(sample.path)))
+        except ImageError:
+            continue
+        targets.append(sample.target)
+    if len(set(targets)) < len(LABELS):
+        raise DataError("the baseline has no readable image of a class in split train; add --no-baseline")
+    return baseline_from_statistics(np.stack(rows), np.asarray(targets))
+
+
+def split_result(
+    split: str, samples: Sequence[Sample], results: Sequence[Judged], baseline: Baseline | None
+) -> SplitResult:
+    """All that is said of one split.
+
+    Raises:
+        DataError: no image of a class could be read.
+    """
+    by_tier: dict[Tier, list[Judged]] = defaultdict(list)
+    labels: dict[Path, set[Label]] = defaultdict(set)
+    for result in results:
+        by_tier[result.tier].append(result)
+        labels[result.sample.path].add(result.verdict.label)
+    for label in LABELS:
+        if not any(result.sample.label == label for result in results):
+            raise DataError(f"split {split!r} has no readable image labelled {label}; both classes are needed")
+    tiers = [_tier_result(split, tier, judged, baseline) for tier, judged in by_tier.items()]
+    stability = float(np.mean([len(seen) == 1 for seen in labels.values()])) if len(tiers) > 1 else None
+    return SplitResult(split, len(samples) - tiers[0].real - tiers[0].ai, tiers, stability, property_aucs(samples))
+
+
+def _tier_result(split: str, tier: Tier, results: Sequence[Judged], baseline: Baseline | None) -> TierResult:
+    target_B = np.array([result.sample.target for result in results])
+    p_ai_B = np.array([result.verdict.p_ai for result in results])
+    called_B = np.array([result.verdict.label is Label.AI for result in results])
+    unsure_B = np.array([result.verdict.label is Label.UNSURE for result in results])
+    right_B = (p_ai_B >= 0.5) == (target_B == 1)
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for index, result in enumerate(results):
+        groups[result.sample.label, result.sample.source or "-"].append(index)
+    rows = [
+        SourceRow(source, label, len(at), *(float(share_B[at].mean()) for share_B in (called_B, unsure_B, right_B)))
+        for (label, source), at in sorted(groups.items(), key=lambda group: (LABELS.index(group[0][0]), group[0][1]))
+    ]
+    baseline_auc = None
+    if baseline is not None:
+        statistics_BF = np.stack([result.statistics_F for result in results if result.statistics_F is not None])
+        baseline_auc = measures(target_B, baseline.logits(statistics_BF), ("auc",))["auc"]
+    return TierResult(
+        split, tier, int((target_B == 0).sum()), int((target_B == 1).sum()),
+        measures=measures(target_B, p_ai_B),
+        baseline_auc=baseline_auc,
+        real_right=float(right_B[target_B == 0].mean()),
+        macro_accuracy=float(np.mean([row.right for row in rows])),
+        real_called_ai=float(called_B[target_B == 0].mean()),
+        ai_called_ai=float(called_B[target_B == 1].mean()),
+        unsure=float(unsure_B.mean()),
+        sources=rows,
+        roc=roc(target_B, p_ai_B),
+        reliability=reliability(target_B, p_ai_B),
+    )  # fmt: skip
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("data", type=click.Path(path_type=Path), required=False)
+@click.option("--real", type=click.Path(path_type=Path), help="Folder of real images, in place of DATA.")
+@click.option("--ai", type=click.Path(path_type=Path), help="Folder of AI images, in place of DATA.")
+@click.option("--split", "splits", multiple=True, help="Split to judge, repeatable.  [default: all but train]")
+@click.option("--bundle", metavar="FOLDER", help="Model to judge with.  [default: the shipped one]")
+@click.option("--backend", default="auto", show_default=True, help="What runs the model.")
+@click.option("--operating-point", metavar="NAME", help="Bounds between real, unsure and ai.  [default: the model's]")
+@click.option("--tier", "tiers", multiple=True, type=click.Choice([tier.value for tier in Tier]), default=["clean"])
+@click.option("--baseline/--no-baseline", default=True, help="Fit fifteen pixel statistics on split train beside it.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for report.json, report.md and plots.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line for each split and delivery.")
+@click.option("--batch-size", type=click.IntRange(1, 4096), default=16, show_default=True)
+@click.option("--limit", type=click.IntRange(1), help="At most this many images of each class and split.")
+@click.version_option(package_name="aivsreal")
+def main(**options: Any) -> None:
+    """Evaluate on DATA: a folder with SPLIT/real and SPLIT/ai, one with an images.csv, or --real DIR --ai DIR.
+
+    Exit status: 0 fine, 1 some images could not be read, 2 wrong use, no usable model or data.
+    """
+    try:
+        sys.exit(_evaluate(**options))
+    except AivsrealError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _evaluate(
+    data: Path | None, real: Path | None, ai: Path | None, splits: Sequence[str], bundle: str | None, backend: str,
+    operating_point: str | None, tiers: Sequence[str], baseline: bool, out: Path | None, as_json: bool,
+    batch_size: int, limit: int | None,
+) -> int:  # fmt: skip
+    from aivsreal.runtime.detector import Detector
+    from aivsreal.train.evaluation_report import print_json, print_tables, write_report
+
+    samples = chosen_samples(data, real, ai)
+    names = list(dict.fromkeys(splits)) or sorted({sample.split for sample in samples} - {"train"})
+    chosen = {name: limited(in_split(samples, name), limit) for name in names}
+    kinds = [Tier(tier) for tier in dict.fromkeys(tiers)]
+
+    def tell(line: str) -> None:
+        click.echo(line, err=True)
+
+    with Detector.open(bundle, backend, operating_point) as detector:
+        what, running = detector.bundle, detector.backend
+        tell(f"{running.name} {running.precision}, bundle {what.manifest.arch} {what.digest}: {detector.why}")
+        train = [sample for sample in samples if sample.split == "train"]
+        if baseline and ({sample.label for sample in train} < set(LABELS) or "train" in names):
+            tell("no baseline: it is fitted on a split train with both classes that is not judged itself")
+            baseline = False
+        fitted = baseline_from_samples(limited(train, BASELINE_IMAGES)) if baseline else None
+        results = []
+        for name, part in chosen.items():
+            judged = list(judged_images(detector, part, kinds, batch_size, tell, statistics=fitted is not None))
+            results.append(split_result(name, part, judged, fitted))
+        about: dict[str, object] = {
+            "arch": what.manifest.arch, "bundle": what.digest, "backend": running.name, "precision": running.precision,
+            "operating_point": detector.point.name, "baseline_fitted_on": fitted.images if fitted else 0,
+        }  # fmt: skip
+    (print_json if as_json else print_tables)(about, results)
+    if out is not None:
+        write_report(out, about, results, tell)
+    return 1 if any(result.skipped for result in results) else 0
+
+
+def chosen_samples(data: Path | None, real: Path | None, ai: Path | None) -> list[Sample]:
+    """The images named by DATA or by `--real` and `--ai`.
+
+    Raises:
+        DataError: neither or both are given, or nothing is there.
+    """
+    if data is not None and real is None and ai is None:
+        return samples_from_data(data)
+    if data is None and real is not None and ai is not None:
+        return samples_from_pair(real, ai)
+    raise DataError("name the images once: either DATA, or both --real DIR and --ai DIR")
+
+
+if __name__ == "__main__":
+    main()
