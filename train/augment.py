@@ -1,7 +1,7 @@
 """Random changes to training images: geometry as the spec allows, then the damage that delivery does.
 
 Mixup, CutMix and strong resized crops are left out on purpose: they destroy the traces that the network looks for.
-Legend: H, W image height and width; S input size; C channel (3, RGB).
+Legend: H, W image height and width; S input size; F half-spectrum column; C channel (3, RGB).
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ def augmented_square(
         image = ImageEnhance.Sharpness(image).enhance(rng.uniform(1.2, 2.5))
     if rng.random() < config.noise_p:
         image = _noisy(image, rng)
+    if rng.random() < config.frequency_noise_p:
+        image = _with_frequency_noise(image, rng)
     if rng.random() < config.jpeg_p:
         image = _jpeg(image, rng)
         if rng.random() < config.jpeg_twice_p:
@@ -101,6 +103,21 @@ def _rescaled(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 def _noisy(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     noise_SSC = rng.standard_normal((image.height, image.width, 3), dtype=np.float32) * rng.uniform(1, 6)
     return Image.fromarray(np.clip(np.asarray(image) + noise_SSC, 0, 255).astype(np.uint8))
+
+
+def _with_frequency_noise(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Scale the amplitude and turn the phase of each coefficient in one ring of frequencies, alike in all channels."""
+    size = image.width
+    y_S1 = np.fft.fftfreq(size)[:, None]
+    radius_SF = np.hypot(y_S1, np.fft.rfftfreq(size)[None, :]) * 2  # 0 at the mean, 1 at Nyquist along an axis
+    low = rng.uniform(0.05, 1.2)
+    band_SF = (radius_SF >= low) & (radius_SF < low + rng.uniform(0.1, 0.4))
+    count = int(band_SF.sum())
+    factor = np.exp(rng.normal(0, rng.uniform(0.1, 0.8), count) + 1j * rng.normal(0, rng.uniform(0.1, 0.8), count))
+    spectrum_SFC = np.fft.rfft2(np.asarray(image, dtype=np.float32), axes=(0, 1))
+    spectrum_SFC[band_SF] *= factor[:, None]
+    values_SSC = np.fft.irfft2(spectrum_SFC, s=(size, size), axes=(0, 1))
+    return Image.fromarray(np.clip(np.rint(values_SSC), 0, 255).astype(np.uint8))
 
 
 def _jpeg(image: Image.Image, rng: np.random.Generator) -> Image.Image:

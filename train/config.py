@@ -36,6 +36,8 @@ class AugmentConfig:
     """JPEG of quality 55 to 98 with random chroma subsampling."""
     jpeg_twice_p: float = 0.0
     webp_p: float = 0.0
+    frequency_noise_p: float = 0.0
+    """Frequency Noise: amplitude and phase of one random band of the spectrum are perturbed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,9 @@ class TrainConfig:
     ema_decay: float = 0.0
     """Weights that are validated and kept are an exponential moving average with this decay; 0 is off."""
     label_smoothing: float = 0.0
+    consistency: float = 0.0
+    """Noise Perturbation Regularisation: weight of the squared distance between the `p_ai` of an image and of the same
+    image under noise, which is also trained on; 0 is off."""
     balance: bool = False
     """Draw both classes equally often, and each source in proportion to the square root of its size."""
     seed: int = 0
@@ -129,4 +134,13 @@ PRESETS: dict[str, TrainConfig] = {
         label_smoothing=0.05,
         balance=True,
     ),
+}
+_ROBUST = PRESETS["robust"]
+PRESETS |= {
+    # One change to `robust` each, for the ablation table.
+    "residual": replace(_ROBUST, preset="residual", arch="levit_192_residual"),
+    "frequency-noise": replace(
+        _ROBUST, preset="frequency-noise", augment=replace(_ROBUST.augment, frequency_noise_p=0.5)
+    ),
+    "noise-consistency": replace(_ROBUST, preset="noise-consistency", consistency=1.0),
 }

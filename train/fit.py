@@ -88,10 +88,18 @@ def fit(
                 group["lr"] = lr
             batch_BCHW = batch_from_tensors(squares_BSSC, config).to(device)
             target_B = target_B.to(device, torch.float32)
-            with _autocast(device, machine.amp):
-                logits_B = logits_from_output(network(batch_BCHW))
             smooth_B = target_B * (1 - config.label_smoothing) + config.label_smoothing / 2
+            with _autocast(device, machine.amp):
+                if config.consistency:
+                    # One batch of both views, so that BatchNorm sees them together.
+                    both_BCHW = torch.cat([batch_BCHW, _perturbed(batch_BCHW)])
+                    logits_B, noisy_B = logits_from_output(network(both_BCHW)).chunk(2)
+                else:
+                    logits_B = noisy_B = logits_from_output(network(batch_BCHW))
             loss = binary_cross_entropy_with_logits(logits_B, smooth_B)
+            if config.consistency:
+                loss = (loss + binary_cross_entropy_with_logits(noisy_B, smooth_B)) / 2
+                loss = loss + config.consistency * (logits_B.sigmoid() - noisy_B.sigmoid()).square().mean()
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
             if config.clip_norm:
@@ -151,6 +159,14 @@ def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float
         return config.lr
     share = (step - warmup) / max(1.0, config.epochs * steps_per_epoch - warmup)
     return config.lr * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def _perturbed(batch_BCHW: torch.Tensor) -> torch.Tensor:
+    """The batch under Gaussian noise of 1 to 8 grey levels, another strength for each image."""
+    grey_level = 2.0 / 255.0  # with a std of 0.5, 255 levels span 2
+    strength_B = torch.empty(len(batch_BCHW)).uniform_(1.0, 8.0) * grey_level
+    noise_BCHW = torch.randn(batch_BCHW.shape) * strength_B[:, None, None, None]
+    return batch_BCHW + noise_BCHW.to(batch_BCHW.device)
 
 
 def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
