@@ -6,6 +6,7 @@ import json
 import unicodedata
 from collections import Counter
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from aivsreal.runtime.verdict import Label, Scanned
@@ -80,6 +81,38 @@ class TableWriter:
 
     def _print(self, line: Text) -> None:
         self._console.print(line, soft_wrap=True)
+
+
+class CountingWriter:
+    """Passes results on and keeps a running count under them; a context manager, gone from the screen at its end.
+
+    A scan streams its files and does not know how many there will be, so there is a count and no bar.
+    """
+
+    def __init__(self, writer: Writer, console: Console) -> None:
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._writer = writer
+        # Rich would otherwise catch what is written to stdout, and print results on stderr.
+        self._display = Progress(
+            SpinnerColumn(), TextColumn("{task.completed:,.0f} files"), TimeElapsedColumn(),
+            console=console, transient=True, redirect_stdout=False, redirect_stderr=False,
+        )  # fmt: skip
+        self._task = self._display.add_task("scan", total=None)
+
+    def __enter__(self) -> CountingWriter:
+        self._display.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._display.stop()
+
+    def write(self, scanned: Scanned) -> None:
+        """Write one result and count it."""
+        self._writer.write(scanned)
+        self._display.advance(self._task)
 
 
 class Tally:

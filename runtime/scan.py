@@ -138,15 +138,18 @@ def _description(detector: Detector, asked_point: str | None) -> str:
 
 
 def _writer(stack: ExitStack, jsonl: bool) -> Writer:
-    """Rows for a program or a table for a terminal, with a progress display on whichever stream is a terminal."""
-    from aivsreal.runtime.report import JsonLinesWriter, TableWriter, TabWriter
+    """Rows for a program or a table for a terminal, with a running count on whichever stream is a terminal."""
+    from aivsreal.runtime.report import CountingWriter, JsonLinesWriter, TableWriter, TabWriter
 
     plain = JsonLinesWriter(sys.stdout) if jsonl else TabWriter(sys.stdout)
     table = sys.stdout.isatty() and not jsonl
     if not table and (sys.stdout.isatty() or not sys.stderr.isatty()):
-        return plain
+        return plain  # nobody watches, or the rows themselves are watched
     from rich.console import Console
 
-    from aivsreal.runtime.progress import CountingWriter
+    console = Console(stderr=not table)
+    return stack.enter_context(CountingWriter(TableWriter(console) if table else plain, console))
 
-    raise NotImplementedError
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""What tests share: a tiny trained checkpoint and its bundle, made by the real commands, and small real-looking images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+ORIGINALS = Path(__file__).resolve().parents[2] / "shared" / "data" / "originals"
+
+
+def write_image(path: Path, seed: int, size: tuple[int, int] = (96, 72), smooth: bool = False) -> Path:
+    """A colour slope with noise, and blurred where `smooth`, so that two classes differ in what a network can learn."""
+    rng = np.random.default_rng(seed)
+    width, height = size
+    slope_HWC = np.linspace(0, 1, width)[None, :, None] * rng.uniform(0, 200, 3) + rng.uniform(0, 55, 3)
+    noise_HWC = rng.normal(0, 4 if smooth else 40, (height, width, 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.clip(slope_HWC + noise_HWC, 0, 255).astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of small PNGs: `train`, `val_unseen`; noisy images are real and smooth ones ai."""
+    root = tmp_path_factory.mktemp("data")
+    seed = 0
+    for split, count in (("train", 16), ("val_unseen", 6)):
+        for label in ("real", "ai"):
+            for index in range(count):
+                seed += 1
+                write_image(root / split / label / f"{index}.png", seed, smooth=label == "ai")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `aivsreal-train`: levit_128s at 64 px, two epochs."""
+    from aivsreal.train.cli import main
+
+    run = tmp_path_factory.mktemp("train") / "run"
+    options = "--arch levit_128s --size 64 --epochs 2 --batch-size 8 --lr 1e-3 --workers 0 --no-amp --device cpu"
+    result = CliRunner().invoke(main, [str(tiny_data), "-o", str(run), *options.split()])
+    assert result.exit_code == 0, result.output
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_run: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that `aivsreal-export` made of `tiny_run`."""
+    from aivsreal.export.cli import main
+
+    bundle = tmp_path_factory.mktemp("export") / "bundle"
+    result = CliRunner().invoke(main, [str(tiny_run), "-o", str(bundle), "--reference", str(tiny_data)])
+    assert result.exit_code == 0, result.output
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files as they come from cameras and generators where they are at hand, else images made here."""
+    if ORIGINALS.is_dir():
+        return ORIGINALS
+    folder = tmp_path_factory.mktemp("originals")
+    for index, suffix in enumerate(("png", "jpg", "webp", "gif", "bmp", "tiff")):
+        write_image(folder / f"{index}.{suffix}", index, size=(300 + 40 * index, 400))
+    return folder
