@@ -36,6 +36,10 @@ def augmented_square(
         image = _rotated(image, rng.uniform(-config.rotate_degrees, config.rotate_degrees))
     if rng.random() < config.jitter_p:
         image = _jittered(image, config, rng)
+    if rng.random() < config.grey_p:
+        image = image.convert("L").convert("RGB")
+    if rng.random() < config.shuffle_p:
+        image = _shuffled(image, rng)
     if rng.random() < config.rescale_p:
         image = _rescaled(image, rng)
     if rng.random() < config.blur_p:
@@ -92,6 +96,15 @@ def _jittered(image: Image.Image, config: AugmentConfig, rng: np.random.Generato
         hsv_HWC[..., 0] += np.uint8(shift % 256)  # the hue is a circle: uint8 wraps as it should
         image = Image.fromarray(hsv_HWC, "HSV").convert("RGB")
     return image
+
+
+def _shuffled(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    side = image.width // 4
+    result = image.copy()  # keeps what is beyond the last whole tile
+    for place, source in enumerate(rng.permutation(16)):
+        left, top = int(source) % 4 * side, int(source) // 4 * side
+        result.paste(image.crop((left, top, left + side, top + side)), (place % 4 * side, place // 4 * side))
+    return result
 
 
 def _rescaled(image: Image.Image, rng: np.random.Generator) -> Image.Image:

@@ -36,6 +36,10 @@ class AugmentConfig:
     """JPEG of quality 55 to 98 with random chroma subsampling."""
     jpeg_twice_p: float = 0.0
     webp_p: float = 0.0
+    grey_p: float = 0.0
+    """Colour taken away: sources differ in palette."""
+    shuffle_p: float = 0.0
+    """4x4 tiles in a random order: the traces stay inside them, the content is taken apart."""
     frequency_noise_p: float = 0.0
     """Frequency Noise: amplitude and phase of one random band of the spectrum are perturbed."""
 
@@ -142,5 +146,7 @@ PRESETS |= {
     "frequency-noise": replace(
         _ROBUST, preset="frequency-noise", augment=replace(_ROBUST.augment, frequency_noise_p=0.5)
     ),
+    "grey": replace(_ROBUST, preset="grey", augment=replace(_ROBUST.augment, grey_p=0.3)),
+    "shuffle": replace(_ROBUST, preset="shuffle", augment=replace(_ROBUST.augment, shuffle_p=0.5)),
     "noise-consistency": replace(_ROBUST, preset="noise-consistency", consistency=1.0),
 }
