@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 FORMAT = 1
-_TOLD_IN_A_BUNDLE = ("config", "chosen_on", "data_digest", "data_counts", "versions", "epoch", "metrics")
+_TOLD_IN_A_BUNDLE = (
+    "config",
+    "chosen_on",
+    "data_digest",
+    "data_counts",
+    "data_licences",
+    "versions",
+    "epoch",
+    "metrics",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from aivsreal.export.parity import Parity
 
 BALANCED = OperatingPoint("balanced", 0.5, 0.5)
-_PROVENANCE = ("config", "chosen_on", "epoch", "data_digest", "data_counts")
+_PROVENANCE = ("config", "chosen_on", "epoch", "data_digest", "data_counts", "data_licences")
 
 
 def _point(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> tuple[OperatingPoint, ...]:
@@ -75,12 +75,12 @@ def _export(
     except ImportError as error:
         raise MissingExtra("export", error.name or "onnx", "export") from None
     from aivsreal.export.checkpoint import checkpoint_from_path, network_from_checkpoint
-    from aivsreal.export.model_card import model_card
     from aivsreal.export.onnx_graph import onnx_from_network, with_half_weights
     from aivsreal.export.parity import check_rounding, check_same_weights, parity, reference_pixels
     from aivsreal.export.session import onnx_logits, torch_logits
     from aivsreal.runtime.backend_torch import fused_network, round_to_half
     from aivsreal.runtime.bundle import Manifest, write_bundle
+    from aivsreal.runtime.model_card import model_card
     from aivsreal.runtime.preprocess import batch_from_squares, square_from_pixels
 
     source = checkpoint_from_path(path)
@@ -95,7 +95,8 @@ def _export(
     casts = sum(node.op_type == "Cast" for node in model.graph.node)
     nodes = len(model.graph.node) - casts
     click.echo(
-        f"fused to ONNX: {nodes} nodes and {casts} casts of stored half weights, {len(content) / 1e6:.1f} MB, opset {opset}",
+        f"fused to ONNX: {nodes} nodes and {casts} casts of stored half weights, "
+        f"{len(content) / 1e6:.1f} MB, opset {opset}",
         err=True,
     )
     exported_B = onnx_logits(content, batch_BCHW)
@@ -118,7 +119,7 @@ def _export(
         temperature=temperature,
         points=points,
         default_point=points[0].name,
-        metrics=source.card["metrics"],
+        metrics={"training": source.card["metrics"]},
         provenance={
             **{name: source.card[name] for name in _PROVENANCE},
             "checkpoint_sha256": source.card["weights_sha256"],

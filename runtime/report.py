@@ -13,6 +13,7 @@ from aivsreal.runtime.verdict import Label, Scanned
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _STYLES = {Label.AI: "bold red", Label.REAL: "green", Label.UNSURE: "yellow"}

@@ -1,4 +1,4 @@
-"""What tests share: a tiny trained checkpoint and its bundle, made by the real commands, and small real-looking images."""
+"""What tests share: a tiny trained checkpoint and its bundle, made by the real commands, and small images."""
 
 from __future__ import annotations
 

@@ -139,7 +139,14 @@ def test_the_command_writes_a_new_bundle_with_what_it_printed(tmp_path: Path, mo
         for index in range(20):
             grey = int(np.clip(rng.normal(brightness, 25), 0, 255))
             Image.new("RGB", (20, 20), (grey, grey, grey)).save(folder / f"{index}.png")
-    manifest = Manifest("stand_in", LABELS, PreprocessSpec(size=32), 1.0, (OperatingPoint("half", 0.5, 0.5),), "half")
+    manifest = Manifest(
+        "stand_in", LABELS, PreprocessSpec(size=32), 1.0, (OperatingPoint("half", 0.5, 0.5),), "half",
+        metrics={"training": {}, "evaluation": "made with the old bounds"},
+        provenance={
+            "config": {"preset": "none", "seed": 0, "epochs": 1}, "epoch": 1, "chosen_on": "val",
+            "data_counts": {}, "data_licences": {}, "data_digest": "-",
+        },
+    )  # fmt: skip
     old = write_bundle(tmp_path / "old", {"model.onnx": b"weights"}, manifest)
     monkeypatch.setattr("aivsreal.runtime.detector.Detector.open", lambda *_: StandInDetector(old))
     new = tmp_path / "new"
@@ -150,6 +157,8 @@ def test_the_command_writes_a_new_bundle_with_what_it_printed(tmp_path: Path, mo
     assert written.read("model.onnx") == b"weights"
     assert written.manifest.temperature == printed["temperature"]
     assert written.manifest.default_point == "cautious"
+    assert "evaluation" not in written.manifest.metrics
+    assert "| cautious (default) |" in written.read("README.md").decode()
     assert [point.name for point in written.manifest.points] == ["balanced", "cautious", "sensitive"]
     assert (written.manifest.point().false_alarm_rate or 0) <= 0.01
     assert printed["nll"] <= printed["nll_before"]

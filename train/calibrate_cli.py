@@ -12,8 +12,8 @@ from typing import Any
 import click
 import numpy as np
 
-from aivsreal.runtime.bundle import write_bundle
 from aivsreal.runtime.errors import AivsrealError, DataError
+from aivsreal.runtime.model_card import rewritten
 from aivsreal.runtime.verdict import LABELS, p_ai_from_logit
 from aivsreal.train.calibrate import nll, points_from_logits, temperature_from_logits
 from aivsreal.train.judging import judged_images
@@ -93,9 +93,10 @@ def _calibrate(
             temperature=temperature,
             points=tuple(point.point for point in measured.values()),
             default_point=default_point,
-            metrics={**what.manifest.metrics, "calibration": calibration},
+            # An earlier evaluation was made with other bounds: it is not true of the new bundle.
+            metrics={"training": what.manifest.metrics["training"], "calibration": calibration},
         )
-        written = write_bundle(out, {name: what.read(name) for name in what.manifest.files}, manifest)
+        written = rewritten(what, manifest, out)
         tell(f"written: {out}, digest {written.digest}")
     return 1 if len({result.sample.path for result in results}) < len(part) else 0
 

@@ -52,7 +52,7 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
     from aivsreal.train.fit import Machine, fit
     from aivsreal.train.plot import draw_curves
     from aivsreal.train.progress import TrainDisplay
-    from aivsreal.train.samples import counts_of, digest_of, in_split, readable, samples_from_data
+    from aivsreal.train.samples import counts_of, digest_of, in_split, licences_of, readable, samples_from_data
 
     config = PRESETS[preset]
     changes = {
@@ -91,6 +91,7 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
         "chosen_on": choose_on,
         "data_digest": digest_of(used, root),
         "data_counts": counts_of(used),
+        "data_licences": licences_of(used),
         "versions": {"torch": torch.__version__, "device": device, "amp": amp},
     }
     out.mkdir(parents=True, exist_ok=True)

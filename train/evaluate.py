@@ -158,6 +158,7 @@ def _tier_result(split: str, tier: Tier, results: Sequence[Judged], baseline: Ba
 @click.option("--tier", "tiers", multiple=True, type=click.Choice([tier.value for tier in Tier]), default=["clean"])
 @click.option("--baseline/--no-baseline", default=True, help="Fit fifteen pixel statistics on split train beside it.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for report.json, report.md and plots.")
+@click.option("--record", is_flag=True, help="Put the numbers and a fresh model card into the bundle of --bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line for each split and delivery.")
 @click.option("--batch-size", type=click.IntRange(1, 4096), default=16, show_default=True)
 @click.option("--limit", type=click.IntRange(1), help="At most this many images of each class and split.")
@@ -175,12 +176,14 @@ def main(**options: Any) -> None:
 
 def _evaluate(
     data: Path | None, real: Path | None, ai: Path | None, splits: Sequence[str], bundle: str | None, backend: str,
-    operating_point: str | None, tiers: Sequence[str], baseline: bool, out: Path | None, as_json: bool,
+    operating_point: str | None, tiers: Sequence[str], baseline: bool, out: Path | None, record: bool, as_json: bool,
     batch_size: int, limit: int | None,
 ) -> int:  # fmt: skip
     from aivsreal.runtime.detector import Detector
-    from aivsreal.train.evaluation_report import print_json, print_tables, write_report
+    from aivsreal.train.evaluation_report import print_json, print_tables, record_in_bundle, write_report
 
+    if record and bundle is None:
+        raise DataError("--record changes a bundle: name it with --bundle FOLDER")
     samples = chosen_samples(data, real, ai)
     names = list(dict.fromkeys(splits)) or sorted({sample.split for sample in samples} - {"train"})
     chosen = {name: limited(in_split(samples, name), limit) for name in names}
@@ -208,6 +211,8 @@ def _evaluate(
     (print_json if as_json else print_tables)(about, results)
     if out is not None:
         write_report(out, about, results, tell)
+    if record:
+        tell(f"recorded in {what.path}, digest {record_in_bundle(what, about, results).digest}")
     return 1 if any(result.skipped for result in results) else 0
 
 

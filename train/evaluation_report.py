@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.errors import DataError, MissingExtra
+from aivsreal.runtime.model_card import rewritten
 from aivsreal.train.metrics import Measure
 
 if TYPE_CHECKING:
@@ -115,6 +117,16 @@ def write_report(
         (folder / "report.md").write_text(_markdown(about, splits, plots), encoding="utf-8")
     except OSError as error:
         raise DataError(f"{folder} cannot be written: {error.strerror or error}") from None
+
+
+def record_in_bundle(bundle: Bundle, about: Mapping[str, object], splits: Sequence[SplitResult]) -> Bundle:
+    """Write the numbers into the bundle's manifest and render its model card from them.
+
+    Raises:
+        BundleError: the bundle cannot be written; the old one is kept.
+    """
+    evaluation = {"about": dict(about), "results": [json_from_tier(tier) for split in splits for tier in split.tiers]}
+    return rewritten(bundle, replace(bundle.manifest, metrics={**bundle.manifest.metrics, "evaluation": evaluation}))
 
 
 def _tables(split: SplitResult, point: str) -> Iterable[Table]:

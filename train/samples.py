@@ -7,7 +7,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aivsreal.runtime.errors import DataError, ImageError
@@ -25,6 +25,8 @@ class Sample:
     label: str
     split: str
     source: str
+    licence: str = ""
+    """As its source states it."""
 
     @property
     def target(self) -> int:
@@ -79,7 +81,13 @@ def _samples_from_csv(table: Path) -> list[Sample]:
             if row["label"] not in LABELS:
                 raise DataError(f"{table}, line {reader.line_num}: label must be real or ai, not {row['label']!r}")
             samples.append(
-                Sample(table.parent / row["path"], row["label"], row.get("split") or "train", row.get("source") or "")
+                Sample(
+                    table.parent / row["path"],
+                    row["label"],
+                    row.get("split") or "train",
+                    row.get("source") or "",
+                    row.get("licence") or "",
+                )
             )
     return samples
 
@@ -99,7 +107,7 @@ def _held_out(sample: Sample, data: Path) -> Sample:
     root = data if data.is_dir() else data.parent
     digest = hashlib.sha256(sample.path.relative_to(root).as_posix().encode()).digest()
     held_out = sample.split == "train" and digest[0] % VAL_SHARE == 0
-    return Sample(sample.path, sample.label, "val" if held_out else sample.split, sample.source)
+    return replace(sample, split="val") if held_out else sample
 
 
 def in_split(samples: Sequence[Sample], split: str) -> list[Sample]:
@@ -146,6 +154,11 @@ def counts_of(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
     for sample in samples:
         counts[f"{sample.split}/{sample.label}"][sample.source or "-"] += 1
     return {name: dict(sorted(counter.items())) for name, counter in sorted(counts.items())}
+
+
+def licences_of(samples: Sequence[Sample]) -> dict[str, str]:
+    """Licence by source, "" where none is known."""
+    return {sample.source or "-": sample.licence for sample in sorted(samples, key=lambda sample: sample.source)}
 
 
 def limited(samples: Sequence[Sample], limit: int | None) -> list[Sample]:

@@ -1,6 +1,7 @@
 """Checkpoints on disk: weights as safetensors, a card in JSON that can rebuild everything, and what resuming needs.
 
-`best.safetensors` + `best.json` are for export. `last.*` are the newest; `last.state.pt` holds optimizer and random state.
+`best.safetensors` + `best.json` are for export. `last.*` are the newest; `last.state.pt` holds optimizer and
+random state.
 """
 
 from __future__ import annotations
