@@ -208,11 +208,12 @@ def _evaluate(
             "arch": what.manifest.arch, "bundle": what.digest, "backend": running.name, "precision": running.precision,
             "operating_point": detector.point.name, "baseline_fitted_on": fitted.images if fitted else 0,
         }  # fmt: skip
-    (print_json if as_json else print_tables)(about, results)
+    # Files first: a reader of the tables who goes away (`| head`) must not cost them.
     if out is not None:
         write_report(out, about, results, tell)
     if record:
         tell(f"recorded in {what.path}, digest {record_in_bundle(what, about, results).digest}")
+    (print_json if as_json else print_tables)(about, results)
     return 1 if any(result.skipped for result in results) else 0
 
 

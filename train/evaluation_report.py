@@ -87,7 +87,8 @@ def print_tables(about: Mapping[str, object], splits: Sequence[SplitResult]) -> 
         console = Console(width=160)  # a file has no width of its own: 80 columns would fold the numbers
     for split in splits:
         for caption, header, rows in _tables(split, str(about["operating_point"])):
-            table = RichTable(title=caption, title_justify="left")
+            console.print(caption, highlight=False)
+            table = RichTable()
             for index, name in enumerate(header):
                 table.add_column(name, justify="right" if index else "left")
             for row in rows:
