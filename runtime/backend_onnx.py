@@ -6,6 +6,7 @@ Legend: B image in a batch; C channel (3, RGB); H, W input height and width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,10 @@ from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.errors import BackendError, BundleError, MissingExtra
 from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, batch_from_pixels, batch_from_squares
 
-_INPUT_TYPES = {"tensor(float)": ("fp32", np.float32), "tensor(float16)": ("fp16", np.float16)}
+_INPUT_TYPES: dict[str, tuple[str, type[np.floating[Any]]]] = {
+    "tensor(float)": ("fp32", np.float32),
+    "tensor(float16)": ("fp16", np.float16),
+}
 _FATAL_ONLY = 4  # what goes wrong is raised or read back below; ONNX Runtime's own log lines would only double it
 
 
@@ -96,11 +100,12 @@ class OnnxBackend:
         return logits_B
 
 
-def _checked_input(session: object, size: int, file: str) -> tuple[str, str, type[np.floating]]:
-    inputs, outputs = session.get_inputs(), session.get_outputs()  # type: ignore[attr-defined]
+def _checked_input(session: Any, size: int, file: str) -> tuple[str, str, type[np.floating[Any]]]:
+    inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 1 or len(outputs) != 1:
         raise BundleError(f"{file} needs one input and one output, not {len(inputs)} and {len(outputs)}")
-    name, shape, kind = inputs[0].name, list(inputs[0].shape), inputs[0].type
+    name: str = inputs[0].name
+    shape, kind = list(inputs[0].shape), inputs[0].type
     if kind not in _INPUT_TYPES:
         raise BundleError(f"{file} takes {kind}: it must be {' or '.join(_INPUT_TYPES)}")
     if len(shape) != 4 or isinstance(shape[0], int) or shape[1:] != [3, size, size]:
@@ -108,7 +113,8 @@ def _checked_input(session: object, size: int, file: str) -> tuple[str, str, typ
             f"{file} takes {shape}, but its manifest prepares [batch, 3, {size}, {size}]: "
             "make the bundle again with aivsreal-export"
         )
-    return name, *_INPUT_TYPES[kind]
+    precision, dtype = _INPUT_TYPES[kind]
+    return name, precision, dtype
 
 
 def _first_line(error: Exception) -> str:

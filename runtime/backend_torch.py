@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -53,10 +53,11 @@ def network_from_arch(arch: str, size: int) -> nn.Module:
     if arch not in ARCHS:
         raise ValueError(f"unknown arch {arch!r}; one of {', '.join(ARCHS)}")
     name = arch.removesuffix(RESIDUAL)
-    network: nn.Module = timm.create_model(name, pretrained=False, num_classes=1, img_size=size)
+    network: Any = timm.create_model(name, pretrained=False, num_classes=1, img_size=size)
     if name != arch:
         network.stem = torch.nn.Sequential(OrderedDict(residual=Residual(), **dict(network.stem.named_children())))
-    return network.train()
+    network.train()
+    return cast("nn.Module", network)
 
 
 class Residual(torch.nn.Module):
@@ -97,23 +98,23 @@ class FusedLevit(torch.nn.Module):
         body: timm's network in the `levit_conv_*` form; it is taken over and changed.
     """
 
-    def __init__(self, body: nn.Module) -> None:
+    def __init__(self, body: Any) -> None:
         super().__init__()
         _fuse_children(body)
         _make_attentions_static(body)
         heads = [head for head in (body.head, getattr(body, "head_dist", None)) if head is not None]
-        self.head = torch.nn.Linear(heads[0].in_features, 1)
+        self.head: nn.Linear = torch.nn.Linear(heads[0].in_features, 1)
         with torch.no_grad():
             self.head.weight.copy_(sum(head.weight for head in heads) / len(heads))
             self.head.bias.copy_(sum(head.bias for head in heads) / len(heads))
         body.head = body.head_dist = torch.nn.Identity()
-        self.body = body
+        self.body: nn.Module = body
         self.eval()
         self.requires_grad_(False)
 
     def forward(self, batch_BCHW: torch.Tensor) -> torch.Tensor:
         """`[B, 1]` logits."""
-        features_BCHW = self.body.forward_features(batch_BCHW)
+        features_BCHW = cast(Any, self.body).forward_features(batch_BCHW)
         output: torch.Tensor = self.head(features_BCHW.mean(dim=(-2, -1)))
         return output
 
@@ -216,17 +217,18 @@ class TorchBackend:
 
 
 class _Attention(torch.nn.Module):
-    """timm's `Attention` for one input size: the graph has no shape arithmetic and no gather, the weights their names."""
+    """timm's `Attention` for one input size: no shape arithmetic and no gather, the weights keep their names."""
 
-    def __init__(self, source: nn.Module) -> None:
+    attention_bias: torch.Tensor
+
+    def __init__(self, source: Any) -> None:
         super().__init__()
-        self.qkv, self.proj = source.qkv, source.proj
-        self.parts, self.heads, self.scale = (
-            [source.key_dim, source.key_dim, source.val_dim],
-            source.num_heads,
-            source.scale,
-        )
-        self.resolution = source.resolution
+        self.qkv: nn.Module = source.qkv
+        self.proj: nn.Module = source.proj
+        self.parts: list[int] = [source.key_dim, source.key_dim, source.val_dim]
+        self.heads: int = source.num_heads
+        self.scale: float = source.scale
+        self.resolution: tuple[int, int] = source.resolution
         self.register_buffer("attention_bias", source.attention_biases.detach()[:, source.attention_bias_idxs].clone())
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
@@ -242,14 +244,20 @@ class _Attention(torch.nn.Module):
 class _AttentionDownsample(torch.nn.Module):
     """timm's `AttentionDownsample` for one input size; the stride of its queries moves into their 1x1 convolution."""
 
-    def __init__(self, source: nn.Module) -> None:
+    attention_bias: torch.Tensor
+
+    def __init__(self, source: Any) -> None:
         super().__init__()
         assert source.q.down.kernel_size == 1  # pooled queries exist in none of ARCHS
-        self.kv, self.proj, self.q = source.kv, source.proj, torch.nn.Sequential(OrderedDict(ln=source.q.ln))
-        self.q.ln.stride = (source.stride, source.stride)
-        self.parts, self.heads, self.scale = [source.key_dim, source.val_dim], source.num_heads, source.scale
-        self.tokens = source.resolution[0] * source.resolution[1]
-        self.resolution = [-(-side // source.stride) for side in source.resolution]
+        self.kv: nn.Module = source.kv
+        self.proj: nn.Module = source.proj
+        source.q.ln.stride = (source.stride, source.stride)
+        self.q = torch.nn.Sequential(OrderedDict(ln=source.q.ln))
+        self.parts: list[int] = [source.key_dim, source.val_dim]
+        self.heads: int = source.num_heads
+        self.scale: float = source.scale
+        self.tokens: int = source.resolution[0] * source.resolution[1]
+        self.resolution: list[int] = [-(-side // source.stride) for side in source.resolution]
         self.register_buffer("attention_bias", source.attention_biases.detach()[:, source.attention_bias_idxs].clone())
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
@@ -265,7 +273,7 @@ class _AttentionDownsample(torch.nn.Module):
 def _fuse_children(module: nn.Module) -> None:
     for name, child in module.named_children():
         if hasattr(child, "fuse"):
-            setattr(module, name, child.fuse())
+            setattr(module, name, cast(Any, child).fuse())
         else:
             _fuse_children(child)
 

@@ -121,10 +121,11 @@ def _rgb_from_image(image: Image.Image) -> PixelsHWC:
     return np.asarray(turned if turned.mode == "RGB" else turned.convert("RGB"))
 
 
-def _orientation(image: Image.Image) -> object:
+def _orientation(image: Image.Image) -> int:
     # Not ImageOps.exif_transpose: it copies the pixels when there is no turn and fails where only the EXIF is damaged.
     try:
-        return image.getexif().get(_ORIENTATION, 1)
+        value = image.getexif().get(_ORIENTATION, 1)
+        return value if isinstance(value, int) else 1
     except _DAMAGED:
         return 1
 

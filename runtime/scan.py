@@ -17,7 +17,6 @@ from aivsreal.runtime.errors import AivsrealError
 if TYPE_CHECKING:
     from aivsreal.runtime.detector import Detector
     from aivsreal.runtime.report import Writer
-    from aivsreal.runtime.verdict import Scanned
 
 # 128 + the signal's number, as a shell reports a command that it ended.
 INTERRUPTED, PIPE_CLOSED = 130, 141

@@ -74,5 +74,5 @@ def test_every_option_in_the_readme_exists() -> None:
         for parameter in point.load().params
         for option in (*parameter.opts, *parameter.secondary_opts)
     } | {"--help"}
-    used = {option for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)}
+    used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     assert used <= known | {"--quiet"}, used - known

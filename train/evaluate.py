@@ -186,6 +186,8 @@ def _evaluate(
         raise DataError("--record changes a bundle: name it with --bundle FOLDER")
     samples = chosen_samples(data, real, ai)
     names = list(dict.fromkeys(splits)) or sorted({sample.split for sample in samples} - {"train"})
+    if not names:
+        raise DataError("there is nothing to judge: no image was found, or all are in the split train; see --split")
     chosen = {name: limited(in_split(samples, name), limit) for name in names}
     kinds = [Tier(tier) for tier in dict.fromkeys(tiers)]
 

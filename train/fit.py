@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -101,7 +101,7 @@ def fit(
                 loss = (loss + binary_cross_entropy_with_logits(noisy_B, smooth_B)) / 2
                 loss = loss + config.consistency * (logits_B.sigmoid() - noisy_B.sigmoid()).square().mean()
             optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
+            cast(Any, scaler.scale(loss)).backward()  # torch leaves it untyped
             if config.clip_norm:
                 scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)

@@ -15,8 +15,9 @@ class TrainDisplay:
     def __init__(self, epochs: int) -> None:
         self.console = Console(stderr=True)
         self.bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}/" + str(epochs)), BarColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
-            TimeRemainingColumn(), console=self.console, transient=True, disable=not self.console.is_terminal,
+            TextColumn("epoch {task.fields[epoch]}/" + str(epochs)), BarColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}"), TimeRemainingColumn(),
+            console=self.console, transient=True, disable=not self.console.is_terminal,
         )  # fmt: skip
         self.task = self.bar.add_task("train", epoch=1, loss=0.0)
 
