@@ -90,12 +90,17 @@ def spec_from_json(values: Mapping[str, Any]) -> PreprocessSpec:
         raise ValueError(f"preprocessing needs exactly the fields {sorted(known)}, not {sorted(values)}")
     if values["antialias"] is not True:
         raise ValueError("preprocessing without antialiasing is not supported")
-    mean, std = ([float(v) for v in values[name]] for name in ("mean", "std"))
     return PreprocessSpec(
         size=int(values["size"]),
         geometry=Geometry(values["geometry"]),
         crop_fraction=float(values["crop_fraction"]),
         filter=ResizeFilter(values["filter"]),
-        mean=(mean[0], mean[1], mean[2]),
-        std=(std[0], std[1], std[2]),
+        mean=_triple(values["mean"]),
+        std=_triple(values["std"]),
     )
+
+
+def _triple(values: object) -> tuple[float, float, float]:
+    if not isinstance(values, list) or len(values) != 3:
+        raise ValueError(f"mean and std need three numbers, not {values!r}")
+    return (float(values[0]), float(values[1]), float(values[2]))

@@ -1,0 +1,173 @@
+"""The library's front door."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_image
+from PIL import Image
+
+from aivsreal.runtime import Bundle, Detector
+from aivsreal.runtime.errors import BackendError, BundleError, ImageError
+from aivsreal.runtime.preprocess import PixelsHWC
+from aivsreal.runtime.verdict import Label
+
+
+class FakeBackend:
+    """A fake: its logit is the brightness of an image, and not finite for a black one. It takes full pixels only."""
+
+    name, precision = "fake", "fp32"
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def logits(self, pixels: Sequence[PixelsHWC]) -> np.ndarray:
+        self.batches.append(len(pixels))
+        means = [float(values.mean()) for values in pixels]
+        return np.array([mean - 128 if mean else np.nan for mean in means], dtype=np.float32)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def fake(tiny_bundle: Path) -> Detector:
+    bundle = Bundle.open(tiny_bundle)
+    return Detector(bundle, FakeBackend(), "a fake", bundle.manifest.point())
+
+
+def _grey(value: int) -> PixelsHWC:
+    return np.full((20, 20, 3), value, np.uint8)
+
+
+def test_a_path_an_open_image_and_an_array_get_the_same_verdict(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = write_image(tmp_path / "image.png", 1)
+    with Detector.open(tiny_bundle) as detector, Image.open(path) as image:
+        verdicts = [detector.judge(form) for form in (path, str(path), image, np.asarray(image))]
+    assert verdicts == verdicts[:1] * 4
+
+
+def test_onnx_and_torch_agree(tiny_bundle: Path, tiny_data: Path) -> None:
+    paths = sorted((tiny_data / "val_unseen").rglob("*.png"))
+    logits = []
+    for backend in ("onnx", "torch"):
+        with Detector.open(tiny_bundle, backend) as detector:
+            assert detector.why == "asked for"
+            logits.append(np.array([verdict.logit for verdict in detector.judge_many(paths)]))
+    assert np.ptp(logits[0]) > 0.01
+    assert np.abs(logits[0] - logits[1]).max() < 1e-3
+
+
+def test_a_batch_says_the_same_as_one_image(tiny_bundle: Path, tiny_data: Path) -> None:
+    paths = sorted((tiny_data / "train").rglob("*.png"))[:7]
+    with Detector.open(tiny_bundle) as detector:
+        alone = [detector.judge(path).logit for path in paths]
+        together = [verdict.logit for verdict in detector.judge_many(paths, batch_size=3)]
+    assert together == pytest.approx(alone, abs=1e-4)
+
+
+def test_training_export_and_runtime_agree_on_which_class_is_ai(tiny_bundle: Path, tiny_data: Path) -> None:
+    with Detector.open(tiny_bundle) as detector:
+        means = [
+            np.mean([v.logit for v in detector.judge_many(sorted((tiny_data / "train" / label).glob("*.png")))])
+            for label in ("real", "ai")
+        ]
+    assert means[1] > means[0]
+
+
+def test_judging_raises_what_is_wrong_with_an_image(fake: Detector, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="absent"):
+        fake.judge(tmp_path / "absent.png")
+    judged = fake.judge_many([_grey(1), _grey(255), tmp_path / "absent.png", _grey(9)], batch_size=8)
+    assert [next(judged).label, next(judged).label] == [Label.REAL, Label.AI]
+    with pytest.raises(ImageError, match="absent"):
+        next(judged)
+
+
+def test_judging_many_is_lazy(fake: Detector) -> None:
+    taken = itertools.count()
+
+    def images() -> Iterator[PixelsHWC]:
+        while True:
+            next(taken)
+            yield _grey(200)
+
+    judged = fake.judge_many(images(), batch_size=4)
+    assert [next(judged).label for _ in range(6)] == [Label.AI] * 6
+    assert next(taken) <= 12
+
+
+def test_a_scan_keeps_the_order_and_goes_on_after_what_is_broken(fake: Detector, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{index}.png" for index in range(10)]
+    for index, path in enumerate(paths):
+        if index % 3 == 0:
+            path.write_bytes(b"broken")
+        elif index == 5:
+            Image.fromarray(_grey(0)).save(path)  # the fake's logit of it is not finite
+        else:
+            Image.fromarray(_grey(20 * index)).save(path)
+    scanned = list(fake.scan(paths, batch_size=4))
+    assert [one.path for one in scanned] == paths
+    assert [one.error is not None for one in scanned] == [index % 3 == 0 or index == 5 for index in range(10)]
+    assert "not an image" in (scanned[0].error or "")
+    assert str(tmp_path) not in (scanned[0].error or "")
+    assert "nan" in (scanned[5].error or "")
+    assert all(one.verdict.logit == 20 * i - 128 for i, one in enumerate(scanned) if one.verdict)
+
+
+def test_a_scan_of_an_endless_stream_reads_no_more_than_its_window(fake: Detector, tmp_path: Path) -> None:
+    path = write_image(tmp_path / "image.png", 1)
+    taken = itertools.count()
+    endless = (path for _ in taken)
+    scanned = fake.scan(endless, batch_size=4)
+    for _ in range(9):
+        next(scanned)
+    scanned.close()  # type: ignore[attr-defined]
+    assert next(taken) <= 9 + 3 * 4
+
+
+def test_nonsense_of_a_backend_is_no_verdict(fake: Detector) -> None:
+    with pytest.raises(BackendError, match="nonsense"):
+        fake.judge(_grey(0))
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_holds_at_least_one(fake: Detector, batch_size: int) -> None:
+    with pytest.raises(ValueError, match="batch_size"):
+        list(fake.scan([], batch_size=batch_size))
+
+
+def test_unknown_backends_and_points_are_clear_errors(tiny_bundle: Path) -> None:
+    with pytest.raises(BackendError, match="unknown backend 'cuda'"):
+        Detector.open(tiny_bundle, "cuda")
+    with pytest.raises(BackendError, match="TensorRT"):
+        Detector.open(tiny_bundle, "tensorrt")
+    with pytest.raises(BundleError, match="no operating point 'strict'"):
+        Detector.open(tiny_bundle, operating_point="strict")
+
+
+def test_a_backend_reads_its_precision_from_the_network(tiny_bundle: Path) -> None:
+    with Detector.open(tiny_bundle) as detector:
+        assert (detector.backend.name, detector.backend.precision) == ("onnx-cpu", "fp32")
+        assert detector.backend.logits([]).shape == (0,)
+
+
+def test_a_network_for_another_size_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from aivsreal.runtime.bundle import write_bundle
+    from aivsreal.runtime.spec import PreprocessSpec
+
+    old = Bundle.open(tiny_bundle)
+    files = {"model.onnx": old.read("model.onnx")}
+    write_bundle(tmp_path / "odd", files, replace(old.manifest, spec=PreprocessSpec(96)))
+    with pytest.raises(BundleError, match="96"):
+        Detector.open(tmp_path / "odd", "onnx")
+    write_bundle(tmp_path / "junk", {"model.onnx": b"junk"}, old.manifest)
+    for backend in ("onnx", "torch"):
+        with pytest.raises(BundleError, match=r"model\.onnx"):
+            Detector.open(tmp_path / "junk", backend)

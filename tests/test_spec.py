@@ -1,0 +1,64 @@
+"""The one value that says how pixels become the input."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aivsreal.runtime.spec import Geometry, PreprocessSpec, ResizeFilter, spec_from_json
+
+SIDES = st.integers(1, 5000)
+
+
+@given(SIDES, SIDES, st.floats(0.01, 1.0))
+def test_a_centre_crop_is_a_centred_square_inside_the_image(width: int, height: int, fraction: float) -> None:
+    left, top, right, bottom = PreprocessSpec(crop_fraction=fraction).box(width, height)
+    assert right - left == bottom - top == max(1, round(min(width, height) * fraction))
+    assert 0 <= left <= width - right <= left + 1
+    assert 0 <= top <= height - bottom <= top + 1
+
+
+def test_squash_sees_the_whole_image() -> None:
+    assert PreprocessSpec(geometry=Geometry.SQUASH).box(300, 200) == (0, 0, 300, 200)
+
+
+def test_256_pixels_are_cropped_to_the_input_without_resampling() -> None:
+    assert PreprocessSpec().box(256, 256) == (16, 16, 240, 240)
+
+
+def test_the_affine_step_is_the_formula() -> None:
+    spec = PreprocessSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    scale_C, bias_C = spec.affine()
+    value = np.arange(256)[:, None]
+    formula = (value / 255 - np.array(spec.mean)) / np.array(spec.std)
+    assert np.abs(value * scale_C + bias_C - formula).max() < 1e-6
+    assert scale_C.dtype == bias_C.dtype == np.float32
+
+
+def test_a_spec_survives_json() -> None:
+    for geometry in Geometry:
+        for kernel in ResizeFilter:
+            spec = PreprocessSpec(96, geometry, 0.75, kernel, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+            assert spec_from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": 0},
+        {"crop_fraction": 0.0},
+        {"crop_fraction": 1.5},
+        {"std": [0.5, 0.0, 0.5]},
+        {"mean": [0.5, 0.5]},
+        {"filter": "nearest"},
+        {"antialias": False},
+        {"unknown": 1},
+    ],
+)
+def test_what_is_out_of_range_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        spec_from_json({**PreprocessSpec().to_json(), **change})
