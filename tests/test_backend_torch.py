@@ -1,0 +1,119 @@
+"""The network in PyTorch: one definition, fused without a change, read back from a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from aivsreal.runtime.backend_torch import (
+    ARCHS,
+    Residual,
+    fused_network,
+    logits_from_output,
+    network_from_arch,
+    network_from_bundle,
+    round_to_half,
+)
+from aivsreal.runtime.bundle import Bundle, write_bundle
+from aivsreal.runtime.errors import BundleError
+
+
+def _trained(arch: str, size: int) -> torch.nn.Module:
+    """Weights and BatchNorm statistics as different from fresh ones as training makes them."""
+    torch.manual_seed(0)
+    network = network_from_arch(arch, size)
+    for name, value in network.state_dict().items():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 2.0)
+        elif name.endswith(("running_mean", "bias", "attention_biases")):
+            value.normal_(0, 0.2)
+        elif name.endswith("bn.weight"):
+            value.uniform_(0.5, 1.5)
+    return network.eval()
+
+
+@pytest.mark.parametrize(
+    "arch", ["levit_128s", "levit_conv_128s", "levit_192", "levit_128s_residual", "levit_conv_128s_residual"]
+)
+def test_fusing_changes_no_logit(arch: str) -> None:
+    size = 64 if "128s" in arch else 224
+    network = _trained(arch, size)
+    batch_BCHW = torch.randn(3, 3, size, size)
+    with torch.inference_mode():
+        before_B = logits_from_output(network(batch_BCHW))
+        after_B = logits_from_output(fused_network(network, arch, size)(batch_BCHW))
+    assert before_B.std() > 1e-3
+    assert (before_B - after_B).abs().max() < 1e-5
+
+
+def test_a_fused_network_has_no_batchnorm_and_gradients_reach_the_input() -> None:
+    fused = fused_network(_trained("levit_128s", 64), "levit_128s", 64)
+    assert not [module for module in fused.modules() if "Norm" in type(module).__name__]
+    for _ in range(2):  # timm's own network dies at the second backward in eval()
+        batch_BCHW = torch.randn(1, 3, 64, 64, requires_grad=True)
+        fused(batch_BCHW).sum().backward()
+        assert batch_BCHW.grad is not None
+        assert batch_BCHW.grad.abs().sum() > 0
+
+
+def test_fusing_takes_the_weights_of_now_and_leaves_the_network_alone() -> None:
+    network = _trained("levit_128s", 64)
+    batch_BCHW = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        network(batch_BCHW)  # timm keeps attention biases of this forward
+        for name, value in network.state_dict().items():
+            if name.endswith("attention_biases"):
+                value.add_(1.0 * torch.randn(value.shape))
+        after_B = fused_network(network, "levit_128s", 64)(batch_BCHW)
+        network.train()
+        network.eval()
+        assert (network(batch_BCHW) - after_B).abs().max() < 1e-5
+
+
+def test_a_residual_hides_what_is_smooth_and_keeps_what_is_not() -> None:
+    ramp_BCHW = torch.linspace(-1, 1, 32).expand(1, 3, 32, 32).clone()
+    assert Residual()(ramp_BCHW).abs().max() < 1e-5
+    ramp_BCHW[0, 1, 16, 16] += 1.0
+    residual_BCHW = Residual()(ramp_BCHW)
+    assert residual_BCHW.shape == ramp_BCHW.shape
+    assert residual_BCHW[0, 1, 16, 16] == pytest.approx(Residual.GAIN * 0.75, abs=1e-4)
+    assert residual_BCHW[0, 0].abs().max() < 1e-5
+
+
+def test_an_unknown_arch_is_refused() -> None:
+    assert "levit_192" in ARCHS
+    with pytest.raises(ValueError, match="levit_conv_192"):
+        network_from_arch("resnet50", 224)
+
+
+def test_the_network_of_a_bundle_has_the_weights_of_its_onnx_file(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    stored = {
+        tensor.name.removesuffix(".half"): numpy_helper.to_array(tensor)
+        for tensor in onnx.load(tiny_bundle / "model.onnx").graph.initializer
+    }
+    for name, value in network_from_bundle(bundle).state_dict().items():
+        assert (value.numpy() == stored[name].astype("f4")).all()
+
+
+def test_a_bundle_with_other_weights_than_its_arch_needs_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    files = {"model.onnx": bundle.read("model.onnx")}
+    other = write_bundle(tmp_path / "other", files, replace(bundle.manifest, arch="levit_128"))
+    with pytest.raises(BundleError, match="levit_128"):
+        network_from_bundle(other)
+
+
+def test_rounding_leaves_the_network_itself_alone() -> None:
+    fused = fused_network(_trained("levit_128s", 64), "levit_128s", 64)
+    before = {name: value.clone() for name, value in fused.state_dict().items()}
+    rounded = round_to_half(fused).state_dict()
+    assert all((value == before[name]).all() for name, value in fused.state_dict().items())
+    assert any((rounded[name] != value).any() for name, value in before.items())
+    large = [value for value in rounded.values() if value.numel() >= 1024]
+    assert all((value == value.half().float()).all() for value in large)
