@@ -116,3 +116,7 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
             resume=resume, on_step=display.step, on_epoch=on_epoch,
         )  # fmt: skip
     click.echo(json.dumps({"checkpoint": str(out / "best.safetensors"), **best}))
+
+
+if __name__ == "__main__":
+    main()

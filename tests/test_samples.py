@@ -1,0 +1,130 @@
+"""Data sets: what is found, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import write_image
+
+from aivsreal.runtime.errors import DataError
+from aivsreal.train.config import PRESETS, TrainConfig, config_from_json
+from aivsreal.train.samples import (
+    counts_of,
+    digest_of,
+    in_split,
+    licences_of,
+    limited,
+    readable,
+    samples_from_data,
+)
+
+HEADER = "path,label,split,source,licence\n"
+
+
+def _csv(folder: Path, rows: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "images.csv").write_text(rows)
+    return folder
+
+
+def test_a_table_and_folders_give_the_same_samples(tmp_path: Path) -> None:
+    for name in ("train/real/a.png", "train/ai/b.png", "val/real/c.png", "val/ai/d.png"):
+        write_image(tmp_path / "folders" / name, 1)
+    rows = "".join(
+        f"{path},{path.split('/')[1]},{path.split('/')[0]},{path.split('/')[1]},MIT\n"
+        for path in ("train/real/a.png", "train/ai/b.png", "val/real/c.png", "val/ai/d.png")
+    )
+    table = _csv(tmp_path / "table", HEADER + rows)
+    found, listed = samples_from_data(tmp_path / "folders"), samples_from_data(table)
+    assert {(s.path.name, s.label, s.split, s.source) for s in found} == {
+        (s.path.name, s.label, s.split, s.source) for s in listed
+    }
+    assert licences_of(listed) == {"ai": "MIT", "real": "MIT"}
+    assert counts_of(listed)["train/ai"] == {"ai": 1}
+    assert [sample.target for sample in listed] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("path,split\na.png,train\n", "label"),
+        (HEADER + "a.png,fake,train,s,\n", "line 2: label must be real or ai, not 'fake'"),
+        (HEADER, "no images"),
+    ],
+)
+def test_a_wrong_table_is_one_clear_error(tmp_path: Path, rows: str, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        samples_from_data(_csv(tmp_path, rows))
+
+
+def test_what_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file or folder"):
+        samples_from_data(tmp_path / "absent")
+    write_image(tmp_path / "train" / "real" / "a.png", 1)
+    with pytest.raises(DataError, match="labelled ai"):
+        in_split(samples_from_data(tmp_path), "train")
+
+
+def test_a_held_out_tenth_stays_the_same_when_images_are_added(tmp_path: Path) -> None:
+    def held_out(count: int) -> set[str]:
+        rows = "".join(f"{index}.png,{'ai' if index % 2 else 'real'},train,s,\n" for index in range(count))
+        return {s.path.name for s in samples_from_data(_csv(tmp_path, HEADER + rows)) if s.split == "val"}
+
+    few, many = held_out(300), held_out(600)
+    assert 15 <= len(few) <= 50
+    assert few == {name for name in many if int(name.split(".")[0]) < 300}
+
+
+def test_a_broken_image_is_reported_and_left_out(tmp_path: Path) -> None:
+    write_image(tmp_path / "train" / "real" / "good.png", 1)
+    (tmp_path / "train" / "ai").mkdir()
+    (tmp_path / "train" / "ai" / "broken.png").write_bytes(b"words")
+    good, problems = readable(samples_from_data(tmp_path), workers=2)
+    assert [sample.path.name for sample in good if sample.split] == ["good.png"]
+    assert len(problems) == 1
+    assert "broken.png" in problems[0]
+
+
+def test_the_digest_follows_names_labels_splits_and_sizes_but_not_the_place(tiny_data: Path, tmp_path: Path) -> None:
+    samples = samples_from_data(tiny_data)
+    digest = digest_of(samples, tiny_data)
+    (tmp_path / "elsewhere").symlink_to(tiny_data)
+    assert digest_of(samples_from_data(tmp_path / "elsewhere"), tmp_path / "elsewhere") == digest
+    assert digest_of(samples[1:], tiny_data) != digest
+    assert digest_of([replace(samples[0], label="ai"), *samples[1:]], tiny_data) != digest
+
+
+def test_a_limit_keeps_every_class_and_spreads(tiny_data: Path) -> None:
+    samples = samples_from_data(tiny_data)
+    few = limited(samples, 4)
+    assert {(s.split, s.label) for s in few} == {(s.split, s.label) for s in samples}
+    assert len(few) == 16
+    assert limited(samples, None) == [s for group in _groups(samples) for s in group]
+
+
+def _groups(samples: list) -> list[list]:
+    keys = dict.fromkeys((s.split, s.label) for s in samples)
+    return [[s for s in samples if (s.split, s.label) == key] for key in keys]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_configuration_survives_json(preset: str) -> None:
+    config = PRESETS[preset]
+    assert config.preset == preset
+    assert config_from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_each_ablation_is_one_change_to_robust() -> None:
+    for name in set(PRESETS) - {"seed", "robust"}:
+        values, robust = PRESETS[name].to_json(), PRESETS["robust"].to_json()
+        changed = {key for key in values if values[key] != robust[key]} - {"preset"}
+        assert len(changed) == 1, (name, changed)
+
+
+@pytest.mark.parametrize("change", [{"optimizer": "sgd"}, {"schedule": "step"}, {"epochs": 0}, {"batch_size": 1}])
+def test_what_cannot_be_trained_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        TrainConfig(**change)  # type: ignore[arg-type]

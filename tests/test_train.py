@@ -1,0 +1,184 @@
+"""`aivsreal-train`: what it writes, that it goes on exactly, and how it fails."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from safetensors.torch import load_file
+
+from aivsreal.runtime.errors import CheckpointError
+from aivsreal.runtime.spec import PreprocessSpec, spec_from_json
+from aivsreal.train.cli import main
+from aivsreal.train.config import PRESETS, TrainConfig, config_from_json
+from aivsreal.train.fit import Machine, fit, learning_rate
+from aivsreal.train.samples import in_split, samples_from_data
+
+SMALL = "--arch levit_128s --size 64 --batch-size 8 --workers 0 --device cpu --no-amp".split()
+ALL_ON = replace(
+    PRESETS["robust"], arch="levit_128s", spec=PreprocessSpec(64), batch_size=8, epochs=3, consistency=1.0,
+)  # fmt: skip
+
+
+def _train(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments] + SMALL)
+
+
+def _fit(
+    data: Path, run: Path, config: TrainConfig, *, resume: bool = False, stop_after: int = 99, workers: int = 0
+) -> list[dict[str, Any]]:
+    samples = samples_from_data(data)
+    card = {"arch": config.arch, "labels": ["real", "ai"], "config": config.to_json(), "data_digest": "-"}
+    rows: list[dict[str, Any]] = []
+
+    def on_epoch(row: dict[str, Any]) -> None:
+        rows.append(row)
+        if row["epoch"] == stop_after:
+            raise KeyboardInterrupt
+
+    run.mkdir(exist_ok=True)
+    try:
+        fit(
+            config, Machine(workers=workers), in_split(samples, "train"),
+            {"val_unseen": in_split(samples, "val_unseen")}, "val_unseen", run, card,
+            resume=resume, on_step=lambda *_: None, on_epoch=on_epoch,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        assert rows[-1]["epoch"] == stop_after
+    return rows
+
+
+def test_a_run_leaves_metrics_curves_and_checkpoints(tiny_run: Path) -> None:
+    rows = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    for row in rows:
+        assert row["train"].keys() == {"loss", "accuracy"}
+        assert row["val_unseen"].keys() == {"loss", "accuracy", "auc"}
+    with Image.open(tiny_run / "curves.png") as curves:
+        assert curves.format == "PNG"
+        assert min(curves.size) > 300
+    for name in ("best", "last"):
+        card = json.loads((tiny_run / f"{name}.json").read_text())
+        weights = (tiny_run / f"{name}.safetensors").read_bytes()
+        assert card["weights_sha256"] == hashlib.sha256(weights).hexdigest()
+        assert (card["arch"], card["labels"]) == ("levit_128s", ["real", "ai"])
+        config = config_from_json(card["config"])
+        assert config.spec == spec_from_json(card["spec"]) == replace(PRESETS["seed"].spec, size=64)
+        assert card["data_counts"]["train/real"] == {"real": 16}
+        assert card["metrics"] in rows
+    best = max(rows, key=lambda row: row["val_unseen"]["auc"])
+    assert json.loads((tiny_run / "best.json").read_text())["metrics"] == best
+
+
+def test_the_network_learns(tiny_data: Path, tmp_path: Path) -> None:
+    config = replace(PRESETS["seed"], arch="levit_128s", spec=PreprocessSpec(64), batch_size=8, epochs=6, lr=1e-3)
+    rows = _fit(tiny_data, tmp_path / "run", config)
+    assert rows[-1]["train"]["loss"] < 0.7 * rows[0]["train"]["loss"]
+    assert rows[-1]["val_unseen"]["auc"] > 0.9
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_continues_exactly(tiny_data: Path, tmp_path: Path, workers: int) -> None:
+    straight = _fit(tiny_data, tmp_path / "straight", ALL_ON)
+    first = _fit(tiny_data, tmp_path / "stopped", ALL_ON, stop_after=1, workers=workers)
+    rest = _fit(tiny_data, tmp_path / "stopped", ALL_ON, resume=True, workers=workers)
+    assert first + rest == straight
+    for name in ("best", "last"):
+        one, other = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("straight", "stopped"))
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_another_seed_is_another_run(tiny_data: Path, tmp_path: Path) -> None:
+    config = replace(ALL_ON, epochs=1)
+    first = _fit(tiny_data, tmp_path / "first", config)
+    assert _fit(tiny_data, tmp_path / "again", config) == first
+    assert _fit(tiny_data, tmp_path / "other", replace(config, seed=1)) != first
+
+
+def test_resuming_with_another_configuration_is_refused(tiny_data: Path, tmp_path: Path) -> None:
+    _fit(tiny_data, tmp_path / "run", ALL_ON, stop_after=1)
+    with pytest.raises(CheckpointError, match="another configuration"):
+        _fit(tiny_data, tmp_path / "run", replace(ALL_ON, lr=1e-2), resume=True)
+
+
+def test_a_damaged_state_is_one_clear_error(tiny_data: Path, tmp_path: Path) -> None:
+    _fit(tiny_data, tmp_path / "run", ALL_ON, stop_after=1)
+    (tmp_path / "run" / "last.state.pt").write_bytes(b"words")
+    with pytest.raises(CheckpointError, match="damaged or not ours"):
+        _fit(tiny_data, tmp_path / "run", ALL_ON, resume=True)
+
+
+def test_a_run_is_never_overwritten_by_accident(tiny_data: Path, tiny_run: Path) -> None:
+    result = _train(tiny_data, "-o", tiny_run)
+    assert result.exit_code == 2
+    assert "--resume" in result.stderr
+
+
+def test_resuming_nothing_says_what_to_type(tiny_data: Path, tmp_path: Path) -> None:
+    result = _train(tiny_data, "-o", tmp_path / "run", "--resume")
+    assert result.exit_code == 2
+    assert "without --resume" in result.stderr
+
+
+def test_broken_images_are_told_and_skipped(tiny_data: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_data, tmp_path / "data")
+    (tmp_path / "data" / "train" / "ai" / "broken.png").write_bytes(b"words")
+    result = _train(tmp_path / "data", "-o", tmp_path / "run", "--epochs", 1)
+    assert result.exit_code == 0, result.output
+    assert "broken.png: not an image" in result.stderr
+    assert "32 images, 1 skipped" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--choose-on", "val_other"], "there are val_unseen"),
+        (["--arch", "resnet50"], "resnet50"),
+        (["--epochs", "0"], "--epochs"),
+        (["--preset", "best"], "--preset"),
+    ],
+)
+def test_wrong_options_are_one_message(tiny_data: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
+    result = CliRunner().invoke(main, [str(tiny_data), "-o", str(tmp_path / "run"), *SMALL, *arguments])
+    assert result.exit_code == 2, result.output
+    assert words in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_training_says_how_to_go_on(tiny_data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "aivsreal.train.cli", str(tiny_data), "-o", str(run), "--epochs", "500", *SMALL]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for _ in range(600):
+            if (run / "metrics.jsonl").exists():
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    assert (run / "last.state.pt").exists()
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    config = replace(ALL_ON, epochs=10, warmup_epochs=2, lr=1.0)
+    rates = [learning_rate(step, 10, config) for step in range(100)]
+    assert rates[0] == pytest.approx(0.05)
+    assert max(rates) == rates[20] == pytest.approx(1.0)
+    assert rates[19:] == sorted(rates[19:], reverse=True)
+    assert rates[-1] < 0.01
+    constant = replace(config, schedule="constant", warmup_epochs=0)
+    assert {learning_rate(step, 10, constant) for step in range(100)} == {1.0}
