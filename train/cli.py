@@ -49,6 +49,7 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
         import torchvision  # noqa: F401
     except ImportError as error:
         raise MissingExtra("train", error.name or "torch", "train") from None
+    from aivsreal.runtime.backend_torch import ARCHS
     from aivsreal.train.fit import Machine, fit
     from aivsreal.train.plot import draw_curves
     from aivsreal.train.progress import TrainDisplay
@@ -61,6 +62,8 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
     if options["size"] is not None:
         changes["spec"] = replace(config.spec, size=options["size"])
     config = replace(config, **changes)
+    if config.arch not in ARCHS:
+        raise DataError(f"--arch {config.arch}: unknown; use one of {', '.join(ARCHS)}")
     device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise DataError("--device cuda: torch sees no GPU here; leave --device out to train on the CPU")
