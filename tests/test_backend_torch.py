@@ -74,7 +74,8 @@ def test_fusing_takes_the_weights_of_now_and_leaves_the_network_alone() -> None:
         after_B = fused_network(network, "levit_128s", 64)(batch_BCHW)
         network.train()
         network.eval()
-        assert (network(batch_BCHW) - after_B).abs().max() < 1e-5
+        # Rounding moves a logit by 2e-5; the biases of before would move it by 2e-3.
+        assert (network(batch_BCHW) - after_B).abs().max() < 1e-4
 
 
 def test_a_residual_hides_what_is_smooth_and_keeps_what_is_not() -> None:
