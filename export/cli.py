@@ -121,7 +121,7 @@ def _export(
         default_point=points[0].name,
         metrics={"training": source.card["metrics"]},
         provenance={
-            **{name: source.card[name] for name in _PROVENANCE},
+            **{name: source.card[name] for name in (*_PROVENANCE, "started_from") if name in source.card},
             "checkpoint_sha256": source.card["weights_sha256"],
             "versions": {
                 **source.card["versions"], "export_torch": torch.__version__, "timm": timm.__version__,

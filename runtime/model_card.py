@@ -62,10 +62,25 @@ def _head(manifest: Manifest) -> str:
     config: Json = provenance["config"]
     return (
         f"# {manifest.arch}, {manifest.spec.size} px: AI-generated or real\n\n"
-        f"Trained from scratch with the preset `{config['preset']}` (seed {config['seed']}); epoch "
-        f"{provenance['epoch']} of {config['epochs']} is kept, the best by AUC on `{provenance['chosen_on']}`. "
+        f"Trained {_origin(provenance)} with the preset `{config['preset']}` (seed {config['seed']}); epoch "
+        f"{provenance['epoch']} of {config['epochs']} is kept, {_choice(provenance)}. "
         "Exported by `aivsreal-export`; this file is written by the commands that measured its numbers."
     )
+
+
+def _origin(provenance: Json) -> str:
+    start: Json | None = provenance.get("started_from")
+    if start is None:
+        return "from scratch"
+    return (
+        f"on from the weights `{start['weights_sha256'][:12]}` (epoch {start['epoch']} of the preset "
+        f"`{start['config']['preset']}`, trained {_origin(start)})"
+    )
+
+
+def _choice(provenance: Json) -> str:
+    splits = [f"`{split}`" for split in provenance["chosen_on"].split("+") if split]
+    return f"the best by mean AUC on {' and '.join(splits)}" if splits else "the last one"
 
 
 def _numbers(evaluation: Json | None) -> Iterable[str]:
@@ -134,7 +149,11 @@ def _training(training: Json, provenance: Json) -> Iterable[str]:
     yield (
         "### As validated in training\n\n"
         f"{_table(['split', 'accuracy at logit 0', 'AUC', 'loss'], rows)}\n\n"
-        f"`{provenance['chosen_on']}` chose the epoch, so its figures are optimistic."
+        + (
+            "Figures of splits that chose the epoch are optimistic."
+            if provenance["chosen_on"]
+            else "No split chose it."
+        )
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from aivsreal.runtime.errors import CheckpointError
 from aivsreal.runtime.spec import PreprocessSpec, spec_from_json
 from aivsreal.train.cli import main
 from aivsreal.train.config import PRESETS, TrainConfig, config_from_json
+from aivsreal.train.data import TrainDraws
+from aivsreal.train.distributed import Ranks
 from aivsreal.train.fit import Machine, fit, learning_rate
 from aivsreal.train.samples import in_split, samples_from_data
 
@@ -37,7 +41,14 @@ def _train(*arguments: object) -> Result:
 
 
 def _fit(
-    data: Path, run: Path, config: TrainConfig, *, resume: bool = False, stop_after: int = 99, workers: int = 0
+    data: Path,
+    run: Path,
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    stop_after: int = 99,
+    workers: int = 0,
+    compiled: bool = False,
 ) -> list[dict[str, Any]]:
     samples = samples_from_data(data)
     card = {"arch": config.arch, "labels": ["real", "ai"], "config": config.to_json(), "data_digest": "-"}
@@ -51,8 +62,8 @@ def _fit(
     run.mkdir(exist_ok=True)
     try:
         fit(
-            config, Machine(workers=workers), in_split(samples, "train"),
-            {"val_unseen": in_split(samples, "val_unseen")}, "val_unseen", run, card,
+            config, Machine(workers=workers, compiled=compiled), in_split(samples, "train"),
+            {"val_unseen": in_split(samples, "val_unseen")}, ["val_unseen"], run, card,
             resume=resume, on_step=lambda *_: None, on_epoch=on_epoch,
         )  # fmt: skip
     except KeyboardInterrupt:
@@ -171,6 +182,96 @@ def test_an_interrupted_training_says_how_to_go_on(tiny_data: Path, tmp_path: Pa
     assert "--resume" in errors
     assert "Traceback" not in errors
     assert (run / "last.state.pt").exists()
+
+
+def test_the_best_epoch_has_the_highest_mean_auc(
+    monkeypatch: pytest.MonkeyPatch, tiny_data: Path, tmp_path: Path
+) -> None:
+    aucs = iter([0.5, 0.9, 0.8, 0.8, 0.9, 0.6])  # val_unseen and val_seen of three epochs; the means are .7, .8, .75
+    monkeypatch.setattr("aivsreal.train.fit.validate", lambda *_: {"loss": 0.0, "accuracy": 0.0, "auc": next(aucs)})
+    samples = samples_from_data(tiny_data)
+    vals = {name: in_split(samples, "val_unseen") for name in ("val_unseen", "val_seen")}
+    config = replace(ALL_ON, consistency=0.0)
+    card = {"arch": config.arch, "labels": ["real", "ai"], "config": config.to_json(), "data_digest": "-"}
+    best = fit(
+        config, Machine(workers=0), in_split(samples, "train"), vals, list(vals), tmp_path, card,
+        resume=False, on_step=lambda *_: None, on_epoch=lambda _: None,
+    )  # fmt: skip
+    assert best["epoch"] == 2
+    assert json.loads((tmp_path / "best.json").read_text())["epoch"] == 2
+
+
+def test_several_processes_make_one_run(tiny_data: Path, tmp_path: Path) -> None:
+    runs = []
+    for name in ("one", "again"):
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            "-m", "aivsreal.train.cli", str(tiny_data), "-o", str(tmp_path / name), "--epochs", "2",
+            "--preset", "robust", "--cache", str(tmp_path / "cache"), *SMALL,
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) == 1  # the first process alone talks
+        runs.append((tmp_path / name / "metrics.jsonl").read_text())
+    assert runs[0] == runs[1]
+    assert [json.loads(line)["epoch"] for line in runs[0].splitlines()] == [1, 2]
+    assert json.loads((tmp_path / "one" / "last.json").read_text())["versions"]["processes"] == 2
+
+
+def test_ranks_share_the_batches_of_a_run_alone(tiny_data: Path) -> None:
+    train = in_split(samples_from_data(tiny_data), "train")
+    alone = list(TrainDraws(train, ALL_ON))
+    shares = [list(TrainDraws(train, ALL_ON, Ranks(rank, 2))) for rank in range(2)]
+    assert sorted(shares[0] + shares[1]) == sorted(alone)
+    for batch in range(4):
+        mine = [draw for share in shares for draw in share[4 * batch : 4 * batch + 4]]
+        assert sorted(mine) == sorted(alone[8 * batch : 8 * batch + 8])
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch, tiny_data: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    result = _train(tiny_data)
+    assert result.exit_code == 2
+    assert "3 processes cannot share it" in result.stderr
+
+
+def test_a_run_starts_from_the_weights_of_another(tiny_data: Path, tiny_run: Path, tmp_path: Path) -> None:
+    result = _train(tiny_data, "-o", tmp_path / "run", "--init", tiny_run, "--epochs", 1, "--lr", 1e-9)
+    assert result.exit_code == 0, result.output
+    before = json.loads((tiny_run / "best.json").read_text())
+    card = json.loads((tmp_path / "run" / "best.json").read_text())
+    assert card["config"]["init"] == card["started_from"]["weights_sha256"] == before["weights_sha256"]
+    one, other = load_file(tiny_run / "best.safetensors"), load_file(tmp_path / "run" / "best.safetensors")
+    for name, value in one.items():
+        if "running" not in name and "num_batches" not in name:
+            assert torch.allclose(value, other[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize("what", ["missing", "damaged", "other"])
+def test_a_start_that_does_not_fit_is_one_message(tiny_data: Path, tiny_run: Path, tmp_path: Path, what: str) -> None:
+    start = tmp_path / "start"
+    if what != "missing":
+        shutil.copytree(tiny_run, start)
+    if what == "damaged":
+        with (start / "best.safetensors").open("ab") as file:
+            file.write(b"words")
+    more = ["--arch", "levit_128"] if what == "other" else []
+    result = CliRunner().invoke(
+        main, [str(tiny_data), "-o", str(tmp_path / "run"), "--init", str(start), *SMALL, *more]
+    )
+    assert result.exit_code == 2, result.output
+    assert {"missing": "No such file", "damaged": "copy both files", "other": "give --arch"}[what] in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_compiled_step_learns_the_same(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without the C++ compiler that inductor needs: what is tested is that compiling changes no weight's name or value.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    plain = _fit(tiny_data, tmp_path / "plain", replace(ALL_ON, epochs=1))
+    compiled = _fit(tiny_data, tmp_path / "compiled", replace(ALL_ON, epochs=1), compiled=True)
+    assert compiled[0]["train"]["loss"] == pytest.approx(plain[0]["train"]["loss"], abs=1e-3)
+    one, other = (load_file(tmp_path / run / "last.safetensors") for run in ("plain", "compiled"))
+    assert one.keys() == other.keys()
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,14 +25,28 @@ from aivsreal.train.config import PRESETS
 @click.option("--batch-size", type=click.IntRange(2))
 @click.option("--lr", type=click.FloatRange(0, min_open=True))
 @click.option("--seed", type=int)
-@click.option("--choose-on", metavar="SPLIT", help="Split whose AUC picks the best epoch.  [default: the last val*]")
+@click.option(
+    "--choose-on",
+    metavar="SPLIT",
+    multiple=True,
+    help="Split whose AUC picks the best epoch; the mean of several.  [default: all val*]",
+)
+@click.option(
+    "--init", type=click.Path(path_type=Path), help="Run whose weights to start from.  [default: from scratch]"
+)
+@click.option("--short-side", type=click.IntRange(32), help="Scale larger training images down to it as they are read.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps the images decoded between epochs.")
 @click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda where there is one]")
 @click.option("--amp/--no-amp", default=None, help="Mixed precision.  [default: on where the hardware has it]")
+@click.option("--compile/--no-compile", "compiled", default=None, help="torch.compile.  [default: on for CUDA]")
 @click.option("--workers", type=click.IntRange(0), default=2, show_default=True, help="Processes that load images.")
 @click.option("--resume", is_flag=True, help="Go on from the last epoch in --out, exactly.")
 @click.version_option(package_name="aivsreal")
 def main(data: Path, out: Path, preset: str, resume: bool, **options: Any) -> None:
-    """Train on DATA: a folder with train/real, train/ai, val/real, val/ai, or one with an images.csv."""
+    """Train on DATA: a folder with train/real, train/ai, val/real, val/ai, or one with an images.csv.
+
+    On several GPUs: torchrun --nproc-per-node N -m aivsreal.train.cli DATA ...
+    """
     try:
         _train(data, out, preset, resume, options)
     except AivsrealError as error:
@@ -42,6 +57,7 @@ def main(data: Path, out: Path, preset: str, resume: bool, **options: Any) -> No
 
 
 def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, Any]) -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS sums in no fixed order
     try:
         import matplotlib  # noqa: F401
         import safetensors  # noqa: F401
@@ -50,39 +66,72 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
     except ImportError as error:
         raise MissingExtra("train", error.name or "torch", "train") from None
     from aivsreal.runtime.backend_torch import ARCHS
+    from aivsreal.train.cache import cached_pixels
+    from aivsreal.train.distributed import Ranks
     from aivsreal.train.fit import Machine, fit
     from aivsreal.train.plot import draw_curves
     from aivsreal.train.progress import TrainDisplay
     from aivsreal.train.samples import counts_of, digest_of, in_split, licences_of, readable, samples_from_data
+    from aivsreal.train.store import starting_point
 
     config = PRESETS[preset]
     changes = {
-        name: options[name] for name in ("arch", "epochs", "batch_size", "lr", "seed") if options[name] is not None
+        name: options[name]
+        for name in ("arch", "epochs", "batch_size", "lr", "short_side", "seed")
+        if options[name] is not None
     }
     if options["size"] is not None:
         changes["spec"] = replace(config.spec, size=options["size"])
     config = replace(config, **changes)
     if config.arch not in ARCHS:
         raise DataError(f"--arch {config.arch}: unknown; use one of {', '.join(ARCHS)}")
+    start: dict[str, Any] = {}
+    values = None
+    if options["init"] is not None:
+        values, start = starting_point(options["init"], config.arch)
+        config = replace(config, init=start["weights_sha256"])
+    ranks = Ranks.from_environment()
+    if config.batch_size % ranks.world:
+        raise DataError(f"--batch-size {config.batch_size}: {ranks.world} processes cannot share it evenly")
     device = options["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and ranks.world > 1:
+        device = f"cuda:{ranks.local}"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise DataError("--device cuda: torch sees no GPU here; leave --device out to train on the CPU")
     amp = options["amp"]
     if amp is None:
         amp = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    machine = Machine(device, amp, options["workers"])
+    compiled = device != "cpu" if options["compiled"] is None else options["compiled"]
+    machine = Machine(device, amp, options["workers"], compiled, ranks)
 
     if (out / "last.state.pt").exists() and not resume:
         raise CheckpointError(f"{out} already holds a run: add --resume, or give another folder with -o")
-    samples, problems = readable(samples_from_data(data), workers=2)
+
+    def tell(text: str) -> None:
+        if ranks.first:
+            click.echo(text, err=True)
+
+    ranks.join(device)
+    found = [sample for sample in samples_from_data(data) if sample.split.startswith(("train", "val"))]
+    pixels_of = None
+    if options["cache"] is None:
+        samples, problems = readable(found, workers=2)
+    else:
+        if not ranks.first:
+            ranks.gathered(None)  # the first builds the cache and the others then open it
+        pixels_of, problems = cached_pixels(options["cache"], found, config.short_side, 2, tell)
+        if ranks.first:
+            ranks.gathered(None)
+        samples = [sample for sample in found if str(sample.path) in pixels_of.places]
     for problem in problems:
-        click.echo(f"skipped: {problem}", err=True)
+        tell(f"skipped: {problem}")
     train_samples = in_split(samples, "train")
     vals = sorted({sample.split for sample in samples if sample.split.startswith("val")})
     val_samples = {split: in_split(samples, split) for split in vals}
-    choose_on = options["choose_on"] or vals[-1]
-    if choose_on not in val_samples:
-        raise DataError(f"--choose-on {choose_on}: no such validation split; there are {', '.join(vals)}")
+    choose_on = list(options["choose_on"] or vals)
+    for split in choose_on:
+        if split not in val_samples:
+            raise DataError(f"--choose-on {split}: no such validation split; there are {', '.join(vals)}")
     used = train_samples + [sample for split in vals for sample in val_samples[split]]
     root = data if data.is_dir() else data.parent
     card: dict[str, Any] = {
@@ -91,22 +140,28 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
         "labels": ["real", "ai"],
         "spec": config.spec.to_json(),
         "config": config.to_json(),
-        "chosen_on": choose_on,
+        "chosen_on": "+".join(choose_on),
         "data_digest": digest_of(used, root),
         "data_counts": counts_of(used),
         "data_licences": licences_of(used),
-        "versions": {"torch": torch.__version__, "device": device, "amp": amp},
+        "versions": {
+            "torch": torch.__version__,
+            "device": device,
+            "amp": amp,
+            "compiled": compiled,
+            "processes": ranks.world,
+        },
+        **({"started_from": start} if start else {}),
     }
     out.mkdir(parents=True, exist_ok=True)
-    click.echo(
+    tell(
         f"{config.preset}: {config.arch} on {len(train_samples)} images, {len(problems)} skipped, {device}"
-        f"{' with mixed precision' if amp else ''}; best epoch by AUC on {choose_on}; into {out}",
-        err=True,
+        f"{' with mixed precision' if amp else ''}; best epoch by AUC on {' and '.join(choose_on)}; into {out}"
     )
     metrics_path = out / "metrics.jsonl"
-    if not resume:
+    if not resume and ranks.first:
         metrics_path.unlink(missing_ok=True)
-    with TrainDisplay(config.epochs) as display:
+    with TrainDisplay(config.epochs, quiet=not ranks.first) as display:
 
         def on_epoch(row: dict[str, Any]) -> None:
             with metrics_path.open("a", encoding="utf-8") as file:
@@ -116,9 +171,11 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
 
         best = fit(
             config, machine, train_samples, val_samples, choose_on, out, card,
-            resume=resume, on_step=display.step, on_epoch=on_epoch,
+            resume=resume, start=values, pixels_of=pixels_of, on_step=display.step, on_epoch=on_epoch,
         )  # fmt: skip
-    click.echo(json.dumps({"checkpoint": str(out / "best.safetensors"), **best}))
+    ranks.leave()
+    if ranks.first:
+        click.echo(json.dumps({"checkpoint": str(out / "best.safetensors"), **best}))
 
 
 if __name__ == "__main__":

@@ -71,6 +71,10 @@ class TrainConfig:
     image under noise, which is also trained on; 0 is off."""
     balance: bool = False
     """Draw both classes equally often, and each source in proportion to the square root of its size."""
+    short_side: int = 0
+    """Training images with a longer short side are scaled down to this one when they are read; 0 leaves them."""
+    init: str = ""
+    """SHA-256 of the weights that training starts from; empty is from scratch."""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 class TrainDisplay:
     """A context manager around the progress bar on stderr."""
 
-    def __init__(self, epochs: int) -> None:
-        self.console = Console(stderr=True)
+    def __init__(self, epochs: int, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet)
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/" + str(epochs)), BarColumn(),
             TextColumn("loss {task.fields[loss]:.4f}"), TimeRemainingColumn(),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -82,9 +83,33 @@ def load_progress(
         ) from error
 
 
-def load_weights(path: Path, network: nn.Module) -> None:
-    """Load safetensors into a network of the same arch."""
-    network.load_state_dict(load_file(path))
+def starting_point(path: Path, arch: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights to start from, and what their card says of them.
+
+    Args:
+        path: a run's folder, which stands for its `best`, or a `.safetensors` with its card beside it.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or of another arch.
+    """
+    weights = path / "best.safetensors" if path.is_dir() else path.with_suffix(".safetensors")
+    try:
+        card = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+        told = {name: card[name] for name in ("arch", "config", "epoch", "data_digest", "weights_sha256")}
+        if told["weights_sha256"] != hashlib.sha256(weights.read_bytes()).hexdigest():
+            raise CheckpointError(f"{weights}: not the weights that its card describes; copy both files again")
+        values = load_file(weights)
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or weights}: {error.strerror or error}; name a run with --init"
+        ) from None
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{weights}: not a checkpoint of aivsreal-train ({type(error).__name__})") from None
+    if told["arch"] != arch:
+        raise CheckpointError(f"{weights} is a {told['arch']}, and this run trains a {arch}; give --arch")
+    if "started_from" in card:
+        told["started_from"] = card["started_from"]
+    return values, told
 
 
 def _digest_of_card(card: dict[str, Any]) -> str:

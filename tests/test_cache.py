@@ -1,0 +1,82 @@
+"""The cache of decoded images: exact, built once, built anew when a file changes, never over something else."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_image
+
+from aivsreal.runtime.errors import DataError
+from aivsreal.runtime.images import pixels_from_file
+from aivsreal.train.cache import CachedPixels, FilePixels, cached_pixels, reduced
+from aivsreal.train.samples import Sample
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> list[Sample]:
+    paths = [write_image(tmp_path / "images" / f"{index}.png", index, size=(40 + index, 30)) for index in range(20)]
+    return [Sample(path, "real", "train", "made") for path in paths]
+
+
+def _open(folder: Path, samples: list[Sample], short_side: int = 0) -> tuple[CachedPixels, list[str], list[str]]:
+    told: list[str] = []
+    cache, problems = cached_pixels(folder, samples, short_side, 2, told.append)
+    return cache, problems, told
+
+
+def test_the_pixels_are_those_of_the_files(tmp_path: Path, samples: list[Sample]) -> None:
+    cache, problems, told = _open(tmp_path / "cache", samples)
+    assert (problems, len(told)) == ([], 1)
+    for reader in (cache, pickle.loads(pickle.dumps(cache))):
+        for sample in samples:
+            np.testing.assert_array_equal(reader(sample), pixels_from_file(sample.path))
+    assert len(pickle.dumps(cache)) < 10_000
+
+
+def test_a_cache_is_built_once_and_anew_when_a_file_changes(tmp_path: Path, samples: list[Sample]) -> None:
+    _open(tmp_path / "cache", samples)
+    assert _open(tmp_path / "cache", samples)[2] == []
+    write_image(samples[3].path, 99, size=(41, 31))
+    os.utime(samples[3].path, (1, 1))
+    cache, _, told = _open(tmp_path / "cache", samples)
+    assert "built anew" in told[0]
+    np.testing.assert_array_equal(cache(samples[3]), pixels_from_file(samples[3].path))
+    assert "built anew" in _open(tmp_path / "cache", samples, short_side=16)[2][0]
+
+
+def test_a_half_written_cache_is_built_anew(tmp_path: Path, samples: list[Sample]) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "pixels.bin").write_bytes(b"half")
+    cache, _, _ = _open(tmp_path / "cache", samples)
+    np.testing.assert_array_equal(cache(samples[0]), pixels_from_file(samples[0].path))
+
+
+def test_a_broken_image_is_told_each_time_and_left_out(tmp_path: Path, samples: list[Sample]) -> None:
+    samples[5].path.write_bytes(b"words")
+    for _ in range(2):
+        cache, problems, _ = _open(tmp_path / "cache", samples)
+        assert len(problems) == 1
+        assert str(samples[5].path) in problems[0]
+        assert str(samples[5].path) not in cache.places
+    np.testing.assert_array_equal(cache(samples[6]), pixels_from_file(samples[6].path))
+
+
+@pytest.mark.parametrize("name", ["holiday.txt", "index.json"])
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, samples: list[Sample], name: str) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / name).write_text("words")
+    with pytest.raises(DataError, match=r"another folder|empty or new folder"):
+        _open(tmp_path / "cache", samples)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [name]
+
+
+def test_larger_images_are_scaled_to_the_short_side(tmp_path: Path, samples: list[Sample]) -> None:
+    cache, _, _ = _open(tmp_path / "cache", samples, short_side=15)
+    assert cache(samples[10]).shape == (15, 25, 3)
+    np.testing.assert_array_equal(cache(samples[10]), FilePixels(15)(samples[10]))
+    small_HWC = np.zeros((10, 12, 3), dtype=np.uint8)
+    assert reduced(small_HWC, 15) is small_HWC
