@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from pathlib import Path
+from typing import Any
 
 import numpy
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import write_image
 
-from aivsreal.benchmarks import imports
+from aivsreal.benchmarks import ablation, geometry, imports, training
 from aivsreal.benchmarks.machine import machine_facts
+from aivsreal.runtime.images import pixels_from_file
+from aivsreal.runtime.spec import PreprocessSpec
 
 
 def test_the_machine_is_described_without_its_name() -> None:
@@ -59,3 +65,104 @@ def test_the_exit_code_says_whether_the_bounds_hold(
     assert line["holds"] is holds
     assert result.exit_code == (0 if holds else 1)
     assert line["machine"]["python"] == platform.python_version()
+
+
+def _lines(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def _finished_run(folder: Path, preset: str, aucs: list[float]) -> None:
+    run = folder / f"{preset}-0"
+    run.mkdir(parents=True)
+    rows = [
+        {"epoch": index + 1, "val_seen": {"auc": value + 0.1}, "val_unseen": {"auc": value}}
+        for index, value in enumerate(aucs)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {"preset": preset, "seed": 0, "epochs": len(aucs)}
+    (run / "last.json").write_text(json.dumps({"config": config, "data_digest": "-", "versions": {}}))
+
+
+def test_an_ablation_compares_finished_runs_with_the_reference(tmp_path: Path) -> None:
+    _finished_run(tmp_path, "robust", [0.5, 0.7, 0.6])
+    _finished_run(tmp_path, "grey", [0.5, 0.6, 0.65])
+    arguments = [str(tmp_path), "--runs", str(tmp_path), "--epochs", "3", "--finished"]
+    result = CliRunner().invoke(ablation.main, arguments)
+    assert result.exit_code == 0, result.output
+    rows = {row["preset"]: row for row in _lines(result.stdout)}
+    assert rows.keys() == {"robust", "grey"}
+    assert (rows["robust"]["best"]["epoch"], rows["robust"]["last"]["epoch"]) == (2, 3)
+    assert rows["robust"]["auc_change"] == {"val_seen": 0.0, "val_unseen": 0.0}
+    assert rows["grey"]["auc_change"] == {"val_seen": 0.05, "val_unseen": 0.05}
+    assert rows["grey"]["command"] == f"aivsreal-train {tmp_path.name} --preset grey --seed 0 --epochs 3"
+
+
+def test_an_ablation_takes_no_run_of_another_recipe(tmp_path: Path) -> None:
+    _finished_run(tmp_path, "robust", [0.5, 0.7, 0.6])
+    (tmp_path / "robust-0").rename(tmp_path / "grey-0")
+    result = CliRunner().invoke(ablation.main, [str(tmp_path), "--runs", str(tmp_path), "--epochs", "3", "--finished"])
+    assert result.exit_code == 1
+    assert "is of preset robust" in result.stderr
+
+
+def test_an_ablation_trains_what_is_missing(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        _finished_run(tmp_path, "seed", [0.5, 0.6])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(ablation.subprocess, "run", run)
+    arguments = [str(tiny_data), "--runs", str(tmp_path), "--epochs", "2", "--preset", "seed"]
+    result = CliRunner().invoke(ablation.main, arguments)
+    assert result.exit_code == 0, result.output
+    assert commands[0][2:] == [
+        "aivsreal.train.cli", str(tiny_data), "--preset", "seed", "--seed", "0", "--epochs", "2",
+        "-o", str(tmp_path / "seed-0"),
+    ]  # fmt: skip
+    assert "auc_change" not in _lines(result.stdout)[0]  # no run of the reference to compare with
+
+
+def test_views_are_squares_of_the_input_in_their_places(tmp_path: Path) -> None:
+    pixels_HWC = pixels_from_file(write_image(tmp_path / "wide.png", 1, size=(90, 64)))
+    spec = PreprocessSpec(56, crop_fraction=0.875)
+    for name, views in geometry.GEOMETRIES.items():
+        squares = views(pixels_HWC, spec)
+        assert {square.shape for square in squares} == {(56, 56, 3)}, name
+    (centre,) = geometry.one(pixels_HWC, spec)
+    five = geometry.five_crops(pixels_HWC, spec)
+    np.testing.assert_array_equal(five[0], pixels_HWC[:56, :56])
+    np.testing.assert_array_equal(five[3], pixels_HWC[-56:, -56:])
+    np.testing.assert_array_equal(five[4], centre)
+    np.testing.assert_array_equal(geometry.mirrored(pixels_HWC, spec)[1], centre[:, ::-1])
+    assert len(geometry.ten_crops(pixels_HWC, spec)) == 10
+
+
+def test_an_auc_gain_is_paired() -> None:
+    rng = np.random.default_rng(0)
+    target_B = np.repeat([0, 1], 200)
+    base_B = rng.normal(size=400) + 0.3 * target_B
+    assert geometry.auc_gain(target_B, base_B, base_B) == (0.0, 0.0, 0.0)
+    gain, low, high = geometry.auc_gain(target_B, base_B, base_B + target_B)
+    assert 0 < low < gain < high
+
+
+def test_geometries_are_compared_on_a_bundle(tiny_data: Path, tiny_bundle: Path) -> None:
+    arguments = [str(tiny_data), "--bundle", str(tiny_bundle), "--split", "val_unseen"]
+    result = CliRunner().invoke(geometry.main, arguments)
+    assert result.exit_code == 0, result.output
+    rows = _lines(result.stdout)
+    assert [row["geometry"] for row in rows] == list(geometry.GEOMETRIES)
+    assert rows[0]["auc_gain"] == [0.0, 0.0, 0.0]
+    assert rows[-1]["views"] == 10
+
+
+def test_training_is_timed(tiny_data: Path) -> None:
+    options = "--arch levit_128s --size 64 --images 16 --steps 1 --workers 0 --no-compile".split()
+    result = CliRunner().invoke(training.main, [str(tiny_data), *options])
+    assert result.exit_code == 0, result.output
+    (row,) = _lines(result.stdout)
+    assert row["images"] == 16
+    assert row["loading_images_per_s"].keys() == {"files", "cache"}
+    assert min(*row["loading_images_per_s"].values(), *row["step_images_per_s"].values()) > 0

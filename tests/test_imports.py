@@ -53,7 +53,9 @@ def test_a_stage_imports_the_runtime_and_itself_and_no_other_stage(stage: str) -
             top, _, rest = name.partition(".")
             assert top not in (*STAGES, "tests", "conftest"), f"{path} imports {name}: write aivsreal.{name}"
             if top == "aivsreal":
-                assert rest.split(".")[0] in {"runtime", stage}, f"{path} imports {name}: stages meet at files"
+                # Nothing imports the benchmarks, so they may measure training too.
+                known = {"runtime", stage} | ({"train"} if stage == "benchmarks" else set())
+                assert rest.split(".")[0] in known, f"{path} imports {name}: stages meet at files"
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,6 +1,6 @@
 """Decoded training images in one memory-mapped file, so that an epoch decodes nothing and workers share the pages.
 
-Decoding is most of the work of a loader: see `python -m aivsreal.benchmarks.loading`.
+Decoding is most of the work of a loader: see `python -m aivsreal.benchmarks.training`.
 Legend: H, W image height and width; C channel (3, RGB).
 """
 
