@@ -92,7 +92,8 @@ def mean_logits(
     """`logits_B`, the mean over the views of each image."""
     squares_BV = [views(pixels_HWC, spec) for pixels_HWC in images]
     logits_V = backend.logits_from_squares([square_SSC for squares_V in squares_BV for square_SSC in squares_V])
-    return logits_V.reshape(len(images), -1).mean(axis=1)
+    mean_B: npt.NDArray[np.float32] = logits_V.reshape(len(images), -1).mean(axis=1)
+    return mean_B
 
 
 def auc_gain(target_B: npt.NDArray[np.int64], base_B: FloatB, other_B: FloatB) -> tuple[float, float, float]:

@@ -50,7 +50,7 @@ def step_rate(config: TrainConfig, device: str, amp: bool, compiled: bool, steps
     batch_BCHW = torch.randn(config.batch_size, 3, config.spec.size, config.spec.size, device=device)
     target_B = torch.zeros(config.batch_size, device=device)
     if device != "cpu":
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(memory_format=torch.channels_last)
         batch_BCHW = batch_BCHW.to(memory_format=torch.channels_last)
     half = torch.float16 if device != "cpu" else torch.bfloat16
     start = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,10 @@ def _point(context: click.Context, option: click.Parameter, texts: tuple[str, ..
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Bundle folder to write.")
 @click.option("--reference", type=click.Path(path_type=Path), help="Folder of real images for the parity check.")
 @click.option("--opset", type=click.Choice(["17", "20"]), default="17", show_default=True)
+@click.option(
+    "--crop-fraction", type=click.FloatRange(0, 1, min_open=True),
+    help="Side of the centred square that is seen, over the short side.  [default: as it was trained]",
+)  # fmt: skip
 @click.option("--temperature", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True)
 @click.option(
     "--point", "points", multiple=True, callback=_point, metavar="NAME:AI_AT_OR_ABOVE:REAL_BELOW[:FALSE_ALARM_RATE]",
@@ -49,12 +54,12 @@ def _point(context: click.Context, option: click.Parameter, texts: tuple[str, ..
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.version_option(package_name="aivsreal")
 def main(
-    checkpoint: Path, out: Path, reference: Path | None, opset: str, temperature: float,
+    checkpoint: Path, out: Path, reference: Path | None, opset: str, crop_fraction: float | None, temperature: float,
     points: tuple[OperatingPoint, ...], card: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Export CHECKPOINT (a run's folder or its best.safetensors) to a bundle that aivsreal-scan opens."""
     try:
-        _export(checkpoint, out, reference, int(opset), temperature, points, card, as_json)
+        _export(checkpoint, out, reference, int(opset), crop_fraction, temperature, points, card, as_json)
     except AivsrealError as error:
         raise click.UsageError(str(error)) from None
     except KeyboardInterrupt:
@@ -63,7 +68,7 @@ def main(
 
 
 def _export(
-    path: Path, out: Path, reference: Path | None, opset: int, temperature: float,
+    path: Path, out: Path, reference: Path | None, opset: int, crop_fraction: float | None, temperature: float,
     points: tuple[OperatingPoint, ...], card: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     try:
@@ -86,11 +91,12 @@ def _export(
     source = checkpoint_from_path(path)
     network = network_from_checkpoint(source)
     click.echo(f"loaded {source.weights}: {source.arch}, epoch {source.card['epoch']}", err=True)
-    squares = [square_from_pixels(pixels_HWC, source.spec) for pixels_HWC in reference_pixels(reference)]
-    batch_BCHW = batch_from_squares(squares, source.spec)
+    spec = source.spec if crop_fraction is None else replace(source.spec, crop_fraction=crop_fraction)
+    squares = [square_from_pixels(pixels_HWC, spec) for pixels_HWC in reference_pixels(reference)]
+    batch_BCHW = batch_from_squares(squares, spec)
     trained_B = torch_logits(network, batch_BCHW)
     fused = fused_network(network, source.arch, source.spec.size)
-    model = with_half_weights(onnx_from_network(fused, source.spec, opset))
+    model = with_half_weights(onnx_from_network(fused, spec, opset))
     content: bytes = model.SerializeToString(deterministic=True)
     casts = sum(node.op_type == "Cast" for node in model.graph.node)
     nodes = len(model.graph.node) - casts
@@ -115,7 +121,7 @@ def _export(
     manifest = Manifest(
         arch=source.arch,
         labels=source.labels,
-        spec=source.spec,
+        spec=spec,
         temperature=temperature,
         points=points,
         default_point=points[0].name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,18 @@ def _numbers(evaluation: Json | None) -> Iterable[str]:
         yield "### Where it fails\n\nSources of which less than 70 % come out right:\n\n" + "\n".join(
             line for _, line in failing
         )
+    yield from _mistakes(results, first)
+
+
+def _mistakes(results: Sequence[Json], tier: str) -> Iterable[str]:
+    rows = [
+        [result["split"], mistake["name"], mistake["source"], mistake["label"], f"{mistake['p_ai']:.3f}"]
+        for result in results
+        if result["tier"] == tier
+        for mistake in result["mistakes"]
+    ]
+    if rows:
+        yield f"The surest mistakes:\n\n{_table(['split', 'file', 'source', 'is', 'p_ai'], rows)}"
 
 
 def _training(training: Json, provenance: Json) -> Iterable[str]:

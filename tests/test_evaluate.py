@@ -97,6 +97,10 @@ def test_the_numbers_are_those_counted_by_hand(data: Path) -> None:
         ("real", "one"), ("real", "two"), ("ai", "one"), ("ai", "two"),
     ]  # fmt: skip
     assert line["macro_accuracy"] == pytest.approx(2 / 3)
+    assert [(mistake["name"], mistake["source"], mistake["label"]) for mistake in line["mistakes"]] == [
+        ("140.png", "one", "real"), ("140.png", "two", "real"), ("140.png", "one", "ai"), ("140.png", "two", "ai"),
+    ]  # fmt: skip
+    assert line["mistakes"][0]["p_ai"] == pytest.approx(0.646, abs=1e-3)
     assert line["baseline_auc"]["value"] > 0.8
     assert line["baseline_fitted_on"] == 12
 
@@ -109,7 +113,7 @@ def test_json_lines_keep_their_fields(data: Path) -> None:
     assert set(lines[0]) == {
         "format", "arch", "bundle", "backend", "precision", "operating_point", "baseline_fitted_on", "skipped",
         "stability", "split", "tier", "real", "ai", "measures", "baseline_auc", "real_right", "macro_accuracy",
-        "real_called_ai", "ai_called_ai", "unsure", "sources",
+        "real_called_ai", "ai_called_ai", "unsure", "sources", "mistakes",
     }  # fmt: skip
     assert lines[0]["stability"] == 1.0
 

@@ -151,6 +151,13 @@ def test_a_bundle_tells_where_it_comes_from(tiny_bundle: Path, tiny_run: Path) -
         assert words in text
 
 
+def test_another_crop_goes_into_the_spec(run: Path, tmp_path: Path) -> None:
+    result = _export(run, "-o", tmp_path / "bundle", "--crop-fraction", 0.5)
+    assert result.exit_code == 0, result.output
+    assert Bundle.open(tmp_path / "bundle").manifest.spec.crop_fraction == 0.5
+    assert _export(run, "-o", tmp_path / "other", "--crop-fraction", 0).exit_code == 2
+
+
 def test_the_result_is_one_json_object_on_request(run: Path, tmp_path: Path) -> None:
     result = _export(
         run, "-o", tmp_path / "bundle", "--json", "--point", "strict:0.9:0.4:0.01", "--point", "soft:.5:.5"

@@ -24,6 +24,7 @@ from aivsreal.train.samples import Sample, in_split, limited, samples_from_data,
 from aivsreal.train.shortcuts import Baseline, baseline_from_statistics, property_aucs, statistics_from_pixels
 from aivsreal.train.tiers import Tier
 
+MISTAKES = 3  # that are named, of each class
 BASELINE_IMAGES = 1000  # of each class that the statistics are fitted on: sixteen numbers need no more
 
 
@@ -38,6 +39,17 @@ class SourceRow:
     unsure: float
     right: float
     """On the right side of `p_ai` 0.5, whatever the operating point."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """An image on the wrong side of `p_ai` 0.5."""
+
+    name: str
+    """Of its file, without the folder."""
+    source: str
+    label: str
+    p_ai: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,6 +71,8 @@ class TierResult:
     ai_called_ai: float
     unsure: float
     sources: list[SourceRow]
+    mistakes: list[Mistake]
+    """The surest ones of each class."""
     roc: Roc
     reliability: list[ReliabilityBin]
 
@@ -142,9 +156,22 @@ def _tier_result(split: str, tier: Tier, results: Sequence[Judged], baseline: Ba
         ai_called_ai=float(called_B[target_B == 1].mean()),
         unsure=float(unsure_B.mean()),
         sources=rows,
+        mistakes=_surest_mistakes(results),
         roc=roc(target_B, p_ai_B),
         reliability=reliability(target_B, p_ai_B),
     )  # fmt: skip
+
+
+def _surest_mistakes(results: Sequence[Judged]) -> list[Mistake]:
+    mistakes = []
+    for label, wrongly in zip(LABELS, (1.0, 0.0), strict=True):
+        wrong = [
+            Mistake(result.sample.path.name, result.sample.source or "-", label, result.verdict.p_ai)
+            for result in results
+            if result.sample.label == label and (result.verdict.p_ai >= 0.5) == (wrongly > 0.5)
+        ]
+        mistakes += sorted(wrong, key=lambda mistake: (abs(wrongly - mistake.p_ai), mistake.name))[:MISTAKES]
+    return mistakes
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -48,6 +48,7 @@ def json_from_tier(tier: TierResult) -> dict[str, object]:
         "ai_called_ai": tier.ai_called_ai,
         "unsure": tier.unsure,
         "sources": [asdict(row) for row in tier.sources],
+        "mistakes": [asdict(mistake) for mistake in tier.mistakes],
     }
 
 
