@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def _finished_run(folder: Path, preset: str, aucs: list[float]) -> None:
         for index, value in enumerate(aucs)
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = {"preset": preset, "seed": 0, "epochs": len(aucs)}
+    config = {"preset": preset, "seed": 0, "epochs": len(aucs), "arch": "levit_192", "spec": {"size": 224}}
     (run / "last.json").write_text(json.dumps({"config": config, "data_digest": "-", "versions": {}}))
 
 
@@ -119,9 +120,18 @@ def test_an_ablation_trains_what_is_missing(tiny_data: Path, tmp_path: Path, mon
     assert result.exit_code == 0, result.output
     assert commands[0][2:] == [
         "aivsreal.train.cli", str(tiny_data), "--preset", "seed", "--seed", "0", "--epochs", "2",
-        "-o", str(tmp_path / "seed-0"),
+        "-o", str(tmp_path / "seed-0"), "--workers", "2",
     ]  # fmt: skip
     assert "auc_change" not in _lines(result.stdout)[0]  # no run of the reference to compare with
+
+
+def test_an_ablation_at_another_scale_keeps_the_change_of_the_input(tmp_path: Path) -> None:
+    scale = ablation.Scale(2, 96, "levit_128s")
+    assert scale.options("residual") == ["--epochs", "2", "--size", "96", "--arch", "levit_128s_residual"]
+    assert scale.options("robust")[-1] == "levit_128s"
+    _finished_run(tmp_path, "robust", [0.5, 0.7])
+    with pytest.raises(click.ClickException, match="levit_192 at 224 px"):
+        ablation.row_from_run(tmp_path / "robust-0", tmp_path, "robust", 0, scale)
 
 
 def test_views_are_squares_of_the_input_in_their_places(tmp_path: Path) -> None:
