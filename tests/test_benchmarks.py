@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import write_image
 
-from aivsreal.benchmarks import ablation, geometry, imports, training
+from aivsreal.benchmarks import ablation, geometry, imports, report, training
 from aivsreal.benchmarks.machine import machine_facts
 from aivsreal.runtime.images import pixels_from_file
 from aivsreal.runtime.spec import PreprocessSpec
@@ -176,3 +176,25 @@ def test_training_is_timed(tiny_data: Path) -> None:
     assert row["images"] == 16
     assert row["loading_images_per_s"].keys() == {"files", "cache"}
     assert min(*row["loading_images_per_s"].values(), *row["step_images_per_s"].values()) > 0
+
+
+def test_a_report_shows_what_was_recorded(tmp_path: Path) -> None:
+    for preset, aucs in (("robust", [0.5, 0.6]), ("grey", [0.5, 0.65])):
+        _finished_run(tmp_path, preset, aucs)
+    arguments = [str(tmp_path), "--runs", str(tmp_path), "--epochs", "2", "--finished"]
+    lines = CliRunner().invoke(ablation.main, arguments).stdout
+    (tmp_path / "results.jsonl").write_text(lines)
+    result = CliRunner().invoke(report.main, [str(tmp_path / "results.jsonl")])
+    assert result.exit_code == 0, result.output
+    rows = [line for line in result.stdout.splitlines() if line.startswith("| `")]
+    assert rows[0].startswith("| `grey` | 0 | 0.750 | 0.650 |")
+    assert rows[0].endswith("| +0.050 | +0.050 |")
+    assert rows[1].startswith("| `robust` | 0 | 0.700 | 0.600 |")
+
+
+def test_a_report_of_something_else_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "other.jsonl").write_text("{}\n")
+    for name, message in (("other.jsonl", "no benchmark wrote"), ("nowhere.jsonl", "No such file")):
+        result = CliRunner().invoke(report.main, [str(tmp_path / name)])
+        assert result.exit_code == 1
+        assert message in result.stderr

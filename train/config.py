@@ -166,6 +166,7 @@ PRESETS |= {
         preset="colour",
         augment=replace(_ROBUST.augment, brightness=0.4, contrast=0.4, saturation=0.6, hue=0.1, jitter_p=0.9),
     ),
+    "true-colour": replace(_ROBUST, preset="true-colour", augment=replace(_ROBUST.augment, jitter_p=0.0)),
     "equal-sources": replace(_ROBUST, preset="equal-sources", source_power=0.0),
     "narrow-crops": replace(_ROBUST, preset="narrow-crops", augment=replace(_ROBUST.augment, crop_min=0.3)),
     "squash": replace(_ROBUST, preset="squash", spec=_SEED.spec),
