@@ -27,6 +27,7 @@ CHANGES = [
         {"jitter_p": 1.0, "hue": 0.1},
         {"small_p": 1.0},
         {"restyle_p": 1.0},
+        {"layout_p": 1.0},
         {"rescale_p": 1.0},
         {"blur_p": 1.0},
         {"sharpen_p": 1.0},

@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from aivsreal.runtime.preprocess import PixelsHWC, square_from_pixels
 from aivsreal.runtime.spec import Box, Geometry, PreprocessSpec
 from aivsreal.train.config import AugmentConfig
-from aivsreal.train.looks import restyled
+from aivsreal.train.looks import laid_out, restyled
 
 _FILTERS = (
     Image.Resampling.BILINEAR,
@@ -41,6 +41,8 @@ def augmented_square(
         image = _jittered(image, config, rng)
     if rng.random() < config.restyle_p:
         image = restyled(image, rng)
+    if rng.random() < config.layout_p:
+        image = laid_out(image, rng)
     if rng.random() < config.grey_p:
         image = image.convert("L").convert("RGB")
     if rng.random() < config.shuffle_p:

@@ -31,6 +31,8 @@ class AugmentConfig:
     every source as if it had been a small web image once."""
     restyle_p: float = 0.0
     """Another look, drawn or printed, from `aivsreal.train.looks`."""
+    layout_p: float = 0.0
+    """As a page, with frame, bars, type or panels, from `aivsreal.train.looks`."""
     rescale_p: float = 0.0
     """Down to 0.5..1 of the size with a random filter and up again."""
     blur_p: float = 0.0
@@ -161,6 +163,7 @@ PRESETS |= {
     "shuffle": replace(_ROBUST, preset="shuffle", augment=replace(_ROBUST.augment, shuffle_p=0.5)),
     "small": replace(_ROBUST, preset="small", augment=replace(_ROBUST.augment, small_p=0.6)),
     "restyle": replace(_ROBUST, preset="restyle", augment=replace(_ROBUST.augment, restyle_p=0.4)),
+    "layout": replace(_ROBUST, preset="layout", augment=replace(_ROBUST.augment, layout_p=0.4)),
     "colour": replace(
         _ROBUST,
         preset="colour",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 Look = Callable[[Image.Image, np.random.Generator], Image.Image]
 
@@ -57,4 +57,46 @@ def equalised(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return Image.blend(image, ImageOps.equalize(image), rng.uniform(0.4, 1.0))
 
 
+def laid_out(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The image as a page: a frame, bars of colour, lines of large type, or panels of its own parts.
+
+    Posters are common among the AI images at hand and rare among the real ones; type and frames must not decide.
+    """
+    page = image.copy()
+    width, height = page.size
+    if rng.random() < 0.3:  # panels
+        columns, rows = int(rng.integers(1, 4)), int(rng.integers(1, 4))
+        gap = int(rng.integers(0, 5))
+        for column in range(columns):
+            for row in range(rows):
+                left, top = (int(rng.integers(0, 1 + side // 2)) for side in (width, height))
+                part = image.crop((left, top, left + width // 2, top + height // 2))
+                cell = (width // columns - gap, height // rows - gap)
+                page.paste(part.resize(cell), (column * width // columns, row * height // rows))
+    draw = ImageDraw.Draw(page)
+    if rng.random() < 0.3:  # a frame
+        draw.rectangle((0, 0, width - 1, height - 1), outline=_colour(rng), width=int(rng.integers(2, 1 + width // 10)))
+    for _ in range(int(rng.integers(0, 3))):  # bars, upright or flat
+        start, thick = int(rng.integers(0, height)), int(rng.integers(4, height // 4))
+        flat = rng.random() < 0.7
+        draw.rectangle((0, start, width, start + thick) if flat else (start, 0, start + thick, height), _colour(rng))
+    for _ in range(int(rng.integers(1, 5))):  # type
+        size = int(height * rng.uniform(0.05, 0.25))
+        text = "".join(_LETTERS[int(letter)] for letter in rng.integers(0, len(_LETTERS), int(rng.integers(3, 16))))
+        place = (int(rng.integers(-width // 4, width * 3 // 4)), int(rng.integers(0, height - size)))
+        outline = int(rng.integers(0, 1 + size // 12))
+        draw.text(
+            place, text, _colour(rng), ImageFont.load_default(size), stroke_width=outline, stroke_fill=_colour(rng)
+        )
+    return page
+
+
+def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
+    if rng.random() < 0.4:  # paper and ink are more common than all other colours
+        return (255, 255, 255) if rng.random() < 0.5 else (0, 0, 0)
+    red, green, blue = rng.integers(0, 256, 3).tolist()
+    return (red, green, blue)
+
+
+_LETTERS = "ABCDEFGHIKLMNOPRSTUVW abcdefghiklmnoprstuvwxyz 0123456789!?&"
 LOOKS: tuple[Look, ...] = (posterised, line_drawing, cartoon, printed_grey, duotone, equalised)
