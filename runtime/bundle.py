@@ -210,7 +210,7 @@ class Bundle:
         return tuple(cards)
 
     def engine_for(self, device: Device) -> EngineCard:
-        """The card of the best engine that fits: built by that very version before a compatible one, then fp16.
+        """The card of the best engine that fits: of that very version before a compatible one, GPU before DLA, fp16.
 
         Raises:
             BackendError: there is none; the message names what the engines are for, and what this device is.
@@ -219,10 +219,7 @@ class Bundle:
         cards = self.engines()
         fitting = [card for card in cards if card.key.fits(device)]
         if fitting:
-            return max(
-                fitting,
-                key=lambda card: (card.key.version == device.version, card.key.precision == "fp16", card.key.max_batch),
-            )
+            return max(fitting, key=lambda card: _rank(card, device))
         if not cards:
             raise BackendError(f"no engine in the bundle for {device}: run aivsreal-export --fp16")
         built = "; ".join(f"{card.file} was built for {card.key}" for card in cards)
@@ -267,6 +264,11 @@ def write_bundle(target: Path, files: Mapping[str, bytes], manifest: Manifest) -
     except OSError as error:
         raise BundleError(f"{place} cannot be written: {error.strerror or error}") from None
     return replace(bundle, path=Path(target))
+
+
+def _rank(card: EngineCard, device: Device) -> tuple[bool, bool, bool, int]:
+    key = card.key
+    return (key.version == device.version, key.dla_core is None, key.precision == "fp16", key.max_batch)
 
 
 def _check_replaceable(place: Path) -> None:

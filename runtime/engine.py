@@ -73,6 +73,9 @@ class EngineKey:
     onnx_sha256: str
     """Of the bundle's `model.onnx` that it was made of."""
     version_compatible: bool = False
+    """Whether later versions may run it; the runtime must then allow the engine's host code."""
+    dla_core: int | None = None
+    """The DLA core that the runtime must be set to before it loads the engine; None for an engine of the GPU alone."""
 
     def __post_init__(self) -> None:
         if not _VERSION.fullmatch(self.version):
@@ -86,6 +89,8 @@ class EngineKey:
                 f"needs 1 <= min_batch <= opt_batch <= max_batch, not {self.min_batch}, {self.opt_batch}, "
                 f"{self.max_batch}"
             )
+        if self.dla_core is not None and self.dla_core < 0:
+            raise ValueError(f"dla_core must not be negative, but is {self.dla_core}")
         if not _SHA256.fullmatch(self.onnx_sha256):
             raise ValueError("the SHA-256 of the model is not 64 hexadecimal digits")
 
@@ -94,7 +99,8 @@ class EngineKey:
         """Name of the engine in its bundle; engines for different places have different names."""
         targets = "-".join(_sm(item) for item in self.compute_capabilities)
         version = f"{self.version}{'-compatible' if self.version_compatible else ''}"
-        return f"{self.precision}-{targets}-{self.kind.value}-{version}-{self.platform}-b{self.max_batch}.engine"
+        dla = "" if self.dla_core is None else f"-dla{self.dla_core}"
+        return f"{self.precision}-{targets}{dla}-{self.kind.value}-{version}-{self.platform}-b{self.max_batch}.engine"
 
     def fits(self, device: Device) -> bool:
         """Whether that GPU with that library can run it."""
@@ -133,6 +139,8 @@ class EngineCard:
     """Of the layers with a floating-point output, those whose output is half."""
     graph_sha256: str
     """Of the ONNX graph that the builder parsed: the half one for an fp16 engine."""
+    parity: dict[str, float] | None = None
+    """How it differs from `model.onnx` on reference images; None where it was built without its GPU."""
 
     @property
     def file(self) -> str:
@@ -174,6 +182,7 @@ def card_from_json(values: Mapping[str, Any]) -> EngineCard:
         layers=_typed(values["layers"], int, "layers"),
         half_layers=_typed(values["half_layers"], int, "half_layers"),
         graph_sha256=_typed(values["graph_sha256"], str, "graph_sha256"),
+        parity=_parity(values["parity"]),
     )
 
 
@@ -188,9 +197,19 @@ def _key_from_json(key: object) -> EngineKey:
         kind=EngineKind(key["kind"]),
         compute_capabilities=tuple(_typed(item, str, "a compute capability") for item in capabilities),
         version_compatible=_typed(key["version_compatible"], bool, "version_compatible"),
+        dla_core=None if key["dla_core"] is None else _typed(key["dla_core"], int, "dla_core"),
         **texts,
         **batches,
     )
+
+
+def _parity(values: object) -> dict[str, float] | None:
+    if values is None:
+        return None
+    figures: dict[str, float] = _typed(values, dict, "parity")
+    if not all(type(figure) in (int, float) for figure in figures.values()):
+        raise ValueError(f"parity must hold numbers, not {figures}")
+    return figures
 
 
 def _check_fields(values: Mapping[str, Any], kind: type) -> None:

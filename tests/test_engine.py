@@ -22,7 +22,7 @@ SPEC = PreprocessSpec()
 MANIFEST = Manifest("levit_192", LABELS, SPEC, 1.0, (OperatingPoint("balanced", 0.5, 0.5),), "balanced")
 ORIN = Device(EngineKind.TENSORRT, "10.3.0", "8.7", "linux-aarch64")
 KEY = EngineKey(EngineKind.TENSORRT, "10.3.0", ("8.7",), "linux-aarch64", "fp16", 1, 8, 32, MODEL_SHA256)
-CARD = EngineCard(KEY, SPEC, "Orin", ("strongly typed",), 600, 590, "0" * 64)
+CARD = EngineCard(KEY, SPEC, "Orin", ("strongly typed",), 600, 590, "0" * 64, {"max_probability": 0.01, "flips": 0})
 
 
 def _bundle(folder: Path, *cards: EngineCard) -> Bundle:
@@ -76,10 +76,11 @@ def test_a_version_compatible_engine_runs_on_later_versions_up_to_the_next_major
 
 def test_the_best_engine_that_fits_is_taken(tmp_path: Path) -> None:
     compatible = replace(CARD, key=replace(KEY, version="8.6.1", version_compatible=True, max_batch=64))
+    on_dla = replace(CARD, key=replace(KEY, dla_core=0, max_batch=64))
     full = replace(CARD, key=replace(KEY, precision="fp32"))
     elsewhere = replace(CARD, key=replace(KEY, compute_capabilities=("9.0",)))
-    bundle = _bundle(tmp_path / "bundle", compatible, full, elsewhere, CARD)
-    assert len(bundle.engines()) == 4
+    bundle = _bundle(tmp_path / "bundle", compatible, on_dla, full, elsewhere, CARD)
+    assert len(bundle.engines()) == 5
     assert bundle.engine_for(ORIN).file == CARD.file
     assert bundle.read(bundle.engine_for(ORIN).file) == CARD.file.encode()
     assert bundle.engine_for(replace(ORIN, version="10.4.0")).file == compatible.file
@@ -118,6 +119,8 @@ def _values(**key: object) -> dict[str, Any]:
         (_values(kind="openvino"), "openvino"),
         (_values(precision="fp8"), "precision"),
         (_values(max_batch=True), "max_batch must be int"),
+        (_values(dla_core=-1), "dla_core must not be negative"),
+        ({**_values(), "parity": {"flips": "none"}}, "parity must hold numbers"),
         (_values(min_batch=9), "min_batch <= opt_batch"),
         (_values(compute_capabilities=[]), "compute capabilities"),
         (_values(onnx_sha256="abc"), "64 hexadecimal"),
