@@ -79,7 +79,7 @@ class Detector:
             ImageError: it cannot be read or judged.
             BackendError: the backend failed.
         """
-        return self._verdict(float(self.backend.logits([_pixels_from_any(image)])[0]))
+        return self._verdict(float(self.backend.logits([pixels_from_any(image)])[0]))
 
     def judge_many(self, images: Iterable[AnyImage], batch_size: int = BATCH_SIZE) -> Iterator[Verdict]:
         """Judge images in batches, in order; one batch is in memory at a time.
@@ -95,7 +95,7 @@ class Detector:
             pixels: list[PixelsHWC] = []
             try:
                 for image in islice(rest, batch_size):
-                    pixels.append(self._reduced(_pixels_from_any(image)))  # noqa: PERF401  kept when one fails
+                    pixels.append(self._reduced(pixels_from_any(image)))  # noqa: PERF401  kept when one fails
             except ImageError as error:
                 failed = error
             for logit in self._logits(pixels):
@@ -179,7 +179,12 @@ class Detector:
             raise BackendError(f"{error}: the backend {self.backend.name} computed nonsense; try another") from None
 
 
-def _pixels_from_any(image: AnyImage) -> PixelsHWC:
+def pixels_from_any(image: AnyImage) -> PixelsHWC:
+    """`pixels_HWC`, uint8 RGB, of a path, a Pillow image or an array.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
     if isinstance(image, (str, Path)):
         return pixels_from_file(Path(image))
     return pixels_from_image(image) if isinstance(image, Image.Image) else pixels_from_array(image)

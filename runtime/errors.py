@@ -7,7 +7,8 @@
     │   └── MissingExtra    a package that an optional extra brings is not installed
     ├── CheckpointError     a checkpoint or its card cannot be used
     ├── DataError           a data set cannot be trained on or evaluated
-    └── ExportError         an export was refused; nothing was written
+    ├── ExportError         an export was refused; nothing was written
+    └── OutputError         a report, map or other result cannot be written
 
 Each message says what happened, with which file, and what to type next. Anything else that comes out of the library
 is a defect of ours and is not caught.
@@ -57,3 +58,7 @@ class DataError(AivsrealError):
 
 class ExportError(AivsrealError):
     """An export was refused, for example because parity is past its tolerance."""
+
+
+class OutputError(AivsrealError):
+    """A report, a heat map or another result cannot be written."""
