@@ -20,9 +20,10 @@ from PIL import Image
 
 from aivsreal.runtime.backend import Backend, LogitsB, SquareBackend, open_backend
 from aivsreal.runtime.bundle import Bundle
-from aivsreal.runtime.errors import BackendError, ImageError
+from aivsreal.runtime.errors import BackendError, Fault, ImageError
 from aivsreal.runtime.images import pixels_from_array, pixels_from_file, pixels_from_image
 from aivsreal.runtime.preprocess import PixelsHWC, square_from_pixels
+from aivsreal.runtime.rows import Judge
 from aivsreal.runtime.verdict import OperatingPoint, Scanned, Verdict, verdict_from_logit
 
 AnyImage = Union[str, Path, Image.Image, npt.NDArray[np.uint8]]  # noqa: UP007  Python 3.10 evaluates it
@@ -67,6 +68,11 @@ class Detector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def judge_of_rows(self) -> Judge:
+        """What a row of results says of who judged."""
+        return Judge(self.bundle.digest, self.point.name, f"{self.backend.name} {self.backend.precision}")
 
     def close(self) -> None:
         """Give back what the backend holds."""
@@ -144,7 +150,7 @@ class Detector:
                 pixels.append(future.result())
                 results.append(None)
             except ImageError as error:
-                results.append(Scanned(path, error=str(error).removeprefix(f"{path}: ")))
+                results.append(Scanned(path, error=str(error).removeprefix(f"{path}: "), fault=error.fault))
         logits = iter(self._logits(pixels))
         for (path, _), failed in zip(batch, results, strict=True):
             yield failed or self._scanned(path, float(next(logits)))
@@ -153,7 +159,7 @@ class Detector:
         try:
             return Scanned(path, verdict=verdict_from_logit(logit, self.bundle.manifest.temperature, self.point))
         except ValueError as error:
-            return Scanned(path, error=str(error))
+            return Scanned(path, error=str(error), fault=Fault.MODEL)
 
     def _reduced_from_file(self, path: Path) -> PixelsHWC:
         return self._reduced(pixels_from_file(path))

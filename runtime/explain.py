@@ -144,7 +144,7 @@ class Explainer:
     def _map(self, batch_BCHW: BatchBCHW, method: Method, layer: Layer, of: Label | None) -> tuple[float, Label, MapHW]:
         import torch
 
-        stage: Any = self._network.body.stages[list(Layer).index(layer)]  # type: ignore[union-attr, index]
+        stage: Any = self._network.body.stages[list(Layer).index(layer)]  # type: ignore[index]
         with getattr(self._cams, _CLASSES[method])(self._network, [stage]) as cam:
             # The weights want no gradients, so the input must: else nothing would reach the hooks.
             batch = torch.from_numpy(batch_BCHW).requires_grad_(True)
@@ -152,7 +152,7 @@ class Explainer:
             logit = float(output.detach())
             asked = of or (Label.AI if logit >= 0 else Label.REAL)
             target = _Target(1.0 if asked is Label.AI else -1.0)
-            target(output[0]).backward()
+            torch.autograd.backward(target(output[0]))
             seen = cam.activations_and_grads
             activations, gradients = (values[0].numpy() for values in (seen.activations, seen.gradients))
             map_Bhw = cam.get_cam_image(batch, stage, [target], activations, gradients, False)

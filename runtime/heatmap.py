@@ -22,7 +22,8 @@ from aivsreal.runtime.spec import Box
 
 MapHW = npt.NDArray[np.float32]
 
-TOWARDS_AI, TOWARDS_REAL = (232, 89, 12), (25, 113, 194)
+TOWARDS_AI = np.array([232, 89, 12], dtype=np.float32)
+TOWARDS_REAL = np.array([25, 113, 194], dtype=np.float32)
 STRONGEST = 0.62  # opacity of the largest value: the image stays to be seen under it
 FLAT = 1.0  # logit; a map whose values all lie below it is not blown up to full colour
 SHOWN_SIDE = 1024  # longest side of an overlay in pixels; 4 x 4 values need no more
@@ -54,7 +55,7 @@ def overlay(pixels_HWC: PixelsHWC, map_hw: MapHW, box: Box | None = None, floor:
     alpha_HW1 = np.clip(np.abs(value_HW) / max(float(np.abs(map_hw).max()), floor, 1e-12), 0, 1)[:, :, None] * STRONGEST
     # Grey below the colour: an orange picture would hide an orange map.
     grey_HWC = np.asarray(ImageEnhance.Color(seen).enhance(0.25), dtype=np.float32)
-    colour_HWC = np.where(value_HW[:, :, None] > 0, np.float32(TOWARDS_AI), np.float32(TOWARDS_REAL))
+    colour_HWC = np.where(value_HW[:, :, None] > 0, TOWARDS_AI, TOWARDS_REAL)
     mixed_HWC = grey_HWC * (1 - alpha_HW1) + colour_HWC * alpha_HW1
     if box is None:
         return Image.fromarray(np.rint(mixed_HWC).astype(np.uint8))

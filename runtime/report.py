@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from aivsreal.runtime.rows import Judge, Row, line_from_row
 from aivsreal.runtime.verdict import Label, Scanned
 
 if TYPE_CHECKING:
@@ -46,14 +46,15 @@ class TabWriter:
 
 
 class JsonLinesWriter:
-    """One object a line: `path, label, p_ai, logit, reason`, or `path, error`. ASCII; odd bytes are lone surrogates."""
+    """One row a line, as `aivsreal.runtime.rows` describes it."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, judge: Judge) -> None:
         self._stream = stream
+        self._judge = judge
 
     def write(self, scanned: Scanned) -> None:
         """Write and flush one line."""
-        self._stream.write(json.dumps(json_from_scanned(scanned), allow_nan=False) + "\n")
+        self._stream.write(line_from_row(Row(scanned, self._judge)))
         self._stream.flush()
 
 
@@ -138,20 +139,6 @@ class Tally:
         )
         rate = judged / seconds if seconds > 0 else 0.0
         return f"judged {judged}: {labels}; errors {self.errors}; {seconds:.1f} s, {rate:.1f} images/s"
-
-
-def json_from_scanned(scanned: Scanned) -> dict[str, object]:
-    """One result as JSON values."""
-    verdict = scanned.verdict
-    if verdict is None:
-        return {"path": str(scanned.path), "error": scanned.error}
-    return {
-        "path": str(scanned.path),
-        "label": verdict.label.value,
-        "p_ai": verdict.p_ai,
-        "logit": verdict.logit,
-        "reason": verdict.reason,
-    }
 
 
 def escaped(text: Path | str) -> str:

@@ -83,7 +83,7 @@ def _scan(detector: Detector, paths: Iterable[str], batch_size: int, threads: in
     begin = time.perf_counter()
     try:
         with ExitStack() as stack:
-            writer = _writer(stack, jsonl)
+            writer = _writer(stack, detector, jsonl)
             for scanned in detector.scan(_files(paths, notes), batch_size, threads):
                 writer.write(scanned)
                 tally.add(scanned)
@@ -136,11 +136,11 @@ def _description(detector: Detector, asked_point: str | None) -> str:
     )
 
 
-def _writer(stack: ExitStack, jsonl: bool) -> Writer:
+def _writer(stack: ExitStack, detector: Detector, jsonl: bool) -> Writer:
     """Rows for a program or a table for a terminal, with a running count on whichever stream is a terminal."""
     from aivsreal.runtime.report import CountingWriter, JsonLinesWriter, TableWriter, TabWriter
 
-    plain = JsonLinesWriter(sys.stdout) if jsonl else TabWriter(sys.stdout)
+    plain = JsonLinesWriter(sys.stdout, detector.judge_of_rows) if jsonl else TabWriter(sys.stdout)
     table = sys.stdout.isatty() and not jsonl
     if not table and (sys.stdout.isatty() or not sys.stderr.isatty()):
         return plain  # nobody watches, or the rows themselves are watched

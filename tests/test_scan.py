@@ -48,10 +48,11 @@ def test_json_lines_hold_what_the_format_promises(tiny_bundle: Path, photos: Pat
     result = _scan(photos, "--bundle", tiny_bundle, "--jsonl")
     assert result.exit_code == 1
     rows = {Path(row["path"]).name: row for row in map(json.loads, result.stdout.splitlines())}
-    assert rows.pop("broken.jpg").keys() == {"path", "error"}
+    both = {"path", "size", "mtime_ns", "bundle", "operating_point", "backend"}
+    assert rows.pop("broken.jpg").keys() == both | {"error", "fault"}
     assert len(rows) == 3
     for row in rows.values():
-        assert row.keys() == {"path", "label", "p_ai", "logit", "reason"}
+        assert row.keys() == both | {"label", "p_ai", "logit", "reason", "evidence"}
         assert 0 <= row["p_ai"] <= 1
 
 
