@@ -8,9 +8,6 @@
     ├── CheckpointError     a checkpoint or its card cannot be used
     ├── DataError           a data set cannot be trained on or evaluated
     ├── ExportError         an export was refused; nothing was written
-<<<<<<< HEAD
-    └── OutputError         a report, map or other result cannot be written
-=======
     ├── ResultsError        a results file cannot be read, written or gone on with
     └── OutputError         a report or a heat map cannot be written
 

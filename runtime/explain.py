@@ -7,6 +7,7 @@ S input size.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -25,6 +26,8 @@ from aivsreal.runtime.verdict import Label, Verdict, verdict_from_logit
 
 if TYPE_CHECKING:
     import torch
+
+    from aivsreal.runtime.backend_torch import FusedLevit
 
 MAX_PARITY = 1e-3  # logit; what `aivsreal-export` allows between ONNX and PyTorch
 
@@ -99,17 +102,14 @@ class Explainer:
     """
 
     def __init__(self, bundle: Bundle | Path | str | None = None, operating_point: str | None = None) -> None:
-        try:
-            import pytorch_grad_cam
-        except ImportError as error:
-            raise MissingExtra("explain", error.name or "grad-cam", "draw Grad-CAM heat maps") from None
+        if importlib.util.find_spec("pytorch_grad_cam") is None:
+            raise MissingExtra("explain", "grad-cam", "draw Grad-CAM heat maps")
         from aivsreal.runtime.backend_torch import network_from_bundle
 
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self._point = self.bundle.manifest.point(operating_point)
-        self._cams = pytorch_grad_cam
-        self._network = network_from_bundle(self.bundle)
-        self.parity = _parity(self.bundle, self._network)
+        self.network: FusedLevit = network_from_bundle(self.bundle)
+        self.parity = _parity(self.bundle, self.network)
         """Largest difference of logits from the bundle's ONNX file; None where onnxruntime is not installed."""
 
     def explain(
@@ -136,27 +136,39 @@ class Explainer:
         manifest = self.bundle.manifest
         pixels_HWC = pixels_from_any(image)
         batch_BCHW = batch_from_squares([square_from_pixels(pixels_HWC, manifest.spec)], manifest.spec)
-        logit, asked, map_hw = self._map(batch_BCHW, method, layer, of)
+        logit, asked, map_hw = map_from_network(self.network, batch_BCHW, method, layer, of)
         verdict = verdict_from_logit(logit, manifest.temperature, self._point)
         box = manifest.spec.box(pixels_HWC.shape[1], pixels_HWC.shape[0])
         return Explanation(verdict, asked, method, layer, map_hw, box)
 
-    def _map(self, batch_BCHW: BatchBCHW, method: Method, layer: Layer, of: Label | None) -> tuple[float, Label, MapHW]:
-        import torch
 
-        stage: Any = self._network.body.stages[list(Layer).index(layer)]  # type: ignore[index]
-        with getattr(self._cams, _CLASSES[method])(self._network, [stage]) as cam:
-            # The weights want no gradients, so the input must: else nothing would reach the hooks.
-            batch = torch.from_numpy(batch_BCHW).requires_grad_(True)
-            output: torch.Tensor = cam.activations_and_grads(batch)
-            logit = float(output.detach())
-            asked = of or (Label.AI if logit >= 0 else Label.REAL)
-            target = _Target(1.0 if asked is Label.AI else -1.0)
-            torch.autograd.backward(target(output[0]))
-            seen = cam.activations_and_grads
-            activations, gradients = (values[0].numpy() for values in (seen.activations, seen.gradients))
-            map_Bhw = cam.get_cam_image(batch, stage, [target], activations, gradients, False)
-            return logit, asked, np.asarray(map_Bhw[0], dtype=np.float32)
+def map_from_network(
+    network: FusedLevit, batch_1CHW: BatchBCHW, method: Method, layer: Layer, of: Label | None = None
+) -> tuple[float, Label, MapHW]:
+    """The logit of one prepared image, the class that is asked for, and its map before the ReLU.
+
+    Raises:
+        MissingExtra: grad-cam is not installed.
+    """
+    try:
+        import pytorch_grad_cam
+    except ImportError as error:
+        raise MissingExtra("explain", error.name or "grad-cam", "draw Grad-CAM heat maps") from None
+    import torch
+
+    stage: Any = network.body.stages[list(Layer).index(layer)]  # type: ignore[index]
+    with getattr(pytorch_grad_cam, _CLASSES[method])(network, [stage]) as cam:
+        # The weights want no gradients, so the input must: else nothing would reach the hooks.
+        batch = torch.from_numpy(batch_1CHW).requires_grad_(True)
+        seen = cam.activations_and_grads
+        output: torch.Tensor = seen(batch)
+        logit = float(output.detach())
+        asked = of or (Label.AI if logit >= 0 else Label.REAL)
+        target = _Target(1.0 if asked is Label.AI else -1.0)
+        torch.autograd.backward(target(output[0]))
+        activations, gradients = (values[0].numpy() for values in (seen.activations, seen.gradients))
+        map_1hw = cam.get_cam_image(batch, stage, [target], activations, gradients, False)
+    return logit, asked, np.asarray(map_1hw[0], dtype=np.float32)
 
 
 def explain(

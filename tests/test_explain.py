@@ -40,7 +40,7 @@ def test_a_map_is_that_of_pytorch_grad_cam(explainer: Explainer, method: Method,
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.image import scale_cam_image
 
-    network: Any = explainer._network
+    network: Any = explainer.network
     batch_BCHW = torch.from_numpy(batch_from_pixels([_pixels(1)], explainer.bundle.manifest.spec)).requires_grad_(True)
     for sign, of in ((1.0, Label.AI), (-1.0, Label.REAL)):
         with getattr(pytorch_grad_cam, _CLASSES[method])(network, [network.body.stages[int(layer[-1]) - 1]]) as cam:
@@ -75,7 +75,7 @@ def test_the_class_asked_for_turns_gradcam_over(explainer: Explainer) -> None:
 
 
 def test_an_explanation_leaves_no_hooks_and_no_gradients(explainer: Explainer) -> None:
-    network: Any = explainer._network
+    network: Any = explainer.network
     explainer.explain(_pixels(0))
     assert not any(module._forward_hooks for module in network.modules())
     assert all(weight.grad is None for weight in network.parameters())
