@@ -101,7 +101,8 @@ def _from_pyramid(sum_HWC: npt.NDArray[np.float32], weight_HW1: npt.NDArray[np.f
         for part in (sum_HWC, weight_HW1)
     ]
     coarse_HWC = _from_pyramid(*halves).repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
-    return np.where(weight_HW1 > 0, mean_HWC, coarse_HWC)
+    filled_HWC: npt.NDArray[np.float32] = np.where(weight_HW1 > 0, mean_HWC, coarse_HWC)
+    return filled_HWC
 
 
 def _area(p_N: npt.NDArray[np.float64]) -> float:

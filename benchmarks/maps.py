@@ -56,7 +56,8 @@ def map_of(network: FusedLevit, square_SSC: PixelsHWC, spec: PreprocessSpec, col
     name, layer = column
     if name == CENTRE:
         axis = np.linspace(-1, 1, spec.size, dtype=np.float32)
-        return np.exp(-2 * (axis[:, None] ** 2 + axis[None, :] ** 2))
+        blob_SS: FloatHW = np.exp(-2 * (axis[:, None] ** 2 + axis[None, :] ** 2))
+        return blob_SS
     batch_BCHW = batch_from_squares([square_SSC], spec)
     if name == EXACT:
         with torch.inference_mode():

@@ -58,7 +58,7 @@ def gradcam_graph_from_network(network: FusedLevit, spec: PreprocessSpec, stage:
 
     def logits_and_gradcam(pixels_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features_BChw = first(body.stem(pixels_BCHW))
-        logits_B1, pull = torch.func.vjp(logits_from_features, features_BChw)
+        logits_B1, pull = torch.func.vjp(logits_from_features, features_BChw)[:2]
         (gradient_BChw,) = pull(torch.ones_like(logits_B1))
         return logits_B1, (gradient_BChw.mean(dim=(-2, -1), keepdim=True) * features_BChw).sum(dim=1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,7 @@ def main(
 ) -> None:  # fmt: skip
     """Draw what in an image moved its score: orange towards ai, blue towards real.
 
-    PATH is an image or a folder (searched with its subfolders). For each image photos/a.jpg two files are written below
+    PATH is an image, a folder (searched with its subfolders), or - for a list of paths on standard input. For each image photos/a.jpg two files are written below
     the output folder: photos/a.jpg.png, the image with its map, and photos/a.jpg.npy, the map's raw values as float32
     before the ReLU. A row on standard output has the path, the label, p_ai, the class that the map speaks for, and the
     picture, between tabs.
@@ -76,10 +76,11 @@ def main(
 def _explain(explained: Callable[[PixelsHWC], Explanation], bundle: Bundle, paths: tuple[str, ...], out: Path) -> int:
     from aivsreal.runtime.heatmap import path_for
     from aivsreal.runtime.images import pixels_from_file
+    from aivsreal.runtime.paths import argument_paths
     from aivsreal.runtime.report import escaped
 
-    drawn = failed = 0
-    for path in _files(paths):
+    drawn, failed, notes = 0, 0, list[str]()
+    for path in argument_paths(paths, notes):
         try:
             pixels_HWC = pixels_from_file(path)
         except ImageError as error:
@@ -92,8 +93,9 @@ def _explain(explained: Callable[[PixelsHWC], Explanation], bundle: Bundle, path
         verdict = explanation.verdict
         row = (escaped(path), verdict.label.value, f"{verdict.p_ai:.6f}", explanation.of.value, escaped(png))
         click.echo("\t".join(row))
-    click.echo(f"drew {drawn}, errors {failed}. {NOTE}", err=True)
-    return 1 if failed or not drawn else 0
+    for note in [*notes, f"drew {drawn}, errors {failed}. {NOTE}"]:
+        click.echo(note, err=True)
+    return 1 if failed or notes else 0
 
 
 def _write(bundle: Bundle, explanation: Explanation, pixels_HWC: PixelsHWC, path: Path, stem: Path) -> Path:
@@ -107,17 +109,6 @@ def _write(bundle: Bundle, explanation: Explanation, pixels_HWC: PixelsHWC, path
         "Comment": f"{explanation.verdict.label.value}: {explanation.verdict.reason}",
     }
     return write_map(stem, picture, explanation.map_hw, about)
-
-
-def _files(paths: tuple[str, ...]) -> Iterator[Path]:
-    from aivsreal.runtime.images import image_paths
-
-    for name in paths:
-        path = Path(name)
-        if path.is_dir():
-            yield from image_paths(path)
-        else:
-            yield path
 
 
 def _description(explainer: Explainer) -> str:

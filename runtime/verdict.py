@@ -7,7 +7,8 @@ Legend: B image; S input size; C channel (3, RGB); h, w cells of a map.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
@@ -157,3 +158,16 @@ def verdict_from_logit(logit: float, temperature: float, point: OperatingPoint) 
         Label.UNSURE: f"p_ai {p_ai:.3f} lies between {point.real_below:.3f} and {point.ai_at_or_above:.3f}",
     }[label]
     return Verdict(label, p_ai, logit, f"{bound} ({point.name})")
+
+
+def verdict_from_declared(verdict: Verdict, evidence: Sequence[Evidence]) -> Verdict:
+    """The verdict where metadata are trusted: a file that declares AI origin, in whole or in part, is called `ai`.
+
+    `p_ai` and `logit` stay what the picture gave. A declared capture clears nothing: that costs a forger one field.
+    """
+    for one in evidence:
+        if one.origin in (Origin.AI, Origin.AI_PARTS):
+            declared = "AI origin" if one.origin is Origin.AI else "parts of AI origin"
+            reason = f"{one.source} declares {declared}; the picture alone is {verdict.label.value}: {verdict.reason}"
+            return replace(verdict, label=Label.AI, reason=reason)
+    return verdict
