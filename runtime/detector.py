@@ -94,7 +94,7 @@ class Detector:
             ImageError: it cannot be read or judged.
             BackendError: the backend failed.
         """
-        return self._verdict(float(self.backend.logits([pixels_from_any(image)])[0]))
+        return self._verdict(float(self.backend.logits([self._pixels(image)])[0]))
 
     def judge_many(self, images: Iterable[AnyImage], batch_size: int = BATCH_SIZE) -> Iterator[Verdict]:
         """Judge images in batches, in order; one batch is in memory at a time.
@@ -110,7 +110,7 @@ class Detector:
             pixels: list[PixelsHWC] = []
             try:
                 for image in islice(rest, batch_size):
-                    pixels.append(self._reduced(pixels_from_any(image)))  # noqa: PERF401  kept when one fails
+                    pixels.append(self._reduced(self._pixels(image)))  # noqa: PERF401  kept when one fails
             except ImageError as error:
                 failed = error
             for logit in self._logits(pixels):
@@ -188,7 +188,7 @@ class Detector:
     ) -> DecodePool:
         """Threads that decode for `scan`; close the pool when done. See `DecodePool` and `DecodePlan`."""
         spec = self.bundle.manifest.spec if isinstance(self.backend, SquareBackend) else None
-        return DecodePool(DecodePlan(spec, frames, max_pixels, by_content), threads, time_limit_s, isolate)
+        return DecodePool(DecodePlan(spec, frames, max_pixels, by_content, self.bundle.manifest.spec.least_side), threads, time_limit_s, isolate)
 
     def _judged(self, batch: Sequence[Decoded], batch_size: int, trust_metadata: bool, views: bool) -> list[Scanned]:
         pixels = [frame for decoded in batch for frame in decoded.pixels]
@@ -222,6 +222,9 @@ class Detector:
         if trust_metadata:
             verdict = verdict_from_declared(verdict, decoded.evidence)
         return Scanned(path, verdict, evidence=decoded.evidence, stamp=stamp, frames=frames)
+
+    def _pixels(self, image: AnyImage) -> PixelsHWC:
+        return pixels_from_any(image, self.bundle.manifest.spec.least_side)
 
     def _reduced(self, pixels_HWC: PixelsHWC) -> PixelsHWC:
         return reduced(pixels_HWC, self.bundle.manifest.spec if isinstance(self.backend, SquareBackend) else None)
@@ -262,14 +265,18 @@ class Detector:
             raise BackendError(f"{error}: the backend {self.backend.name} computed nonsense; try another") from None
 
 
-def pixels_from_any(image: AnyImage) -> PixelsHWC:
+def pixels_from_any(image: AnyImage, least_side: int = 0) -> PixelsHWC:
     """`pixels_HWC`, uint8 RGB, of a path, a Pillow image or an array.
+
+    Args:
+        image: a path, an image or an array.
+        least_side: as of `pixels_from_file`; it is for paths alone: an open image is its owner's.
 
     Raises:
         ImageError: it cannot be read.
     """
     if isinstance(image, (str, Path)):
-        return pixels_from_file(Path(image))
+        return pixels_from_file(Path(image), least_side=least_side)
     return pixels_from_image(image) if isinstance(image, Image.Image) else pixels_from_array(image)
 
 

@@ -46,6 +46,20 @@ def square_from_pixels(pixels_HWC: PixelsHWC, spec: PreprocessSpec, box: Box | N
     return np.asarray(resized)
 
 
+def square_from_image(image: Image.Image, spec: PreprocessSpec) -> PixelsHWC:
+    """`square_from_pixels` of a loaded RGB image of Pillow, to the bit, with two copies of the pixels fewer.
+
+    Raises:
+        ValueError: the image is not RGB.
+    """
+    if image.mode != "RGB":
+        raise ValueError(f"the image must be RGB, not {image.mode}")
+    part = image.crop(spec.box(image.width, image.height))
+    if part.size != (spec.size, spec.size):
+        part = part.resize((spec.size, spec.size), _RESAMPLING[spec.filter])
+    return np.asarray(part)
+
+
 def batch_from_squares(squares: Sequence[PixelsHWC], spec: PreprocessSpec) -> BatchBCHW:
     """Normalise squares of the input size and lay them out as `batch_BCHW`, float32."""
     scale_C, bias_C = spec.affine()

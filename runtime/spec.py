@@ -5,6 +5,7 @@ Legend: H, W image height and width; S input size; C channel (3, RGB).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -67,6 +68,14 @@ class PreprocessSpec:
         side = max(1, round(min(width, height) * self.crop_fraction))
         left, top = (width - side) // 2, (height - side) // 2
         return (left, top, left + side, top + side)
+
+    @property
+    def least_side(self) -> int:
+        """Short side in pixels from which on a picture holds twice the input's size in the box, so that a decoder may
+        scale it down to that: the antialiased resize then hides how.
+        """
+        share = 1.0 if self.geometry is Geometry.SQUASH else self.crop_fraction
+        return math.ceil(2 * self.size / share)
 
     def affine(self) -> tuple[FloatC, FloatC]:
         """`(scale_C, bias_C)` with `input = value * scale_C + bias_C`: /255, mean and std folded into one step."""
