@@ -17,6 +17,10 @@ from aivsreal.runtime.preprocess import PixelsHWC
 
 LogitsB = npt.NDArray[np.float32]
 
+INPUT = "pixels_BCHW"  # names in a bundle's graphs and engines
+LOGITS = "logits"  # [B, 1]: what a verdict comes from
+MAP = "map"  # [B, H, W]: what each token of the last stage says, its mean is the logit; bundles before it lack it
+
 BACKENDS = ("auto", "tensorrt", "onnx", "torch")
 
 

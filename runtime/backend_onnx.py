@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from aivsreal.runtime.backend import LogitsB
+from aivsreal.runtime.backend import LOGITS, LogitsB
 from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.errors import BackendError, BundleError, MissingExtra
 from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, batch_from_pixels, batch_from_squares
@@ -91,7 +91,7 @@ class OnnxBackend:
         if not len(batch_BCHW):
             return np.empty(0, dtype=np.float32)
         try:
-            outputs = self._session.run(None, {self._input: batch_BCHW.astype(self._dtype, copy=False)})
+            outputs = self._session.run([LOGITS], {self._input: batch_BCHW.astype(self._dtype, copy=False)})
         except Exception as error:  # as above: out of memory, a lost device
             raise BackendError(f"ONNX Runtime failed: {_first_line(error)}; try a smaller --batch-size") from None
         logits_B: LogitsB = np.asarray(outputs[0], dtype=np.float32).reshape(-1)
@@ -102,8 +102,9 @@ class OnnxBackend:
 
 def _checked_input(session: Any, size: int, file: str) -> tuple[str, str, type[np.floating[Any]]]:
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise BundleError(f"{file} needs one input and one output, not {len(inputs)} and {len(outputs)}")
+    if len(inputs) != 1 or LOGITS not in {output.name for output in outputs}:
+        names = ", ".join(output.name for output in outputs)
+        raise BundleError(f"{file} needs one input and the output {LOGITS}, not {len(inputs)} and {names}")
     name: str = inputs[0].name
     shape, kind = list(inputs[0].shape), inputs[0].type
     if kind not in _INPUT_TYPES:
