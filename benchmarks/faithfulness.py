@@ -86,13 +86,13 @@ def _neighbours(value_HWC: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
             share = np.float32(1 / 6 if 1 in (down, right) else 1 / 12)
             total += share * padded[down : down + height, right : right + width]
             weight += share * inside[down : down + height, right : right + width]
-    return total / weight
+    return np.asarray(total / weight, dtype=np.float32)
 
 
 def _from_pyramid(sum_HWC: npt.NDArray[np.float32], weight_HW1: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Each value, and where there is none the mean of the next larger neighbourhood that has one."""
     height, width = weight_HW1.shape[:2]
-    mean_HWC = sum_HWC / np.maximum(weight_HW1, 1e-6)
+    mean_HWC = np.asarray(sum_HWC / np.maximum(weight_HW1, 1e-6), dtype=np.float32)
     if min(height, width) <= 1 or weight_HW1.all():
         return mean_HWC
     even = ((0, height % 2), (0, width % 2), (0, 0))

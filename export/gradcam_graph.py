@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from aivsreal.runtime.backend import INPUT, LOGITS, MAP
 from aivsreal.runtime.errors import ExportError
+from aivsreal.runtime.preprocess import BatchBCHW
 from aivsreal.runtime.spec import PreprocessSpec
 
 if TYPE_CHECKING:
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
     from aivsreal.runtime.backend_torch import FusedLevit
 
 STAGES = ("stage1", "stage2", "stage3")
+MAX_MAP_DIFFERENCE = 1e-4  # of the map's largest value, ONNX against PyTorch
+REFERENCES = 8  # images of the parity check: the backward pass in eager PyTorch is slow
 
 
 def gradcam_graph_from_network(network: FusedLevit, spec: PreprocessSpec, stage: str, opset: int = 17) -> Any:
@@ -46,6 +52,60 @@ def gradcam_graph_from_network(network: FusedLevit, spec: PreprocessSpec, stage:
 
     from aivsreal.export.onnx_graph import lift_constants
 
+    logits_and_gradcam = _logits_and_gradcam(network, stage)
+    batch_BCHW = torch.zeros(2, 3, spec.size, spec.size)
+    traced = make_fx(logits_and_gradcam, decomposition_table=_decompositions())(batch_BCHW)
+    _free_the_batch(traced)
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's deprecation, and the tracer's of sizes that are fixed
+        file = Path(scratch, "gradcam.onnx")
+        torch.onnx.export(
+            traced, (batch_BCHW,), file, dynamo=False, opset_version=opset, do_constant_folding=False,
+            input_names=[INPUT], output_names=[LOGITS, MAP],
+            dynamic_axes={name: {0: "batch"} for name in (INPUT, LOGITS, MAP)},
+        )  # fmt: skip
+        model = onnx.load(file)
+    lift_constants(model)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def gradcam_from_network(
+    network: FusedLevit, spec: PreprocessSpec, stage: str, opset: int, batch_BCHW: BatchBCHW
+) -> tuple[bytes, float]:
+    """The graph as a file with its weights stored in half, and how far its maps are from PyTorch's on a batch.
+
+    The difference is of maps over the largest value of each, since Grad-CAM has no unit.
+
+    Raises:
+        ExportError: past `MAX_MAP_DIFFERENCE`, or as `gradcam_graph_from_network` says.
+    """
+    import onnxruntime
+    import torch
+
+    from aivsreal.export.onnx_graph import with_half_weights
+    from aivsreal.runtime.backend_torch import round_to_half
+
+    rounded = round_to_half(network)
+    model = with_half_weights(gradcam_graph_from_network(rounded, spec, stage, opset))
+    content: bytes = model.SerializeToString(deterministic=True)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    found_Bhw = session.run([MAP], {INPUT: batch_BCHW})[0]
+    expected_Bhw = _logits_and_gradcam(rounded, stage)(torch.from_numpy(batch_BCHW))[1].numpy()
+    scale_B = np.maximum(np.abs(expected_Bhw).max(axis=(1, 2)), 1e-12)
+    worst = float((np.abs(found_Bhw - expected_Bhw).max(axis=(1, 2)) / scale_B).max())
+    if not worst <= MAX_MAP_DIFFERENCE:
+        raise ExportError(
+            f"the map of the Grad-CAM graph differs from PyTorch by {worst:.2g} of its largest value (at most "
+            f"{MAX_MAP_DIFFERENCE:g}); nothing was written"
+        )
+    return content, worst
+
+
+def _logits_and_gradcam(network: FusedLevit, stage: str) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """From pixels to logits and Grad-CAM, in one function of tensors that can be traced."""
+    import torch
+
     if stage not in STAGES:
         raise ExportError(f"unknown stage {stage!r}: use one of {', '.join(STAGES)}")
     body: Any = network.body
@@ -62,21 +122,7 @@ def gradcam_graph_from_network(network: FusedLevit, spec: PreprocessSpec, stage:
         (gradient_BChw,) = pull(torch.ones_like(logits_B1))
         return logits_B1, (gradient_BChw.mean(dim=(-2, -1), keepdim=True) * features_BChw).sum(dim=1)
 
-    batch_BCHW = torch.zeros(2, 3, spec.size, spec.size)
-    traced = make_fx(logits_and_gradcam, decomposition_table=_decompositions())(batch_BCHW)
-    _free_the_batch(traced)
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's deprecation, and the tracer's of sizes that are fixed
-        file = Path(scratch, "gradcam.onnx")
-        torch.onnx.export(
-            traced, (batch_BCHW,), file, dynamo=False, opset_version=opset, do_constant_folding=False,
-            input_names=[INPUT], output_names=[LOGITS, MAP],
-            dynamic_axes={name: {0: "batch"} for name in (INPUT, LOGITS, MAP)},
-        )  # fmt: skip
-        model = onnx.load(file)
-    lift_constants(model)
-    onnx.checker.check_model(model, full_check=True)
-    return model
+    return logits_and_gradcam
 
 
 def _decompositions() -> dict[Any, Any]:

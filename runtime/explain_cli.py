@@ -44,10 +44,11 @@ def main(
 ) -> None:  # fmt: skip
     """Draw what in an image moved its score: orange towards ai, blue towards real.
 
-    PATH is an image, a folder (searched with its subfolders), or - for a list of paths on standard input. For each image photos/a.jpg two files are written below
-    the output folder: photos/a.jpg.png, the image with its map, and photos/a.jpg.npy, the map's raw values as float32
-    before the ReLU. A row on standard output has the path, the label, p_ai, the class that the map speaks for, and the
-    picture, between tabs.
+    PATH is an image, a folder (searched with its subfolders), or - for a list of paths on standard input.
+
+    For each image photos/a.jpg two files are written below the output folder: photos/a.jpg.png, the image with its map,
+    and photos/a.jpg.npy, the map's raw values as float32 before the ReLU. A row on standard output has the path, the
+    label, p_ai, the class that the map speaks for, and the picture, between tabs.
 
     A map shows what moved the score, not what was edited. Exit status: 0 all were drawn, 1 some could not be, 2 wrong
     use or no usable model.
