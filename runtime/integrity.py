@@ -70,8 +70,11 @@ def check_filled(content: bytes, image: Image.Image, reduction: int = 1) -> None
     if not np.isin(_last_pixel(image), (127, 128)).all():  # 127: inverted, as Adobe's CMYK is
         return
     end = _end_of_image(content)
-    noise = b"\x55\xaa\x5a" * 400
-    with Image.open(io.BytesIO(content[:end] + noise + b"\xff\xd9"), formats=("JPEG",)) as again:
+    # Noise that reaches to the last block: two bytes a pixel are more than it takes. It holds no marker.
+    noise = random.Random(0).randbytes(1 << 16).replace(b"\xff", b"\x55")
+    needed = 2 * image.width * image.height * reduction**2
+    noisy = b"".join((content[:end], *[noise] * -(-needed // len(noise)), b"\xff\xd9"))
+    with Image.open(io.BytesIO(noisy), formats=("JPEG",)) as again:
         if reduction > 1:
             again.draft("", (again.width // reduction, again.height // reduction))
         again.load()
