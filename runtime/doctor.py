@@ -128,7 +128,8 @@ def _kernel() -> Finding:
 
 
 def _tensorrt(bundle: Bundle | None) -> list[Finding]:
-    from aivsreal.runtime.backend_tensorrt import TensorrtBackend, installed_libraries
+    from aivsreal.runtime.backend_tensorrt import TensorrtBackend
+    from aivsreal.runtime.tensorrt_engine import installed_libraries
 
     try:
         libraries = installed_libraries()

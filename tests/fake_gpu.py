@@ -27,7 +27,7 @@ SIDE = 24
 def installed_gpu(
     monkeypatch: pytest.MonkeyPatch, kernel: Path, version: str = "10.3.0", gpu: Gpu = CARD, **driver: Any
 ) -> FakeDriver:
-    """What `TensorrtBackend` then finds: the fake TensorRT of that version and a fake driver, which is returned; a new one after each `close`."""
+    """What `TensorrtBackend` then finds: that TensorRT, and the fake driver that is returned."""
     trt = fake_tensorrt(version, "{}.{}".format(*gpu.capability))
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, trt if name == trt.__name__ else None)
