@@ -201,7 +201,7 @@ class HtmlReport:
 def _jpeg(image: Image.Image, side: int) -> bytes:
     small = image if max(image.size) <= side else image.resize((side, side), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=_QUALITY, optimize=True)
+    small.save(stream, "JPEG", quality=_QUALITY)
     return stream.getvalue()
 
 
