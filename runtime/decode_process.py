@@ -23,7 +23,7 @@ import numpy as np
 
 from aivsreal.runtime.decoding import Decoded, DecodePlan, decoded_from_file, undecoded
 from aivsreal.runtime.errors import BackendError, Fault
-from aivsreal.runtime.images import allow_pixels
+from aivsreal.runtime.own_process import set_up_pillow
 from aivsreal.runtime.snapshot import stamp_of
 from aivsreal.runtime.spec import spec_from_json
 from aivsreal.runtime.verdict import Evidence, FileStamp, Origin
@@ -164,7 +164,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # when memory runs out, this process goes, not the scan
-    allow_pixels(plan.max_pixels)
+    set_up_pillow(plan.max_pixels)
     replies = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a library prints must not land among the replies
     with open(0, "rb", closefd=False) as requests, open(replies, "wb") as out:

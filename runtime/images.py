@@ -24,10 +24,17 @@ from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.runtime.snapshot import Snapshot, snapshot_from_file
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF")
-MAX_PIXELS = 178_956_970  # Pillow's own limit: past it `Image.open` refuses, unless `allow_pixels` moved it
+MAX_PIXELS = 178_956_970  # Pillow's own limit: past it `Image.open` refuses, unless `own_process` moved it
 MIN_SIDE = 16  # below this there is nothing to judge: the network would look at interpolation alone
 
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+_SIGNATURES = (
+    ("JPEG", b"\xff\xd8\xff"),
+    ("PNG", b"\x89PNG\r\n\x1a\n"),
+    ("GIF", b"GIF8"),
+    ("TIFF", b"II*\0"),
+    ("TIFF", b"MM\0*"),
+)
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -43,11 +50,6 @@ _DAMAGED = (
     *(OSError, ValueError, SyntaxError, TypeError, EOFError, IndexError, KeyError, OverflowError),
     *(AttributeError, ZeroDivisionError, NotImplementedError, RuntimeError, AssertionError, struct.error, zlib.error),
 )
-
-
-def allow_pixels(max_pixels: int) -> None:
-    """Let Pillow open images of so many pixels. It sets that for the whole process: only a command may call this."""
-    Image.MAX_IMAGE_PIXELS = max(max_pixels, MAX_PIXELS // 2)  # Pillow refuses at twice the number
 
 
 def pixels_from_file(path: Path, max_pixels: int = MAX_PIXELS) -> PixelsHWC:
@@ -76,10 +78,10 @@ def opened(snapshot: Snapshot, max_pixels: int = MAX_PIXELS) -> Iterator[Image.I
         _register_heif(path)
     with (
         _QUIET,
-        _damage_as_image_error(path, max_pixels),
+        _damage_as_image_error(path, max_pixels, _signature(content)),
         Image.open(io.BytesIO(content), formats=("HEIF",) if heif else FORMATS) as image,
     ):
-        _check_size(path, image.width, image.height, max_pixels)
+        _check_size(path, image.width, image.height, max_pixels)  # before anything is decoded
         check_container(image.format or "", content, image.width, image.height)
         yield image
 
@@ -92,8 +94,9 @@ def frames_from_image(
     Call it inside `opened`, whose errors it shares.
     """
     total = getattr(image, "n_frames", 1) if count > 1 else 1
+    wanted = min(count, total)
     frames = []
-    for index in sorted({round(step * (total - 1) / max(1, count - 1)) for step in range(min(count, total))}):
+    for index in (round(step * (total - 1) / max(1, wanted - 1)) for step in range(wanted)):
         if index:
             image.seek(index)
             _check_size(snapshot.path, image.width, image.height, max_pixels)
@@ -186,10 +189,12 @@ _QUIET = _Quiet()
 
 
 @contextmanager
-def _damage_as_image_error(name: Path | str, max_pixels: int) -> Iterator[None]:
+def _damage_as_image_error(name: Path | str, max_pixels: int, signature: str | None = None) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError:
+        if signature is not None:
+            raise ImageError(f"{name}: begins as {signature} does, and cannot be decoded", Fault.DAMAGED) from None
         raise ImageError(f"{name}: not an image in a format that is known here", Fault.NOT_AN_IMAGE) from None
     except Image.DecompressionBombError:
         raise ImageError(f"{name}: {_too_many(max_pixels)}", Fault.TOO_LARGE) from None
@@ -214,6 +219,15 @@ def _check_size(name: Path | str, width: int, height: int, max_pixels: int) -> N
 
 def _too_many(max_pixels: int) -> str:
     return f"more than {max_pixels:,} pixels: scale it down, or allow more with --max-pixels"
+
+
+def _signature(content: bytes) -> str | None:
+    """The format that the first bytes announce."""
+    if content[4:8] == b"ftyp" and content[8:12] in (b"avif", b"avis"):
+        return "AVIF"
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "WebP"
+    return next((name for name, start in _SIGNATURES if content.startswith(start)), None)
 
 
 def _is_heif(content: bytes) -> bool:

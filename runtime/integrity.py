@@ -9,6 +9,7 @@ interrupted downloads leave it, decodes to a picture that nobody took.
 from __future__ import annotations
 
 import io
+import random
 import re
 import struct
 import zlib
@@ -68,8 +69,11 @@ def check_filled(content: bytes, pixels_HW: npt.NDArray[np.uint8]) -> None:
     if not np.isin(pixels_HW[-1, -1], (127, 128)).all():  # 127: inverted, as Adobe's CMYK is
         return
     end = _end_of_image(content)
-    noise = b"\x55\xaa\x5a" * 400
-    with Image.open(io.BytesIO(content[:end] + noise + b"\xff\xd9"), formats=("JPEG",)) as image:
+    # Noise that reaches to the last block: two bytes a pixel are more than it takes. It holds no marker.
+    noise = random.Random(0).randbytes(1 << 16).replace(b"\xff", b"\x55")
+    needed = 2 * pixels_HW.shape[0] * pixels_HW.shape[1]
+    noisy = b"".join((content[:end], *[noise] * -(-needed // len(noise)), b"\xff\xd9"))
+    with Image.open(io.BytesIO(noisy), formats=("JPEG",)) as image:
         again = np.asarray(image)
     if again.shape != pixels_HW.shape or (again[-1, -1] != pixels_HW[-1, -1]).any():
         raise PartialPicture("its data end before the picture does")

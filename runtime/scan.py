@@ -143,14 +143,15 @@ class Options:
 def _scan(detector: Detector, options: Options) -> int:
     from aivsreal.runtime.artefacts import Artefacts
     from aivsreal.runtime.decode_pool import TIME_LIMIT_S
-    from aivsreal.runtime.images import MAX_PIXELS, allow_pixels
+    from aivsreal.runtime.images import MAX_PIXELS
+    from aivsreal.runtime.own_process import set_up_pillow
     from aivsreal.runtime.report import Tally, escaped
     from aivsreal.runtime.results import ResultsFile
     from aivsreal.runtime.stop import Stop
 
     tally, notes, begin = Tally(), list[str](), time.perf_counter()
     max_pixels = options.max_pixels or MAX_PIXELS
-    allow_pixels(max_pixels)
+    set_up_pillow(max_pixels)
     with ExitStack() as stack:
         results = None
         if options.output is not None:
@@ -184,9 +185,9 @@ def _scan(detector: Detector, options: Options) -> int:
                 artefacts.complete = False
                 where = f"after {escaped(last.path)}" if last else "before the first file"
                 notes.append(f"stopped by {stop.signal.name} {where}; {_how_to_go_on(options)}")
-            if results is not None and results.skipped:
-                notes.append(f"{results.skipped} files were in {escaped(results.path)} already")
-            for note in [*notes, *artefacts.told(), tally.summary(time.perf_counter() - begin)]:
+            known = results.skipped if results is not None else 0
+            told = [f"{known} files were in {escaped(options.output or '')} already"] if known else []
+            for note in [*notes, *told, *artefacts.told(), tally.summary(time.perf_counter() - begin)]:
                 click.echo(note, err=True)
     if stop.signal is not None:
         return 128 + stop.signal
