@@ -53,7 +53,24 @@ def training(rows: Sequence[Row]) -> Table:
     ]  # fmt: skip
 
 
-TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {"ablation": ablation, "geometry": geometry, "training": training}
+def gpu(rows: Sequence[Row]) -> Table:
+    """Parts of the way on a GPU and what they are measured against; a claim's figure stands beside its bound."""
+    return ["what", "batch", "GPU", "precision", "p50 ms", "p90 ms", "p99 ms", "images a second", "bound"], [
+        [
+            row["what"], str(row["batch"] or "-"), row.get("gpu", "-"), row.get("precision", "-"),
+            *(_measured(row.get(name)) for name in ("p50_ms", "p90_ms", "p99_ms")),
+            _rate(row.get("images_per_s", row.get("figure"))), str(row.get("bound", "-")),
+        ]
+        for row in rows
+    ]  # fmt: skip
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
+    "gpu": gpu,
+    "ablation": ablation,
+    "geometry": geometry,
+    "training": training,
+}
 
 
 def rows_from_files(paths: Iterable[Path]) -> dict[str, list[Row]]:
@@ -85,6 +102,10 @@ def markdown(table: Table) -> str:
 def _interval(values: Sequence[float], sign: str = "") -> str:
     value, low, high = (format(number, f"{sign}.3f") for number in values)
     return f"{value} [{low}, {high}]"
+
+
+def _measured(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3f}"
 
 
 def _rate(value: float | None) -> str:

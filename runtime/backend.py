@@ -23,7 +23,8 @@ INPUT = "pixels_BCHW"  # names in a bundle's graphs and engines
 LOGITS = "logits"  # [B, 1]: what a verdict comes from
 MAP = "map"  # [B, H, W]: what each token of the last stage says, its mean is the logit; bundles before it lack it
 
-BACKENDS = ("auto", "tensorrt", "onnx", "torch")
+# onnx takes CUDA where it runs, else the CPU; the longer names run there or fail.
+BACKENDS = ("auto", "tensorrt", "onnx", "onnx-cpu", "onnx-cuda", "onnx-tensorrt", "torch")
 
 
 class Backend(Protocol):
@@ -129,5 +130,5 @@ def _opened(bundle: Bundle, kind: str, threads: int | None, why: str) -> tuple[B
         return TorchBackend(bundle), why
     from aivsreal.runtime.backend_onnx import OnnxBackend
 
-    backend = OnnxBackend(bundle, threads)
+    backend = OnnxBackend(bundle, threads, kind.partition("-")[2] or None)
     return backend, f"{why}; {backend.passed_over}" if backend.passed_over else why

@@ -148,10 +148,11 @@ class HtmlReport:
     def _data(self, complete: bool) -> Iterator[str]:
         manifest, seconds = self._ran.bundle.manifest, (datetime.now(timezone.utc) - self._begun).total_seconds()
         when = f"{self._begun:%-d %B %Y, %H:%M} UTC"
+        made = f"Made by aivsreal {version('aivsreal')}, {when}, in {seconds:.0f} s. It loads nothing from anywhere."
         about = {
             "complete": complete,
             "subtitle": f"{', '.join(escaped(name) for name in self._ran.arguments)} · {when}",
-            "made": f"Made by aivsreal {version('aivsreal')} on {when} in {seconds:.0f} s. The page loads nothing.",
+            "made": made,
             "assets": None if self._assets is None else quote(os.fsencode(self._assets.name)) + "/",
             "map_side": self._map_side,
             "point": {
@@ -200,7 +201,7 @@ class HtmlReport:
 def _jpeg(image: Image.Image, side: int) -> bytes:
     small = image if max(image.size) <= side else image.resize((side, side), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=_QUALITY, optimize=True)
+    small.save(stream, "JPEG", quality=_QUALITY)
     return stream.getvalue()
 
 

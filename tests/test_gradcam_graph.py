@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from aivsreal.export.gradcam_graph import STAGES, gradcam_graph_from_network
+from aivsreal.export.gradcam_graph import STAGES, gradcam_from_network, gradcam_graph_from_network
 from aivsreal.export.onnx_graph import with_half_weights
 from aivsreal.runtime.backend_torch import FusedLevit, network_from_bundle
 from aivsreal.runtime.bundle import Bundle
@@ -84,3 +84,29 @@ def test_the_tensorrt_builder_takes_the_graph(graphs: dict[str, Any]) -> None:
 def test_an_unknown_stage_is_refused(network: FusedLevit, map_bundle: Path) -> None:
     with pytest.raises(ExportError, match="stage1"):
         gradcam_graph_from_network(network, Bundle.open(map_bundle).manifest.spec, "stage4")
+
+
+def test_the_export_command_puts_the_graph_into_the_bundle(tiny_run: Path, tiny_data: Path, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from aivsreal.export.cli import main
+
+    arguments = [tiny_run, "-o", tmp_path / "bundle", "--reference", tiny_data, "--gradcam", "stage1"]
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    assert "gradcam.onnx: Grad-CAM of stage1" in result.stderr
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert set(bundle.manifest.files) == {"README.md", "gradcam.onnx", "model.onnx"}
+    noted: Any = bundle.manifest.provenance["gradcam"]
+    assert noted["layer"] == "stage1"
+    assert 0 <= noted["parity"] <= 1e-4
+
+
+def test_a_map_that_is_not_pytorchs_is_refused(
+    network: FusedLevit, map_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aivsreal.export.gradcam_graph.MAX_MAP_DIFFERENCE", 0.0)
+    spec = Bundle.open(map_bundle).manifest.spec
+    batch_BCHW = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
+    with pytest.raises(ExportError, match="nothing was written"):
+        gradcam_from_network(network, spec, "stage2", 17, batch_BCHW)
