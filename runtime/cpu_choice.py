@@ -32,9 +32,7 @@ class Measured:
     """What was seen of one backend."""
 
     ms: float
-    """Least processor time of an image, of a batch of eight: what bounds a scan, and it does not grow when other programs
-    keep the machine busy.
-    """
+    """Least processor time of an image, of a batch of eight: what bounds a scan, whatever else the machine does."""
     mean_difference: float
     """Of p_ai, from the reference's."""
     max_difference: float
@@ -46,17 +44,15 @@ class Measured:
 
 
 def probe_squares(size: int, count: int = 2 * _BATCH) -> list[PixelsHWC]:
-    """`square_SSC` from waves, edges and noise of several strengths: from smooth to sharp, dark to light, grey to colour."""
+    """`square_SSC` from waves, edges and noise of several strengths: smooth and sharp, dark and light."""
     rng = np.random.default_rng(0)
     y_HW, x_HW = np.mgrid[0:size, 0:size] / size
     squares = []
     for index in range(count):
-        wave_HWC = np.sin(
-            2 * np.pi * (x_HW[..., None] * rng.uniform(0, 12, 3) + y_HW[..., None] * rng.uniform(0, 12, 3))
-        )
+        phase_HWC = x_HW[..., None] * rng.uniform(0, 12, 3) + y_HW[..., None] * rng.uniform(0, 12, 3)
         edge_HW = 60.0 * (x_HW * rng.uniform(-1, 1) + y_HW * rng.uniform(-1, 1) > rng.uniform(-0.5, 0.5))
         noise_HWC = rng.normal(0, 4.0 * index, (size, size, 3))
-        values_HWC = rng.uniform(40, 180, 3) + 40 * wave_HWC + edge_HW[..., None] + noise_HWC
+        values_HWC = rng.uniform(40, 180, 3) + 40 * np.sin(2 * np.pi * phase_HWC) + edge_HW[..., None] + noise_HWC
         squares.append(np.clip(values_HWC, 0, 255).astype(np.uint8))
     return squares
 

@@ -139,7 +139,7 @@ def pixels_from_array(array_HWC: npt.NDArray[np.uint8]) -> PixelsHWC:
 
 
 def _drafted(image: Image.Image, least_side: int) -> int:
-    """Let libjpeg decode at 1/2, 1/4 or 1/8 where that leaves the short side at least `least_side`; returns the divisor.
+    """Let libjpeg decode at 1/2, 1/4 or 1/8 where that leaves the short side `least_side`; returns the divisor.
 
     The inverse DCT then computes fewer values: a 12-megapixel JPEG took 17 ms at 1/4 and 61 ms whole on one core.
     simplejpeg (libjpeg-turbo 3) took 15 ms, and 1.6 against 1.9 ms for 1024 x 768: not worth a dependency.

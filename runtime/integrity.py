@@ -82,8 +82,9 @@ def check_filled(content: bytes, image: Image.Image, reduction: int = 1) -> None
             raise PartialPicture("its data end before the picture does")
 
 
-def _last_pixel(image: Image.Image) -> object:
-    return image.getpixel((image.width - 1, image.height - 1))
+def _last_pixel(image: Image.Image) -> tuple[float, ...]:
+    value = image.getpixel((image.width - 1, image.height - 1))
+    return value if isinstance(value, tuple) else (value or 0.0,)
 
 
 def _end_of_image(content: bytes) -> int:

@@ -22,11 +22,10 @@ def usable_cores(groups: Path = _GROUPS, own: Path = Path("/proc/self/cgroup")) 
 
 def _quota(groups: Path, own: Path) -> float | None:
     """Cores that the control groups allow, the least of all levels; None where there is no limit."""
-    quotas = []
+    quotas: list[float | None] = []
     for controllers, place in _memberships(own):
         if controllers == "":  # version 2: one tree
-            for folder in _upwards(groups, place):
-                quotas.append(_ratio(*_words(folder / "cpu.max", 2)))
+            quotas += [_ratio(*_words(folder / "cpu.max", 2)) for folder in _upwards(groups, place)]
         elif "cpu" in controllers.split(","):
             for folder in (*_upwards(groups / controllers, place), *_upwards(groups / "cpu", place)):
                 limit = _words(folder / "cpu.cfs_quota_us", 1)

@@ -1,8 +1,8 @@
 """The network as ONNX Runtime optimised it for this processor, kept so that the next start need not do it again.
 
-Making a session of `model.onnx` took 125 ms of processor time, of the kept file 70 ms. Hashing its 43 MB would cost more than
-that, so the file is known by size and time instead: it lies where only its user can write, and whoever can write there
-can change the installed code as well.
+Making a session of `model.onnx` took 125 ms of processor time, of the kept file 70 ms. Hashing its 43 MB would cost more
+than that, so the file is known by size and time instead: it lies where only its user can write, and whoever can write
+there can change the installed code as well.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class OptimisedModel:
     def of(model_sha256: str, version: str) -> OptimisedModel | None:
         """Its place, or None where nothing can be kept."""
         folder = usable_cache_folder("onnx-cpu")
-        return folder and OptimisedModel(folder / f"{model_sha256[:16]}-{version}-{cpu_digest()}.onnx")
+        if folder is None:
+            return None
+        return OptimisedModel(folder / f"{model_sha256[:16]}-{version}-{cpu_digest()}.onnx")
 
     @property
     def is_whole(self) -> bool:
