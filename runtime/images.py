@@ -22,6 +22,7 @@ from aivsreal.runtime.errors import Fault, ImageError
 from aivsreal.runtime.integrity import PartialPicture, check_container, check_filled
 from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.runtime.snapshot import Snapshot, snapshot_from_file
+from aivsreal.runtime.spec import halvings
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF")
 MAX_PIXELS = 178_956_970  # Pillow's own limit: past it `Image.open` refuses, unless `own_process` moved it
@@ -146,12 +147,10 @@ def _drafted(image: Image.Image, least_side: int) -> int:
     """
     if least_side < 1 or image.format not in ("JPEG", "MPO"):
         return 1
-    for divisor in (8, 4, 2):
-        width, height = image.width // divisor, image.height // divisor
-        if min(width, height) >= least_side:
-            image.draft("", (width, height))
-            return divisor
-    return 1
+    divisor = min(8, halvings(min(image.size), least_side))
+    if divisor > 1:
+        image.draft("", (image.width // divisor, image.height // divisor))
+    return divisor
 
 
 def _rgb_from_image(image: Image.Image) -> Image.Image:

@@ -1,6 +1,6 @@
 """The network as ONNX Runtime optimised it for this processor, kept so that the next start need not do it again.
 
-Making a session of `model.onnx` took 125 ms of processor time, of the kept file 70 ms. Hashing its 43 MB would cost more
+Making a session of `model.onnx` took 125 ms of processor time, of the kept file 24 ms. Hashing its 43 MB costs more
 than that, so the file is known by size and time instead: it lies where only its user can write, and whoever can write
 there can change the installed code as well.
 """
