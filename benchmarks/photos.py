@@ -27,8 +27,8 @@ def enlarged(pixels_HWC: PixelsHWC, width: int, height: int, seed: int, grain: f
     image = Image.fromarray(pixels_HWC)
     scale = min(image.width / width, image.height / height)
     across, down = width * scale, height * scale
-    left, top = (image.width - across) / 2, (image.height - down) / 2
-    box = (left, top, left + across, top + down)
+    left, top = max(0.0, (image.width - across) / 2), max(0.0, (image.height - down) / 2)
+    box = (left, top, min(image.width, left + across), min(image.height, top + down))
     large = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box), dtype=np.float32)
     noise_HW = np.random.default_rng(seed).normal(0, grain, (height, width, 1)).astype(np.float32)
     return np.clip(np.rint(large + noise_HW), 0, 255).astype(np.uint8)

@@ -49,8 +49,8 @@ def judged_batches(
             ahead = max(2 * size, pool.workers + 1)
             window.extend(pool.submit(path) for path in islice(rest, max(0, ahead - len(window))))
             ready = bool(window) and all(task.future.done() for task in islice(window, size))
-            # A result is given as soon as it is known, unless a batch is ready: the network gets that first.
-            if judging and (len(judging) == _JUDGING or not ready):
+            # A result is given as soon as it is known; is none, and a batch is ready, the network gets that first.
+            if judging and (judging[0].done() or len(judging) == _JUDGING or not ready):
                 yield judging.popleft().result()
                 continue
             if not window:
