@@ -19,6 +19,7 @@ from aivsreal.runtime.paths import image_paths
 from aivsreal.runtime.preprocess import PixelsHWC
 
 GRAIN = 6.0  # standard deviation of the noise in 8-bit values: a 12-megapixel file then has 4 to 6 MB, as cameras write
+_TILE = 512  # side of the noise that is repeated
 SHAPES = {"12-megapixel": (4000, 3000), "1024px": (1024, 768), "256px": (340, 256)}
 
 
@@ -29,9 +30,13 @@ def enlarged(pixels_HWC: PixelsHWC, width: int, height: int, seed: int, grain: f
     across, down = width * scale, height * scale
     left, top = max(0.0, (image.width - across) / 2), max(0.0, (image.height - down) / 2)
     box = (left, top, min(image.width, left + across), min(image.height, top + down))
-    large = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box), dtype=np.float32)
-    noise_HW = np.random.default_rng(seed).normal(0, grain, (height, width, 1)).astype(np.float32)
-    return np.clip(np.rint(large + noise_HW), 0, 255).astype(np.uint8)
+    large_HWC = np.array(image.resize((width, height), Image.Resampling.BICUBIC, box))
+    tile_HW = np.rint(np.random.default_rng(seed).normal(0, grain, (_TILE, _TILE))).astype(np.int16)
+    noise_HW = np.tile(tile_HW, (1, -(-width // _TILE)))[:, :width]
+    for top in range(0, height, _TILE):  # in strips: whole arrays of 30 megapixels took longer to allocate than to fill
+        strip_HWC = large_HWC[top : top + _TILE].astype(np.int16) + noise_HW[: height - top, :, None]
+        large_HWC[top : top + _TILE] = np.clip(strip_HWC, 0, 255)
+    return large_HWC
 
 
 def jpeg_from_pixels(pixels_HWC: PixelsHWC, quality: int = 90) -> bytes:
