@@ -100,7 +100,7 @@ def measure(full: bytes, int8: bytes, split: Path, spec: PreprocessSpec) -> Int8
 
 def auc(logits_B: npt.NDArray[np.float32], truth_B: npt.NDArray[np.int_]) -> float:
     """Share of the pairs of an AI and a real image in which the AI image scores higher; a tie counts half."""
-    values, inverse_B, counts = np.unique(logits_B, return_inverse=True, return_counts=True)
+    _, inverse_B, counts = np.unique(logits_B, return_inverse=True, return_counts=True)
     below = np.cumsum(counts) - counts + (counts + 1) / 2  # the mean rank of each value
     positives = int(truth_B.sum())
     ranks = below[inverse_B][truth_B == 1].sum() - positives * (positives + 1) / 2
