@@ -100,7 +100,7 @@ def add_engine(draft: Draft, options: BuildOptions, required: bool, rtx: bool) -
     )
     files = {**draft.files, card.file: engine.plan, card.card_file: json.dumps(card.to_json(), indent=2).encode()}
     if gpu is None or gpu.capability not in card.key.compute_capabilities:
-        draft.left.append(f"compare {card.file} on its GPU: aivsreal-export --verify BUNDLE")
+        draft.left.append(f"compare {card.file} on its GPU: aivsreal-export {draft.name}--verify")
     else:
         # Only this engine: the backend would else be free to take another that fits as well.
         alone = {MODEL: draft.files[MODEL], **{name: files[name] for name in (card.file, card.card_file)}}
@@ -113,7 +113,9 @@ def add_engine(draft: Draft, options: BuildOptions, required: bool, rtx: bool) -
 def _leave(draft: Draft, missing: str, required: bool) -> None:
     if required:
         raise ExportError(f"no engine can be built here: {missing}; nothing was written")
-    draft.left.append(f"the engine, for {missing}: on the device run aivsreal-export BUNDLE --fp16 --engine")
+    draft.left.append(
+        f"the engine ({missing}); with TensorRT and a GPU, run aivsreal-export {draft.name}--fp16 --engine"
+    )
 
 
 def _library(rtx: bool) -> tuple[EngineKind, Any]:
@@ -131,7 +133,7 @@ def _library(rtx: bool) -> tuple[EngineKind, Any]:
 @contextmanager
 def _gpu() -> Iterator[Gpu | BackendError]:
     """The GPU, current for this thread, or why there is none."""
-    from aivsreal.runtime.backend_tensorrt import open_driver
+    from aivsreal.runtime.cuda import open_driver
 
     try:
         driver = open_driver()

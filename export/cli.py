@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aivsreal.runtime.bundle import MODEL
 from aivsreal.runtime.errors import AivsrealError
 from aivsreal.runtime.verdict import OperatingPoint
 
@@ -126,21 +127,20 @@ def _show(draft: Draft) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("artefact", "size", "against", "max logit", "max p_ai", "mean p_ai", "same label")
-    told = set()
+    table = Table("artefact", "MB", "against", "logit at most", "p_ai at most", "on average", "same label")
+    sizes = {name: f"{len(content) / 1e6:.1f}" for name, content in draft.files.items()}
     for item in draft.comparisons:
-        figures, told = item.parity, told | {item.file}
+        figures = item.parity
         differences = (
             f"{value:.2g}" for value in (figures.max_logit, figures.max_probability, figures.mean_probability)
         )
-        size = f"{len(draft.files[item.file]) / 1e6:.1f} MB" if item.file in draft.files else ""
-        table.add_row(
-            item.file, size, item.against, *differences, f"{figures.images - figures.flips} of {figures.images}"
-        )
-    for name in sorted(set(draft.files) - told):
+        same = f"{figures.images - figures.flips} of {figures.images}"
+        table.add_row(item.file, sizes.get(item.file, ""), item.against, *differences, same)
+    compared = {item.file for item in draft.comparisons} | {MODEL}
+    for name in sorted(set(draft.files) - compared):
         if not name.endswith((".json", ".md")):
-            table.add_row(name, f"{len(draft.files[name]) / 1e6:.1f} MB", "not compared here", "", "", "", "")
-    Console().print(table)
+            table.add_row(name, sizes[name], "not compared here", "", "", "", "")
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 if __name__ == "__main__":

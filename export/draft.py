@@ -42,6 +42,8 @@ class Draft:
     """Logits of `model.onnx` on the reference images: what all that is made of it is held against."""
     tell: Tell
     comparisons: list[Comparison] = field(default_factory=list)
+    name: str = ""
+    """How the next command names the bundle: a folder and a space, or nothing for the shipped one."""
     left: list[str] = field(default_factory=list)
     """Steps that only another machine can do."""
 

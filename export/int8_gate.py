@@ -90,12 +90,11 @@ def measure(full: bytes, int8: bytes, split: Path, spec: PreprocessSpec) -> Int8
             for session, found in zip(sessions, logits, strict=True):
                 found.append(session.run([LOGITS], {INPUT: batch_BCHW})[0].ravel())
     truth_B = np.array(truths)
-    aucs = [auc(np.concatenate(found), truth_B) for found in logits]
+    full_auc, int8_auc = (auc(np.concatenate(found), truth_B) for found in logits)
     times = np.array(list(_pairs(sessions, spec)))
-    return Int8Gate(
-        len(truth_B), *aucs, *(float(value) for value in np.median(times, axis=0)),
-        float(np.median(times[:, 0] / times[:, 1])), has_int8_products(),
-    )  # fmt: skip
+    full_ms, int8_ms = (float(value) for value in np.median(times, axis=0))
+    speedup = float(np.median(times[:, 0] / times[:, 1]))
+    return Int8Gate(len(truth_B), full_auc, int8_auc, full_ms, int8_ms, speedup, has_int8_products())
 
 
 def auc(logits_B: npt.NDArray[np.float32], truth_B: npt.NDArray[np.int_]) -> float:

@@ -60,6 +60,8 @@ def run(wish: Wish, tell: Tell) -> Draft:
         )
     else:
         draft = _from_bundle(wish, bundle, tell)
+    assert wish.target is not None
+    draft.name = "" if wish.source is None and wish.target == extended_folder() else f"{wish.target} "
     if wish.half:
         add_half(draft)
     if wish.int8_data is not None:
@@ -72,9 +74,8 @@ def run(wish: Wish, tell: Tell) -> Draft:
         from aivsreal.export.triton import check_repository
 
         check_repository(wish.triton)  # before anything is written
-    assert wish.target is not None
     written = write_bundle(wish.target, draft.files, draft.manifest)
-    named = "" if bundle is not None and wish.target == extended_folder() else f"--bundle {wish.target} "
+    named = f"--bundle {draft.name}" if draft.name else ""
     tell(f"bundle {written.digest} written to {wish.target}; try: aivsreal-scan {named}IMAGES")
     if wish.triton is not None:
         from aivsreal.export.triton import write_repository

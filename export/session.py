@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -69,8 +69,8 @@ def _evaluated(content: bytes, batch_BCHW: BatchBCHW) -> LogitsB:
     entry = model.graph.input[0]
     half = entry.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
     batch = batch_BCHW.astype(np.float16 if half else np.float32, copy=False)
-    logits_B1 = ReferenceEvaluator(model).run([LOGITS], {entry.name: batch})[0]
-    return np.asarray(logits_B1, dtype=np.float32).ravel()
+    outputs: Any = ReferenceEvaluator(model).run([LOGITS], {entry.name: batch})
+    return np.asarray(outputs[0], dtype=np.float32).ravel()
 
 
 def engine_logits(files: Mapping[str, bytes], manifest: Manifest, reference: Reference) -> LogitsB:
