@@ -69,14 +69,15 @@ def open_backend(bundle: Bundle, kind: str = "auto", threads: int | None = None)
     """
     if kind not in BACKENDS:
         raise BackendError(f"unknown backend {kind!r}: use one of {', '.join(BACKENDS)}")
-    if kind == "tensorrt":
-        raise BackendError("this version cannot run TensorRT engines yet: use --backend onnx, or leave --backend out")
     if kind != "auto":
         return _opened(bundle, kind, threads, "asked for")
-    passed_over = ["tensorrt passed over: no engine in the bundle"]
-    for candidate in ("onnx", "torch"):
+    passed_over = []
+    for candidate in ("tensorrt", "onnx", "torch"):
+        if candidate == "tensorrt" and not bundle.engines():
+            passed_over.append("tensorrt passed over: no engine in the bundle")
+            continue
         try:
-            return _opened(bundle, candidate, threads, f"auto; {'; '.join(passed_over)}")
+            return _opened(bundle, candidate, threads, "; ".join(["auto", *passed_over]))
         except BackendError as error:
             passed_over.append(f"{candidate} passed over: {error}")
     raise BackendError(
@@ -86,6 +87,11 @@ def open_backend(bundle: Bundle, kind: str = "auto", threads: int | None = None)
 
 
 def _opened(bundle: Bundle, kind: str, threads: int | None, why: str) -> tuple[Backend, str]:
+    if kind == "tensorrt":
+        from aivsreal.runtime.backend_tensorrt import TensorrtBackend
+
+        engine = TensorrtBackend(bundle)
+        return engine, f"{why}; {engine.detail}"
     if kind == "torch":
         from aivsreal.runtime.backend_torch import TorchBackend
 
