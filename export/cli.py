@@ -68,6 +68,10 @@ def _point(context: click.Context, option: click.Parameter, texts: tuple[str, ..
     help="An operating point; repeat it for more, the first is the default.  [default: balanced:0.5:0.5]",
 )  # fmt: skip
 @click.option("--card", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Model card to put in.")
+@click.option(
+    "--gradcam", type=click.Choice(["stage1", "stage2", "stage3"]),
+    help="Also write gradcam.onnx, which gives Grad-CAM of a stage (14x14, 7x7 or 4x4 cells) without PyTorch.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.version_option(package_name="aivsreal")
 def main(
@@ -75,7 +79,7 @@ def main(
     engine: bool | None, max_batch: int, workspace: int | None, version_compatible: bool, timing_cache: Path | None,
     dla: int | None, rtx: tuple[str, ...], triton: Path | None, verify: bool, opset: str | None,
     crop_fraction: float | None, temperature: float | None, points: tuple[OperatingPoint, ...], card: Path | None,
-    as_json: bool,
+    gradcam: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Export to a bundle that aivsreal-scan opens.
 
@@ -85,7 +89,12 @@ def main(
     from aivsreal.export.engine import BuildOptions
     from aivsreal.export.run import Wish, run
 
-    of_a_checkpoint = {"--opset": opset, "--crop-fraction": crop_fraction, "--temperature": temperature}
+    of_a_checkpoint = {
+        "--opset": opset,
+        "--crop-fraction": crop_fraction,
+        "--temperature": temperature,
+        "--gradcam": gradcam,
+    }
     if int8 and data is None:
         raise click.UsageError("--int8 needs --data: a folder with train/ and val_unseen/, each of real/ and ai/")
     if verify and (fp16 or int8 or triton or out or engine or rtx):
@@ -93,7 +102,7 @@ def main(
     build = BuildOptions(fp16 or bool(rtx), max_batch, workspace, version_compatible, timing_cache, dla, rtx)
     wish = Wish(
         source, out, reference, fp16 or bool(rtx), data if int8 else None, engine, build, triton, verify,
-        int(opset or 17), crop_fraction, temperature or 1.0, points or (BALANCED,), card,
+        int(opset or 17), crop_fraction, temperature or 1.0, points or (BALANCED,), card, gradcam,
         [name for name, value in {**of_a_checkpoint, "--point": points or None}.items() if value is not None],
     )  # fmt: skip
     try:

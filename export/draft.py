@@ -104,7 +104,7 @@ def draft_from_bundle(bundle: Bundle, folder: Path | None, tell: Tell) -> Draft:
 
 def draft_from_checkpoint(
     path: Path, folder: Path | None, opset: int, crop_fraction: float | None, temperature: float,
-    points: tuple[OperatingPoint, ...], tell: Tell,
+    points: tuple[OperatingPoint, ...], gradcam: str | None, tell: Tell,
 ) -> Draft:  # fmt: skip
     """Start from what `aivsreal-train` wrote: fuse it, write it as ONNX and hold that against PyTorch.
 
@@ -163,6 +163,12 @@ def draft_from_checkpoint(
         "parity_onnx_torch": same.to_json(),
         "parity_half_trained": rounding.to_json(),
     }  # fmt: skip
+    if gradcam is not None:
+        from aivsreal.export.gradcam_graph import REFERENCES, gradcam_from_network
+
+        graph, worst = gradcam_from_network(fused, spec, gradcam, opset, batch_BCHW[:REFERENCES])
+        draft.files["gradcam.onnx"], provenance["gradcam"] = graph, {"layer": gradcam, "parity": worst}
+        tell(f"gradcam.onnx: Grad-CAM of {gradcam}, map differs from PyTorch by {worst:.2g} at most")
     draft.manifest = replace(draft.manifest, provenance=provenance)
     return draft
 

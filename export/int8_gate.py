@@ -17,7 +17,8 @@ import numpy.typing as npt
 from aivsreal.runtime.backend import INPUT, LOGITS
 from aivsreal.runtime.cpu import has_int8_products
 from aivsreal.runtime.errors import DataError, ExportError
-from aivsreal.runtime.images import image_paths, pixels_from_file
+from aivsreal.runtime.images import pixels_from_file
+from aivsreal.runtime.paths import image_paths
 from aivsreal.runtime.preprocess import BatchBCHW, batch_from_squares, square_from_pixels
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import LABELS

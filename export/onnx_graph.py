@@ -58,12 +58,12 @@ def onnx_from_network(network: nn.Module, spec: PreprocessSpec, opset: int = 17)
         if name not in initialisers:
             raise ExportError(f"the graph has no weight {name}: the network was not fused; nothing was written")
         initialisers[name].CopyFrom(numpy_helper.from_array(value.detach().cpu().numpy(), name))
-    _lift_constants(model)
+    lift_constants(model)
     _check(model)
     return model
 
 
-def _lift_constants(model: Any) -> None:
+def lift_constants(model: Any) -> None:
     """Constant nodes become initialisers, equal ones one; what is left are the nodes that compute."""
     from onnx import numpy_helper
 

@@ -34,6 +34,7 @@ class Wish:
     temperature: float
     points: tuple[OperatingPoint, ...]
     card: Path | None
+    gradcam: str | None
     of_a_checkpoint: list[str]
     """Options that were given and mean nothing for a bundle, whose values they would contradict."""
 
@@ -56,8 +57,9 @@ def run(wish: Wish, tell: Tell) -> Draft:
         if wish.target is None:
             raise ExportError("name the bundle to write with -o")
         draft = draft_from_checkpoint(
-            wish.source, wish.reference, wish.opset, wish.crop_fraction, wish.temperature, wish.points, tell
-        )
+            wish.source, wish.reference, wish.opset, wish.crop_fraction, wish.temperature, wish.points, wish.gradcam,
+            tell,
+        )  # fmt: skip
     else:
         draft = _from_bundle(wish, bundle, tell)
     assert wish.target is not None

@@ -1,6 +1,6 @@
 """The TensorRT backend, the only file that names it: 8.6 to 11 and TensorRT-RTX, without a branch on their versions.
 
-Legend: B image in a batch; H, W image height and width, or those of the map; C channel (3, RGB).
+Legend: B image in a batch; H, W image height and width; h, w cells of a map; C channel (3, RGB).
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from aivsreal.runtime.backend import INPUT, LOGITS, MAP, LogitsB
+from aivsreal.runtime.backend import INPUT, LOGITS, MAP, LogitsB, MapsBhw, no_maps
 from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.cuda import Driver, Gpu, open_driver
 from aivsreal.runtime.engine import Device, EngineCard, EngineKind, this_platform
@@ -49,6 +48,7 @@ class TensorrtBackend:
         if not libraries:
             raise MissingExtra("tensorrt", "tensorrt", "run TensorRT engines")
         self._driver = open_driver() if driver is None else driver
+        self._bundle = bundle
         self._closing: list[Any] = [self._driver]
         self._slots: queue.LifoQueue[EngineSlot] = queue.LifoQueue()
         try:
@@ -80,7 +80,7 @@ class TensorrtBackend:
             )
         self._engine, self._runtime = engine, runtime  # the engine needs its runtime alive
         self._tensors = _checked_tensors(engine, bundle, card)
-        self.has_map = MAP in self._tensors.outputs
+        self.has_maps = MAP in self._tensors.outputs
         self._limit = self._tensors.max_batch
         self._kernel = PreprocessKernel(self._driver)
         self._closing.insert(0, self._kernel)
@@ -103,14 +103,14 @@ class TensorrtBackend:
         """
         return self._run(pixels)[LOGITS].reshape(-1)
 
-    def logits_and_maps(self, pixels: Sequence[PixelsHWC]) -> tuple[LogitsB, npt.NDArray[np.float32]]:
-        """`logits_B`, and `map_BHW` of what each token of the last stage adds to them: the map's mean is the logit.
+    def logits_and_maps(self, pixels: Sequence[PixelsHWC]) -> tuple[LogitsB, MapsBhw]:
+        """`logits_B`, and `maps_Bhw`, float32: a logit is the mean of its map.
 
         Raises:
-            BackendError: the engine was built without the map; or as for `logits`.
+            BackendError: the engine gives no maps; or as for `logits`.
         """
-        if not self.has_map:
-            raise BackendError("the engine has no output map: build it again with aivsreal-export --fp16")
+        if not self.has_maps:
+            raise no_maps(self._bundle)
         outputs = self._run(pixels)
         return outputs[LOGITS].reshape(-1), outputs[MAP]
 

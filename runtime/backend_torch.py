@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from aivsreal.runtime.backend import HALF_FROM_ELEMENTS, HALF_SUFFIX, MAP
+from aivsreal.runtime.backend import HALF_FROM_ELEMENTS, HALF_SUFFIX, MAP, MapsBhw
 from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.errors import BundleError, MissingExtra
 from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, batch_from_pixels, batch_from_squares
@@ -203,6 +203,7 @@ class TorchBackend:
     """
 
     name = "torch"
+    has_maps = True  # PyTorch computes them whatever the bundle's graph gives
 
     def __init__(self, bundle: Bundle) -> None:
         self.spec = bundle.manifest.spec
@@ -212,19 +213,27 @@ class TorchBackend:
 
     def logits(self, pixels: Sequence[PixelsHWC]) -> LogitsB:
         """`logits_B`, float32, of decoded images of any sizes."""
-        return self._run(batch_from_pixels(pixels, self.spec))
+        return self._run(batch_from_pixels(pixels, self.spec))[0]
 
     def logits_from_squares(self, squares: Sequence[PixelsHWC]) -> LogitsB:
         """`logits_B`, float32, of squares that `square_from_pixels` made."""
+        return self._run(batch_from_squares(squares, self.spec))[0]
+
+    def logits_and_maps(self, pixels: Sequence[PixelsHWC]) -> tuple[LogitsB, MapsBhw]:
+        """`logits_B` and `maps_Bhw`, float32, of decoded images of any sizes."""
+        return self._run(batch_from_pixels(pixels, self.spec))
+
+    def logits_and_maps_from_squares(self, squares: Sequence[PixelsHWC]) -> tuple[LogitsB, MapsBhw]:
+        """`logits_B` and `maps_Bhw`, float32, of squares that `square_from_pixels` made."""
         return self._run(batch_from_squares(squares, self.spec))
 
-    def _run(self, batch_BCHW: BatchBCHW) -> LogitsB:
+    def _run(self, batch_BCHW: BatchBCHW) -> tuple[LogitsB, MapsBhw]:
         if not len(batch_BCHW):
-            return np.empty(0, dtype=np.float32)
+            return np.empty(0, dtype=np.float32), np.empty((0, *self.network.resolution), dtype=np.float32)
         with torch.inference_mode():
-            output = self.network(torch.from_numpy(batch_BCHW).to(self.device))
+            output, maps = self.network.logits_and_map(torch.from_numpy(batch_BCHW).to(self.device))
         logits_B: LogitsB = logits_from_output(output).cpu().numpy()
-        return logits_B
+        return logits_B, maps.float().cpu().numpy()
 
     def close(self) -> None:
         """Let go of the network."""

@@ -7,6 +7,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
