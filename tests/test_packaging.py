@@ -36,9 +36,10 @@ def test_the_wheel_holds_every_module_and_the_shipped_bundle(wheel: zipfile.ZipF
     modules = {f"aivsreal/{path.relative_to(ROOT)}" for folder in FOLDERS for path in (ROOT / folder).glob("*.py")}
     bundle = {BUNDLE + name for name in ("manifest.json", "model.onnx", "README.md")}
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert packed == modules | bundle | {
-        f"aivsreal/runtime/{name}" for name in ("py.typed", "report.html", "report.js")
-    }
+    kernels = {f"aivsreal/{path.relative_to(ROOT)}" for path in (ROOT / "runtime" / "kernels").iterdir()}
+    assert {Path(name).suffix for name in kernels} == {".cu", ".fatbin"}
+    data = {f"aivsreal/runtime/{name}" for name in ("py.typed", "report.html", "report.js")}
+    assert packed == modules | bundle | kernels | data
 
 
 def test_the_wheel_needs_four_small_packages_and_offers_the_extras(wheel: zipfile.ZipFile) -> None:
