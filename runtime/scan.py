@@ -125,13 +125,13 @@ def _scan(detector: Detector, options: Options) -> int:
             if stop.signal is not None:
                 where = f"after {escaped(last.path)}" if last else "before the first file"
                 notes.append(f"stopped by {stop.signal.name} {where}; {options.how_to_go_on()}")
-            known = results.skipped if results is not None else 0
-            told = [f"{known} files were in {escaped(options.output or '')} already"] if known else []
+            known, failed = (results.skipped, results.skipped_errors) if results is not None else (0, 0)
+            told = [f"in {escaped(options.output or '')} already: {known} files, errors {failed}"] if known else []
             for note in [*notes, *told, tally.summary(time.perf_counter() - begin)]:
                 click.echo(note, err=True)
     if stop.signal is not None:
         return 128 + stop.signal
-    return 1 if notes or tally.errors else 0
+    return 1 if notes or tally.errors or failed else 0
 
 
 def _rounds(options: Options, stop: Stop, results: ResultsFile | None, notes: list[str]) -> Iterator[Iterator[Path]]:
