@@ -17,18 +17,19 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from aivsreal.runtime.backend import Backend, LogitsB, SquareBackend, open_backend
+from aivsreal.runtime.backend import Backend, LogitsB, MapBackend, SquareBackend, SquareMapBackend, open_backend
 from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.decode_pool import TIME_LIMIT_S, DecodePool, Task
 from aivsreal.runtime.decoding import Decoded, DecodePlan, reduced
 from aivsreal.runtime.errors import BackendError, Fault, ImageError
 from aivsreal.runtime.images import MAX_PIXELS, pixels_from_array, pixels_from_file, pixels_from_image
-from aivsreal.runtime.preprocess import PixelsHWC
+from aivsreal.runtime.preprocess import PixelsHWC, square_from_pixels
 from aivsreal.runtime.rows import Judge
 from aivsreal.runtime.verdict import (
     OperatingPoint,
     Scanned,
     Verdict,
+    View,
     p_ai_from_logit,
     verdict_from_declared,
     verdict_from_logit,
@@ -93,7 +94,7 @@ class Detector:
             ImageError: it cannot be read or judged.
             BackendError: the backend failed.
         """
-        return self._verdict(float(self.backend.logits([_pixels_from_any(image)])[0]))
+        return self._verdict(float(self.backend.logits([pixels_from_any(image)])[0]))
 
     def judge_many(self, images: Iterable[AnyImage], batch_size: int = BATCH_SIZE) -> Iterator[Verdict]:
         """Judge images in batches, in order; one batch is in memory at a time.
@@ -109,7 +110,7 @@ class Detector:
             pixels: list[PixelsHWC] = []
             try:
                 for image in islice(rest, batch_size):
-                    pixels.append(self._reduced(_pixels_from_any(image)))  # noqa: PERF401  kept when one fails
+                    pixels.append(self._reduced(pixels_from_any(image)))  # noqa: PERF401  kept when one fails
             except ImageError as error:
                 failed = error
             for logit in self._logits(pixels):
@@ -125,6 +126,7 @@ class Detector:
         threads: int | None = None,
         pool: DecodePool | None = None,
         trust_metadata: bool = False,
+        views: bool = False,
     ) -> Iterator[Scanned]:
         """Judge files in order; one that cannot be judged becomes a result with its error.
 
@@ -137,11 +139,12 @@ class Detector:
             threads: decoding threads; None takes one a core, at most four.
             pool: one of `decode_pool`, for its options or to keep its processes for the next scan; it stays open.
             trust_metadata: let what a file declares of its origin decide its label.
+            views: put into each result what the network saw, with its map where the network gives one.
 
         Raises:
             BackendError: the backend failed.
         """
-        for batch in self.scan_batches(paths, batch_size, threads, pool, trust_metadata):
+        for batch in self.scan_batches(paths, batch_size, threads, pool, trust_metadata, views):
             yield from batch
 
     def scan_batches(
@@ -151,6 +154,7 @@ class Detector:
         threads: int | None = None,
         pool: DecodePool | None = None,
         trust_metadata: bool = False,
+        views: bool = False,
     ) -> Iterator[list[Scanned]]:
         """As `scan`, a batch at a time: between two of them nothing is half done, so that is where to stop.
 
@@ -168,7 +172,7 @@ class Detector:
                 if not window:
                     return
                 batch = [window.popleft() for _ in range(min(batch_size, len(window)))]
-                yield self._judged([running.result(task) for task in batch], batch_size, trust_metadata)
+                yield self._judged([running.result(task) for task in batch], batch_size, trust_metadata, views)
         finally:
             if pool is None:
                 running.close()
@@ -186,12 +190,20 @@ class Detector:
         spec = self.bundle.manifest.spec if isinstance(self.backend, SquareBackend) else None
         return DecodePool(DecodePlan(spec, frames, max_pixels, by_content), threads, time_limit_s, isolate)
 
-    def _judged(self, batch: Sequence[Decoded], batch_size: int, trust_metadata: bool) -> list[Scanned]:
+    def _judged(self, batch: Sequence[Decoded], batch_size: int, trust_metadata: bool, views: bool) -> list[Scanned]:
         pixels = [frame for decoded in batch for frame in decoded.pixels]
         # Files of several frames make a batch longer than was asked for.
-        parts = [self._logits(pixels[at : at + batch_size]) for at in range(0, len(pixels), batch_size)]
-        logits = iter(np.concatenate(parts).tolist() if parts else ())
-        return [self._scanned(decoded, [next(logits) for _ in decoded.pixels], trust_metadata) for decoded in batch]
+        parts = [self._logits_and_maps(pixels[at : at + batch_size], views) for at in range(0, len(pixels), batch_size)]
+        logits = iter([float(logit) for logits_B, _ in parts for logit in logits_B])
+        maps = iter([map_hw for _, maps_B in parts for map_hw in maps_B])
+        judged = []
+        for decoded in batch:
+            scanned = self._scanned(decoded, [next(logits) for _ in decoded.pixels], trust_metadata)
+            seen = [next(maps) for _ in decoded.pixels]
+            if views and scanned.verdict is not None:
+                scanned = replace(scanned, view=View(self._square(decoded.pixels[0]), seen[0]))
+            judged.append(scanned)
+        return judged
 
     def _scanned(self, decoded: Decoded, logits: Sequence[float], trust_metadata: bool) -> Scanned:
         path, stamp = decoded.path, decoded.stamp
@@ -214,6 +226,28 @@ class Detector:
     def _reduced(self, pixels_HWC: PixelsHWC) -> PixelsHWC:
         return reduced(pixels_HWC, self.bundle.manifest.spec if isinstance(self.backend, SquareBackend) else None)
 
+    def _square(self, reduced_HWC: PixelsHWC) -> PixelsHWC:
+        squared = isinstance(self.backend, SquareBackend)
+        return reduced_HWC if squared else square_from_pixels(reduced_HWC, self.bundle.manifest.spec)
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether the network says what moved its score, so that views have maps."""
+        return isinstance(self.backend, MapBackend) and self.backend.has_maps
+
+    def _logits_and_maps(
+        self, reduced: Sequence[PixelsHWC], views: bool
+    ) -> tuple[LogitsB, Sequence[npt.NDArray[np.float32] | None]]:
+        backend = self.backend
+        if not (views and self.has_maps):
+            return self._logits(reduced), [None] * len(reduced)
+        if isinstance(backend, SquareMapBackend):
+            logits_B, maps_Bhw = backend.logits_and_maps_from_squares(reduced)
+        else:
+            assert isinstance(backend, MapBackend)
+            logits_B, maps_Bhw = backend.logits_and_maps(reduced)
+        return logits_B, list(maps_Bhw)
+
     def _logits(self, reduced: Sequence[PixelsHWC]) -> LogitsB:
         if not reduced:
             return np.empty(0, dtype=np.float32)
@@ -228,7 +262,12 @@ class Detector:
             raise BackendError(f"{error}: the backend {self.backend.name} computed nonsense; try another") from None
 
 
-def _pixels_from_any(image: AnyImage) -> PixelsHWC:
+def pixels_from_any(image: AnyImage) -> PixelsHWC:
+    """`pixels_HWC`, uint8 RGB, of a path, a Pillow image or an array.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
     if isinstance(image, (str, Path)):
         return pixels_from_file(Path(image))
     return pixels_from_image(image) if isinstance(image, Image.Image) else pixels_from_array(image)

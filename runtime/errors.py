@@ -8,7 +8,8 @@
     ├── CheckpointError     a checkpoint or its card cannot be used
     ├── DataError           a data set cannot be trained on or evaluated
     ├── ExportError         an export was refused; nothing was written
-    └── ResultsError        a results file cannot be read, written or gone on with
+    ├── ResultsError        a results file cannot be read, written or gone on with
+    └── OutputError         a report or a heat map cannot be written
 
 Each message says what happened, with which file, and what to type next. Anything else that comes out of the library
 is a defect of ours and is not caught.
@@ -96,3 +97,7 @@ class ExportError(AivsrealError):
 
 class ResultsError(AivsrealError):
     """A results file is another program's, is in use, belongs to another model, or cannot be written."""
+
+
+class OutputError(AivsrealError):
+    """A report or a heat map cannot be written."""

@@ -1,7 +1,9 @@
-"""Writers of scan results: tab-separated rows, JSON lines, and a table for people."""
+"""Writers of scan results: tab-separated rows, JSON lines, comma-separated rows, and a table for people."""
 
 from __future__ import annotations
 
+import csv
+import io
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -44,6 +46,34 @@ class TabWriter:
             else f"{verdict.label.value}\t{verdict.p_ai:.6f}"
         )
         _write(self._stream, f"{escaped(scanned.path)}\t{middle}\t{evidence_cell(scanned.evidence)}\n")
+
+
+class CsvWriter:
+    """Comma-separated rows (RFC 4180) under a heading; names are written as `escaped` shows them."""
+
+    FIELDS = ("path", "label", "p_ai", "logit", "reason", "evidence", "error", "fault")
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._row(self.FIELDS)
+
+    def write(self, scanned: Scanned) -> None:
+        """Write and flush one row."""
+        verdict, evidence = scanned.verdict, evidence_cell(scanned.evidence)
+        path = escaped(scanned.path)
+        if path[:1] in "=+-@":
+            path = f"./{path}"  # the same file, and no formula to a spreadsheet
+        if verdict is None:
+            fault = "" if scanned.fault is None else scanned.fault.value
+            self._row((path, "error", "", "", "", evidence, escaped(scanned.error or ""), fault))
+        else:
+            figures = (f"{verdict.p_ai:.6f}", f"{verdict.logit:.6f}")
+            self._row((path, verdict.label.value, *figures, verdict.reason, evidence, "", ""))
+
+    def _row(self, cells: Sequence[str]) -> None:
+        line = io.StringIO()
+        csv.writer(line).writerow(cells)
+        _write(self._stream, line.getvalue())
 
 
 class JsonLinesWriter:

@@ -41,6 +41,10 @@ INTERRUPTED, PIPE_CLOSED = 130, 141
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads for decoding, and for the model.")
 @click.option("--operating-point", metavar="NAME", help="Bounds between real, unsure and ai.  [default: the model's]")
 @click.option("--jsonl", is_flag=True, help="Write one JSON object a line.")
+@click.option("--csv", is_flag=True, help="Write comma-separated rows with a heading.")
+@click.option("--html", metavar="FILE", help="Also write a report that opens in any browser, offline.")
+@click.option("--assets", is_flag=True, help="With --html, put its pictures into a folder beside it.")
+@click.option("--heatmaps", metavar="FOLDER", help="Also draw what moved each score, as FOLDER/<path>.png and .npy.")
 @click.option("--output", metavar="FILE", help="Append JSON lines to FILE, not to standard output.")
 @click.option("--resume", is_flag=True, help="Go on with --output: skip files that it has, by path, size and time.")
 @click.option("--by-content", is_flag=True, help="Write SHA-256s, and resume by path and SHA-256.")
@@ -88,6 +92,7 @@ def main(**values: Any) -> None:
 
 
 def _scan(detector: Detector, options: Options) -> int:
+    from aivsreal.runtime.artefacts import Artefacts
     from aivsreal.runtime.decode_pool import TIME_LIMIT_S
     from aivsreal.runtime.images import MAX_PIXELS
     from aivsreal.runtime.own_process import set_up_pillow
@@ -103,7 +108,10 @@ def _scan(detector: Detector, options: Options) -> int:
         if options.output is not None:
             resumed = (options.resume, options.by_content, options.retry_errors)
             results = stack.enter_context(ResultsFile(Path(options.output), detector.judge_of_rows, *resumed))
-        writer = _writer(stack, detector, options.jsonl, results)
+        artefacts = stack.enter_context(
+            Artefacts(detector, options.paths, options.html, options.assets, options.heatmaps)
+        )  # fmt: skip
+        writer = _writer(stack, detector, options, results)
         pool = stack.enter_context(
             detector.decode_pool(
                 options.threads, options.time_limit or TIME_LIMIT_S, options.isolate, options.frames, max_pixels,
@@ -114,20 +122,23 @@ def _scan(detector: Detector, options: Options) -> int:
         try:
             for paths in _rounds(options, stop, results, notes):
                 for batch in detector.scan_batches(
-                    paths, options.batch_size, pool=pool, trust_metadata=options.trust_metadata
-                ):
+                    paths, options.batch_size, pool=pool, trust_metadata=options.trust_metadata,
+                    views=artefacts.want_views,
+                ):  # fmt: skip
                     for last in batch:
                         writer.write(last)
+                        artefacts.write(last)
                         tally.add(last)
                     if stop.signal is not None:
                         break
         finally:
             if stop.signal is not None:
+                artefacts.complete = False
                 where = f"after {escaped(last.path)}" if last else "before the first file"
                 notes.append(f"stopped by {stop.signal.name} {where}; {options.how_to_go_on()}")
             known, failed = (results.skipped, results.skipped_errors) if results is not None else (0, 0)
             told = [f"in {escaped(options.output or '')} already: {known} files, errors {failed}"] if known else []
-            for note in [*notes, *told, tally.summary(time.perf_counter() - begin)]:
+            for note in [*notes, *told, *artefacts.told(), tally.summary(time.perf_counter() - begin)]:
                 click.echo(note, err=True)
     if stop.signal is not None:
         return 128 + stop.signal
@@ -171,12 +182,18 @@ def _description(detector: Detector, asked_point: str | None) -> str:
     )
 
 
-def _writer(stack: ExitStack, detector: Detector, jsonl: bool, results: ResultsFile | None) -> Writer:
+def _writer(stack: ExitStack, detector: Detector, options: Options, results: ResultsFile | None) -> Writer:
     """Rows for a program or a table for a terminal, with a running count on whichever stream is a terminal."""
-    from aivsreal.runtime.report import CountingWriter, JsonLinesWriter, TableWriter, TabWriter
+    from aivsreal.runtime.report import CountingWriter, CsvWriter, JsonLinesWriter, TableWriter, TabWriter
 
-    plain = results or (JsonLinesWriter(sys.stdout, detector.judge_of_rows) if jsonl else TabWriter(sys.stdout))
-    table = sys.stdout.isatty() and not jsonl and results is None
+    plain: Writer
+    if results is not None:
+        plain = results
+    elif options.jsonl:
+        plain = JsonLinesWriter(sys.stdout, detector.judge_of_rows)
+    else:
+        plain = CsvWriter(sys.stdout) if options.csv else TabWriter(sys.stdout)
+    table = sys.stdout.isatty() and not options.jsonl and not options.csv and results is None
     if not table and ((sys.stdout.isatty() and results is None) or not sys.stderr.isatty()):
         return plain  # nobody watches, or the rows themselves are watched
     from rich.console import Console

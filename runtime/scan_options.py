@@ -21,6 +21,10 @@ class Options:
     threads: int | None
     operating_point: str | None
     jsonl: bool
+    csv: bool
+    html: str | None
+    assets: bool
+    heatmaps: str | None
     output: str | None
     resume: bool
     by_content: bool
@@ -44,6 +48,12 @@ class Options:
             raise click.UsageError("--retry-errors is for --resume")
         if self.output is not None and self.jsonl:
             raise click.UsageError("--output writes JSON lines already: leave --jsonl out")
+        if self.csv and (self.jsonl or self.output is not None):
+            raise click.UsageError("--csv, --jsonl and --output are different forms of the rows: choose one")
+        if self.assets and self.html is None:
+            raise click.UsageError("--assets is for --html")
+        if self.html is not None and self.resume:
+            raise click.UsageError("--html shows what this run judges, and with --resume that is not all: scan again")
         if self.watch and any(not os.path.isdir(path) for path in self.paths):
             raise click.UsageError("--watch is for folders that are there")
 

@@ -1,15 +1,19 @@
 """From a logit to a verdict: calibrated probability, operating point, label and reason.
 
-Legend: B image. `ai` is the positive class everywhere: `p_ai` near 1 means AI-generated.
+Legend: B image; S input size; C channel (3, RGB); h, w cells of a map.
+`ai` is the positive class everywhere: `p_ai` near 1 means AI-generated.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from aivsreal.runtime.errors import Fault
 
@@ -99,6 +103,15 @@ class FileStamp:
     """Of the content, where it was asked for."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """What the network saw of a file, and where it saw it; kept only where a report or heat maps want it."""
+
+    square_SSC: npt.NDArray[np.uint8]
+    map_hw: npt.NDArray[np.float32] | None = None
+    """In logits, above 0 towards `ai`; their mean is the logit. None where the network gives no maps."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scanned:
     """One scanned file: a verdict or the error that prevented it, never both."""
@@ -113,6 +126,8 @@ class Scanned:
     """None where the file could not even be looked at."""
     frames: tuple[tuple[int, float], ...] = ()
     """Index and `p_ai` of each frame that was judged, where more than one was."""
+    view: View | None = field(default=None, compare=False)
+    """Of the first frame."""
 
     def __post_init__(self) -> None:
         if (self.verdict is None) == (self.error is None) or (self.error is None) != (self.fault is None):
