@@ -121,7 +121,7 @@ def _leave(draft: Draft, missing: str, required: bool) -> None:
 
 
 def _library(rtx: bool) -> tuple[EngineKind, Any]:
-    from aivsreal.runtime.backend_tensorrt import installed_libraries
+    from aivsreal.runtime.tensorrt_engine import installed_libraries
 
     libraries = installed_libraries()
     if rtx and EngineKind.TENSORRT_RTX not in libraries:

@@ -118,21 +118,33 @@ def _numbers(evaluation: Json | None) -> Iterable[str]:
             row["source"],
             row["label"],
             str(row["images"]),
-            _share(row["right"]),
+            _share_interval(row["right"]),
+            _interval(row["auc"]),
             _share(row["called_ai"]),
         ]
         for result in results
         if result["tier"] == first
         for row in result["sources"]
     ]
-    header = ["split", "source", "label", "images", "right side of 0.5", "called ai"]
+    header = ["split", "source", "label", "images", "right side of 0.5", "AUC against the other class", "called ai"]
     yield f"### By source, {first}\n\n{_table(header, rows)}"
+    rows = [
+        [result["split"], result["tier"], *(_interval(result["macro"][name]) for name in _MEASURES)]
+        for result in results
+    ]
+    yield (
+        "### Macro average over sources\n\nEach source of a class weighs the same, whatever its size.\n\n"
+        + _table(["split", "delivery", *_MEASURES.values()], rows)
+    )
     failing = sorted(
-        (row["right"], f"- `{row['source']}` ({row['label']}, {result['split']}): {_share(row['right'])} right")
+        (
+            row["right"]["value"],
+            f"- `{row['source']}` ({row['label']}, {result['split']}): {_share(row['right']['value'])} right",
+        )
         for result in results
         if result["tier"] == first
         for row in result["sources"]
-        if row["right"] < _FAILS_BELOW
+        if row["right"]["value"] < _FAILS_BELOW
     )
     if failing:
         yield "### Where it fails\n\nSources of which less than 70 % come out right:\n\n" + "\n".join(
@@ -213,6 +225,10 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def _interval(measure: Json | None) -> str:
     return "-" if measure is None else f"{measure['value']:.3f} [{measure['low']:.3f}, {measure['high']:.3f}]"
+
+
+def _share_interval(measure: Json) -> str:
+    return f"{_share(measure['value'])} [{100 * measure['low']:.0f}, {100 * measure['high']:.0f}]"
 
 
 def _share(value: float) -> str:

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import write_image
 
-from aivsreal.benchmarks import ablation, geometry, imports, onnx_graph, training
+from aivsreal.benchmarks import ablation, geometry, imports, onnx_graph, report, training
 from aivsreal.benchmarks.machine import machine_facts
 from aivsreal.runtime.images import pixels_from_file
 from aivsreal.runtime.spec import PreprocessSpec
@@ -80,7 +81,7 @@ def _finished_run(folder: Path, preset: str, aucs: list[float]) -> None:
         for index, value in enumerate(aucs)
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = {"preset": preset, "seed": 0, "epochs": len(aucs)}
+    config = {"preset": preset, "seed": 0, "epochs": len(aucs), "arch": "levit_192", "spec": {"size": 224}}
     (run / "last.json").write_text(json.dumps({"config": config, "data_digest": "-", "versions": {}}))
 
 
@@ -120,9 +121,18 @@ def test_an_ablation_trains_what_is_missing(tiny_data: Path, tmp_path: Path, mon
     assert result.exit_code == 0, result.output
     assert commands[0][2:] == [
         "aivsreal.train.cli", str(tiny_data), "--preset", "seed", "--seed", "0", "--epochs", "2",
-        "-o", str(tmp_path / "seed-0"),
+        "-o", str(tmp_path / "seed-0"), "--workers", "2",
     ]  # fmt: skip
     assert "auc_change" not in _lines(result.stdout)[0]  # no run of the reference to compare with
+
+
+def test_an_ablation_at_another_scale_keeps_the_change_of_the_input(tmp_path: Path) -> None:
+    scale = ablation.Scale(2, 96, "levit_128s")
+    assert scale.options("residual") == ["--epochs", "2", "--size", "96", "--arch", "levit_128s_residual"]
+    assert scale.options("robust")[-1] == "levit_128s"
+    _finished_run(tmp_path, "robust", [0.5, 0.7])
+    with pytest.raises(click.ClickException, match="levit_192 at 224 px"):
+        ablation.row_from_run(tmp_path / "robust-0", tmp_path, "robust", 0, scale)
 
 
 def test_views_are_squares_of_the_input_in_their_places(tmp_path: Path) -> None:
@@ -194,3 +204,25 @@ def test_the_plain_export_is_plain(tmp_path: Path) -> None:
         kinds[fuse] = [node.op_type for node in onnx.load_from_string(content).graph.node]
     assert kinds[False].count("BatchNormalization") > 20
     assert "BatchNormalization" not in kinds[True]
+
+
+def test_a_report_shows_what_was_recorded(tmp_path: Path) -> None:
+    for preset, aucs in (("robust", [0.5, 0.6]), ("grey", [0.5, 0.65])):
+        _finished_run(tmp_path, preset, aucs)
+    arguments = [str(tmp_path), "--runs", str(tmp_path), "--epochs", "2", "--finished"]
+    lines = CliRunner().invoke(ablation.main, arguments).stdout
+    (tmp_path / "results.jsonl").write_text(lines)
+    result = CliRunner().invoke(report.main, [str(tmp_path / "results.jsonl")])
+    assert result.exit_code == 0, result.output
+    rows = [line for line in result.stdout.splitlines() if line.startswith("| `")]
+    assert rows[0].startswith("| `grey` | 0 | 0.750 | 0.650 |")
+    assert rows[0].endswith("| +0.050 | +0.050 |")
+    assert rows[1].startswith("| `robust` | 0 | 0.700 | 0.600 |")
+
+
+def test_a_report_of_something_else_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "other.jsonl").write_text("{}\n")
+    for name, message in (("other.jsonl", "no benchmark wrote"), ("nowhere.jsonl", "No such file")):
+        result = CliRunner().invoke(report.main, [str(tmp_path / name)])
+        assert result.exit_code == 1
+        assert message in result.stderr

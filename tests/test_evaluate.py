@@ -96,7 +96,9 @@ def test_the_numbers_are_those_counted_by_hand(data: Path) -> None:
     assert [(row["label"], row["source"]) for row in line["sources"]] == [
         ("real", "one"), ("real", "two"), ("ai", "one"), ("ai", "two"),
     ]  # fmt: skip
-    assert line["macro_accuracy"] == pytest.approx(2 / 3)
+    assert line["macro"]["accuracy"]["value"] == pytest.approx(2 / 3)
+    assert line["sources"][0]["right"]["value"] == pytest.approx(2 / 3)
+    assert line["sources"][0]["auc"]["value"] == pytest.approx(8 / 9)
     assert [(mistake["name"], mistake["source"], mistake["label"]) for mistake in line["mistakes"]] == [
         ("140.png", "one", "real"), ("140.png", "two", "real"), ("140.png", "one", "ai"), ("140.png", "two", "ai"),
     ]  # fmt: skip
@@ -112,7 +114,7 @@ def test_json_lines_keep_their_fields(data: Path) -> None:
     ]  # fmt: skip
     assert set(lines[0]) == {
         "format", "arch", "bundle", "backend", "precision", "operating_point", "baseline_fitted_on", "skipped",
-        "stability", "split", "tier", "real", "ai", "measures", "baseline_auc", "real_right", "macro_accuracy",
+        "stability", "split", "tier", "real", "ai", "measures", "baseline_auc", "real_right", "macro",
         "real_called_ai", "ai_called_ai", "unsure", "sources", "mistakes",
     }  # fmt: skip
     assert lines[0]["stability"] == 1.0

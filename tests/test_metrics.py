@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 
@@ -15,6 +17,7 @@ from aivsreal.train.metrics import (
     measures,
     reliability,
     roc,
+    share,
     tpr_at_fpr,
 )
 
@@ -136,3 +139,28 @@ def test_a_measure_that_has_no_meaning_is_refused(
 def test_logits_have_no_calibration_error() -> None:
     with pytest.raises(ValueError, match="logits"):
         ece(np.array([0, 1]), np.array([-3.0, 3.0]))
+
+
+def test_sources_weigh_alike_whatever_their_size() -> None:
+    # Source a has three real images, all right; source b has one, and it is wrong.
+    target_B, p_ai_B = np.array([0, 0, 0, 0, 1, 1]), np.array([0.1, 0.2, 0.3, 0.9, 0.8, 0.7])
+    sources = ["a", "a", "a", "b", "c", "c"]
+    macro = measures(target_B, p_ai_B, source_B=sources)
+    assert macro["accuracy"].value == pytest.approx((1 + 0 + 1) / 3)
+    assert macro["balanced_accuracy"].value == pytest.approx((0.5 + 1) / 2)
+    assert macro["auc"].value == pytest.approx(0.5)  # against a 1, against b 0
+    assert measures(target_B, p_ai_B)["auc"].value == pytest.approx(6 / 8)
+
+
+def test_one_source_a_class_is_no_other_measure() -> None:
+    names = ("auc", "balanced_accuracy", "tpr_at_5_fpr")  # those that do not depend on the share of each class
+    macro = measures(TARGET_B, P_AI_B, names, source_B=["a", "a", "a", "b", "b"])
+    plain = measures(TARGET_B, P_AI_B, names)
+    for name in names:
+        assert astuple(macro[name]) == pytest.approx(astuple(plain[name])), name
+
+
+def test_a_share_has_the_interval_of_its_images() -> None:
+    few, many = (share(np.arange(images) % 4 == 0) for images in (8, 800))
+    assert few.value == many.value == 0.25
+    assert few.low < many.low < 0.25 < many.high < few.high

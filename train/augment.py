@@ -14,6 +14,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from aivsreal.runtime.preprocess import PixelsHWC, square_from_pixels
 from aivsreal.runtime.spec import Box, Geometry, PreprocessSpec
 from aivsreal.train.config import AugmentConfig
+from aivsreal.train.looks import laid_out, restyled
 
 _FILTERS = (
     Image.Resampling.BILINEAR,
@@ -27,6 +28,8 @@ def augmented_square(
     pixels_HWC: PixelsHWC, spec: PreprocessSpec, config: AugmentConfig, rng: np.random.Generator
 ) -> PixelsHWC:
     """One random training view `square_SSC`, uint8, which only `rng` and the arguments determine."""
+    if rng.random() < config.small_p:
+        pixels_HWC = np.asarray(_made_small(Image.fromarray(pixels_HWC), rng))
     height, width = pixels_HWC.shape[:2]
     box = _random_box(width, height, spec, config, rng)
     image = Image.fromarray(square_from_pixels(pixels_HWC, spec, box))
@@ -36,6 +39,10 @@ def augmented_square(
         image = _rotated(image, rng.uniform(-config.rotate_degrees, config.rotate_degrees))
     if rng.random() < config.jitter_p:
         image = _jittered(image, config, rng)
+    if rng.random() < config.restyle_p:
+        image = restyled(image, rng)
+    if rng.random() < config.layout_p:
+        image = laid_out(image, rng)
     if rng.random() < config.grey_p:
         image = image.convert("L").convert("RGB")
     if rng.random() < config.shuffle_p:
@@ -57,6 +64,15 @@ def augmented_square(
     elif rng.random() < config.webp_p:
         image = _encoded(image, "WEBP", quality=int(rng.integers(50, 96)), method=0)
     return np.asarray(image)
+
+
+def _made_small(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    share = rng.uniform(0.3, 0.9)
+    size = (max(16, round(image.width * share)), max(16, round(image.height * share)))
+    small = image.resize(size, _FILTERS[int(rng.integers(len(_FILTERS)))])
+    if rng.random() < 0.5:
+        small = _encoded(small, "JPEG", quality=int(rng.integers(40, 96)), subsampling=int(rng.choice((0, 2))))
+    return small
 
 
 def _random_box(width: int, height: int, spec: PreprocessSpec, config: AugmentConfig, rng: np.random.Generator) -> Box:

@@ -32,7 +32,9 @@ from aivsreal.train.config import PRESETS
     help="Split whose AUC picks the best epoch; the mean of several.  [default: all val*]",
 )
 @click.option(
-    "--init", type=click.Path(path_type=Path), help="Run whose weights to start from.  [default: from scratch]"
+    "--init",
+    type=click.Path(path_type=Path),
+    help="Run whose weights to start from, also of another --size.  [default: from scratch]",
 )
 @click.option("--short-side", type=click.IntRange(32), help="Scale larger training images down to it as they are read.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps the images decoded between epochs.")

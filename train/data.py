@@ -34,7 +34,7 @@ class TrainDraws(Sampler[Draw]):
         self.config = config
         self.ranks = ranks or Ranks()
         self.epoch = 0
-        self.weights = _weights(samples) if config.balance else None
+        self.weights = _weights(samples, config.source_power) if config.balance else None
 
     def __len__(self) -> int:
         return self.count // self.ranks.world
@@ -52,10 +52,10 @@ class TrainDraws(Sampler[Draw]):
         return iter(self.ranks.share(draws)[: len(self)])
 
 
-def _weights(samples: Sequence[Sample]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _weights(samples: Sequence[Sample], power: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     sizes = Counter((sample.label, sample.source) for sample in samples)
-    roots = {label: sum(n**0.5 for (other, _), n in sizes.items() if other == label) for label in LABELS}
-    weights = [sizes[s.label, s.source] ** -0.5 / roots[s.label] / 2 for s in samples]
+    totals = {label: sum(n**power for (other, _), n in sizes.items() if other == label) for label in LABELS}
+    weights = [sizes[s.label, s.source] ** (power - 1) / totals[s.label] / 2 for s in samples]
     return np.asarray(weights, dtype=np.float64)
 
 

@@ -19,7 +19,7 @@ from aivsreal.runtime.errors import AivsrealError, DataError, ImageError
 from aivsreal.runtime.images import pixels_from_file
 from aivsreal.runtime.verdict import LABELS, Label
 from aivsreal.train.judging import Judged, judged_images
-from aivsreal.train.metrics import Measure, ReliabilityBin, Roc, measures, reliability, roc
+from aivsreal.train.metrics import Measure, ReliabilityBin, Roc, measures, reliability, roc, share
 from aivsreal.train.samples import Sample, in_split, limited, samples_from_data, samples_from_pair
 from aivsreal.train.shortcuts import Baseline, baseline_from_statistics, property_aucs, statistics_from_pixels
 from aivsreal.train.tiers import Tier
@@ -37,8 +37,10 @@ class SourceRow:
     images: int
     called_ai: float
     unsure: float
-    right: float
+    right: Measure
     """On the right side of `p_ai` 0.5, whatever the operating point."""
+    auc: Measure
+    """Of its images against all images of the other class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,8 @@ class TierResult:
     """AUC of the pixel statistics on the same pixels; None where there was nothing to fit them on."""
     real_right: float
     """Share of real images with `p_ai` below 0.5."""
-    macro_accuracy: float
-    """Mean over the sources of the share on the right side of 0.5: a large source does not hide a small one."""
+    macro: dict[str, Measure]
+    """The same measures with each source of a class weighing alike: a large source does not hide a small one."""
     real_called_ai: float
     ai_called_ai: float
     unsure: float
@@ -138,10 +140,21 @@ def _tier_result(split: str, tier: Tier, results: Sequence[Judged], baseline: Ba
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, result in enumerate(results):
         groups[result.sample.label, result.sample.source or "-"].append(index)
-    rows = [
-        SourceRow(source, label, len(at), *(float(share_B[at].mean()) for share_B in (called_B, unsure_B, right_B)))
-        for (label, source), at in sorted(groups.items(), key=lambda group: (LABELS.index(group[0][0]), group[0][1]))
-    ]
+    rows = []
+    for (label, source), at in sorted(groups.items(), key=lambda group: (LABELS.index(group[0][0]), group[0][1])):
+        # Of the source and of all that it must be told apart from: accuracy is the source's own, AUC that of both.
+        among_B = np.concatenate([at, np.flatnonzero(target_B != LABELS.index(label))])
+        rows.append(
+            SourceRow(
+                source,
+                label,
+                len(at),
+                float(called_B[at].mean()),
+                float(unsure_B[at].mean()),
+                right=share(right_B[at]),
+                auc=measures(target_B[among_B], p_ai_B[among_B], ("auc",))["auc"],
+            )
+        )
     baseline_auc = None
     if baseline is not None:
         statistics_BF = np.stack([result.statistics_F for result in results if result.statistics_F is not None])
@@ -151,7 +164,7 @@ def _tier_result(split: str, tier: Tier, results: Sequence[Judged], baseline: Ba
         measures=measures(target_B, p_ai_B),
         baseline_auc=baseline_auc,
         real_right=float(right_B[target_B == 0].mean()),
-        macro_accuracy=float(np.mean([row.right for row in rows])),
+        macro=measures(target_B, p_ai_B, source_B=[result.sample.source or "-" for result in results]),
         real_called_ai=float(called_B[target_B == 0].mean()),
         ai_called_ai=float(called_B[target_B == 1].mean()),
         unsure=float(unsure_B.mean()),

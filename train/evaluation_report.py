@@ -43,7 +43,7 @@ def json_from_tier(tier: TierResult) -> dict[str, object]:
         "measures": {name: asdict(measure) for name, measure in tier.measures.items()},
         "baseline_auc": asdict(tier.baseline_auc) if tier.baseline_auc else None,
         "real_right": tier.real_right,
-        "macro_accuracy": tier.macro_accuracy,
+        "macro": {name: asdict(measure) for name, measure in tier.macro.items()},
         "real_called_ai": tier.real_called_ai,
         "ai_called_ai": tier.ai_called_ai,
         "unsure": tier.unsure,
@@ -138,12 +138,18 @@ def _tables(split: SplitResult, point: str) -> Iterable[Table]:
         *([title, *(_interval(tier.measures[name]) for tier in tiers)] for name, title in _NAMES.items()),
         ["baseline AUC (pixel statistics)", *(_interval(tier.baseline_auc) for tier in tiers)],
         ["real images right", *(_share(tier.real_right) for tier in tiers)],
-        ["accuracy, mean over sources", *(_share(tier.macro_accuracy) for tier in tiers)],
+        *(
+            [f"{title}, sources alike", *(_interval(tier.macro[name]) for tier in tiers)]
+            for name, title in _NAMES.items()
+        ),
         ["real called ai", *(_share(tier.real_called_ai) for tier in tiers)],
         ["ai called ai", *(_share(tier.ai_called_ai) for tier in tiers)],
         ["unsure", *(_share(tier.unsure) for tier in tiers)],
     ]
-    note = f"split {split.split}: 95 % intervals; accuracies at p_ai 0.5, 'called' and 'unsure' at point {point}"
+    note = (
+        f"split {split.split}: 95 % intervals; accuracies at p_ai 0.5, 'called' and 'unsure' at point {point}; "
+        "'sources alike': each source of a class weighs the same"
+    )
     if split.stability is not None:
         note += f"; {_share(split.stability)} of the images keep their label in every delivery"
     if split.skipped:
@@ -151,11 +157,14 @@ def _tables(split: SplitResult, point: str) -> Iterable[Table]:
     yield note, ["", *(tier.tier.value for tier in tiers)], rows
     header = ["source", "label", "images"]
     for tier in tiers:
-        header += [f"{tier.tier.value}: called ai", "unsure", "right"]
+        header += [f"{tier.tier.value}: called ai", "unsure", "right", "AUC"]
     rows = []
     for row, *others in zip(*(tier.sources for tier in tiers), strict=True):
-        shares = [_share(value) for one in (row, *others) for value in (one.called_ai, one.unsure, one.right)]
-        rows.append([row.source, row.label, str(row.images), *shares])
+        cells = [
+            [_share(one.called_ai), _share(one.unsure), _share_interval(one.right), _interval(one.auc)]
+            for one in (row, *others)
+        ]
+        rows.append([row.source, row.label, str(row.images), *(cell for part in cells for cell in part)])
     yield f"split {split.split}, by source", header, rows
     alone = [[name, f"{area:.3f}"] for name, area in split.properties.items()]
     yield f"split {split.split}, what file properties alone give away", ["property", "AUC"], alone
@@ -167,6 +176,10 @@ def _interval(measure: Measure | None) -> str:
 
 def _share(value: float) -> str:
     return f"{100 * value:.1f} %"
+
+
+def _share_interval(measure: Measure) -> str:
+    return f"{_share(measure.value)} [{100 * measure.low:.0f}, {100 * measure.high:.0f}]"
 
 
 def _markdown(about: Mapping[str, object], splits: Sequence[SplitResult], plots: bool) -> str:

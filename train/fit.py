@@ -23,6 +23,7 @@ from aivsreal.train.config import TrainConfig
 from aivsreal.train.data import PixelsOf, TrainDraws, TrainImages, ValImages, batch_from_tensors
 from aivsreal.train.distributed import Ranks
 from aivsreal.train.metrics import auc
+from aivsreal.train.resolution import weights_at_size
 from aivsreal.train.samples import Sample
 from aivsreal.train.store import Progress, load_progress, save_best, save_last
 
@@ -85,7 +86,7 @@ def fit(
         torch.use_deterministic_algorithms(True, warn_only=True)
     network = network_from_arch(config.arch, config.spec.size)
     if start is not None:
-        network.load_state_dict(start)
+        network.load_state_dict(weights_at_size(start, network.state_dict()))
     network = _placed(network, device, ranks)
     average = copy.deepcopy(network).eval() if config.ema_decay else network
     optimizer = _optimizer(network, config)

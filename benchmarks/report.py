@@ -1,0 +1,109 @@
+"""Tables of what the benchmarks recorded: reads their JSON lines and prints Markdown.
+
+Run `python -m aivsreal.benchmarks.report benchmarks/results/*.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+Row = dict[str, Any]
+Table = tuple[list[str], list[list[str]]]  # header, rows
+
+
+def ablation(rows: Sequence[Row]) -> Table:
+    """Presets, best on unseen sources first; each with its change against the reference preset of the same seed."""
+    splits = [name for name in rows[0]["last"] if name.startswith("val")]
+    header = ["preset", "seed", *(f"AUC {name}" for name in splits), *(f"change {name}" for name in splits)]
+    lines = []
+    for row in sorted(rows, key=lambda row: -float(row["last"][splits[-1]]["auc"])):
+        changes = row.get("auc_change", {})
+        lines.append(
+            [
+                f"`{row['preset']}`", str(row["seed"]), *(f"{row['last'][name]['auc']:.3f}" for name in splits),
+                *(f"{changes[name]:+.3f}" if name in changes else "-" for name in splits),
+            ]
+        )  # fmt: skip
+    return header, lines
+
+
+def geometry(rows: Sequence[Row]) -> Table:
+    """Views of an image, with the gain over the spec's own."""
+    return ["split", "geometry", "views", "AUC", "gain"], [
+        [row["split"], row["geometry"], str(row["views"]), _interval(row["auc"]), _interval(row["auc_gain"], "+")]
+        for row in rows
+    ]
+
+
+def training(rows: Sequence[Row]) -> Table:
+    """Images a second through loading and through a step."""
+    return ["arch", "size", "device", "loading: files", "cache", "step: FP32", "half", "compiled"], [
+        [
+            row["arch"], str(row["size"]), row["device"],
+            *(f"{row['loading_images_per_s'][name]:.0f}" for name in ("files", "cache")),
+            *(_rate(row["step_images_per_s"].get(name)) for name in ("fp32", "half", "compiled")),
+        ]
+        for row in rows
+    ]  # fmt: skip
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {"ablation": ablation, "geometry": geometry, "training": training}
+
+
+def rows_from_files(paths: Iterable[Path]) -> dict[str, list[Row]]:
+    """Recorded lines by benchmark, in the order of the files.
+
+    Raises:
+        click.ClickException: a file cannot be read or holds something else.
+    """
+    found: dict[str, list[Row]] = defaultdict(list)
+    for path in paths:
+        try:
+            for line in path.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                found[row["benchmark"]].append(row)
+        except OSError as error:
+            raise click.ClickException(f"{path}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError):
+            raise click.ClickException(f"{path}: holds a line that no benchmark wrote; give files of results") from None
+    return found
+
+
+def markdown(table: Table) -> str:
+    """A header and rows as a Markdown table."""
+    header, rows = table
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _interval(values: Sequence[float], sign: str = "") -> str:
+    value, low, high = (format(number, f"{sign}.3f") for number in values)
+    return f"{value} [{low}, {high}]"
+
+
+def _rate(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.0f}"
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+def main(files: Sequence[Path]) -> None:
+    """Print a Markdown table for each benchmark that FILES hold."""
+    for name, rows in rows_from_files(files).items():
+        if name not in TABLES:
+            click.echo(f"{name}: {len(rows)} lines, no table", err=True)
+            continue
+        machine = rows[-1]["machine"]
+        versions = ", ".join(f"{package} {version}" for package, version in machine["packages"].items())
+        click.echo(f"### {name}\n\n{machine['cpu']}, {machine['cores']} cores; {versions}\n")
+        click.echo(f"{markdown(TABLES[name](rows))}\n")
+
+
+if __name__ == "__main__":
+    main()
