@@ -82,11 +82,13 @@ def add_engine(draft: Draft, options: BuildOptions, required: bool, rtx: bool) -
         return
     with _gpu() as found:
         gpu = found if isinstance(found, Gpu) else None
-        elsewhere = bool(options.compute_capabilities) and rtx
-        if gpu is None and not elsewhere:
+        if gpu is not None and kind is EngineKind.TENSORRT_RTX and not options.compute_capabilities:
+            options = replace(options, compute_capabilities=(gpu.capability,))
+        if gpu is None and not options.compute_capabilities:
             _leave(draft, str(found), required)
             return
-        place = f"for {', '.join(options.compute_capabilities)}" if elsewhere else f"on {gpu and gpu.name}"
+        targets = ", ".join(options.compute_capabilities)
+        place = f"for {targets}" if targets else f"on {gpu and gpu.name}"
         draft.tell(f"building with {kind.product} {trt.__version__} {place}; this may take minutes")
         graph = draft.files[HALF_MODEL] if options.half else full_from_onnx(_model(draft)).SerializeToString()
         digest = hashlib.sha256(draft.files[MODEL]).hexdigest()
@@ -119,7 +121,7 @@ def _leave(draft: Draft, missing: str, required: bool) -> None:
 
 
 def _library(rtx: bool) -> tuple[EngineKind, Any]:
-    from aivsreal.runtime.backend_tensorrt import installed_libraries
+    from aivsreal.runtime.tensorrt_engine import installed_libraries
 
     libraries = installed_libraries()
     if rtx and EngineKind.TENSORRT_RTX not in libraries:

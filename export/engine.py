@@ -76,8 +76,8 @@ def engine_from_onnx(
         spec: gives the input's size.
         model_sha256: of the bundle's `model.onnx`.
         options: what is asked for.
-        gpu: name and compute capability of the GPU that is here, or None. Without one, TensorRT-RTX can build for
-            `options.compute_capabilities`; the precision is then read from its network, for no engine loads.
+        gpu: name and compute capability of the GPU that is here, or None, for TensorRT-RTX that builds for
+            `options.compute_capabilities`.
 
     Raises:
         ExportError: the graph is not accepted, the build failed, or the engine is not half.
@@ -100,7 +100,8 @@ def engine_from_onnx(
     if cache is not None:
         _write_cache(config, cache)
     capabilities = options.compute_capabilities or ((gpu[1],) if gpu else ())
-    if gpu is not None and gpu[1] in capabilities:
+    # TensorRT-RTX compiles its kernels when the engine is first run, so there its network says what it will be.
+    if kind is EngineKind.TENSORRT:
         layers, half = _inspected(trt, plan, options, logger)
     else:
         layers, half = _typed(network)
@@ -250,11 +251,8 @@ def layers_from_inspection(text: str) -> tuple[int, int]:
 
 
 def _typed(network: Any) -> tuple[int, int]:
-    """The same of a strongly typed network's layers, where no engine can be loaded."""
-    kinds = []
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        kinds += [layer.get_output(0).dtype.name]
+    """The same of a strongly typed network's layers, whose outputs have the types that they will have."""
+    kinds = [network.get_layer(index).get_output(0).dtype.name for index in range(network.num_layers)]
     return sum(kind in ("HALF", "FLOAT") for kind in kinds), kinds.count("HALF")
 
 

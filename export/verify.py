@@ -43,8 +43,8 @@ def verify(bundle: Bundle, folder: Path | None, tell: Tell) -> Draft:
 
 
 def _verify_engine(draft: Draft, bundle: Bundle) -> None:
-    from aivsreal.runtime.backend_tensorrt import fitting_engine, installed_libraries
     from aivsreal.runtime.cuda import open_driver
+    from aivsreal.runtime.tensorrt_engine import fitting_engine, installed_libraries
 
     try:
         libraries = installed_libraries()

@@ -25,7 +25,8 @@ MAP = "map"  # [B, H, W]: what each token of the last stage says, its mean is th
 HALF_FROM_ELEMENTS = 1024  # smaller tensors (biases) stay FP32 in model.onnx: they are 1 % of the bytes
 HALF_SUFFIX = ".half"  # of the name of a weight that model.onnx stores as FP16; its Cast has the plain name
 
-BACKENDS = ("auto", "tensorrt", "onnx", "torch")
+# onnx takes CUDA where it runs, else the CPU; the longer names run there or fail.
+BACKENDS = ("auto", "tensorrt", "onnx", "onnx-cpu", "onnx-cuda", "onnx-tensorrt", "torch")
 
 
 class Backend(Protocol):
@@ -131,5 +132,5 @@ def _opened(bundle: Bundle, kind: str, threads: int | None, why: str) -> tuple[B
         return TorchBackend(bundle), why
     from aivsreal.runtime.backend_onnx import OnnxBackend
 
-    backend = OnnxBackend(bundle, threads)
+    backend = OnnxBackend(bundle, threads, kind.partition("-")[2] or None)
     return backend, f"{why}; {backend.passed_over}" if backend.passed_over else why

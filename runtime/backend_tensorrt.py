@@ -1,4 +1,4 @@
-"""The TensorRT backend, the only file that names it: 8.6 to 11 and TensorRT-RTX, without a branch on their versions.
+"""The TensorRT backend: batches through the slots of one engine.
 
 Legend: B image in a batch; H, W image height and width; h, w cells of a map; C channel (3, RGB).
 """
@@ -9,24 +9,22 @@ import logging
 import queue
 from collections import deque
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from aivsreal.runtime.backend import INPUT, LOGITS, MAP, LogitsB, MapsBhw, no_maps
+from aivsreal.runtime.backend import LOGITS, MAP, LogitsB, MapsBhw, no_maps
 from aivsreal.runtime.bundle import Bundle
-from aivsreal.runtime.cuda import Driver, Gpu, open_driver
-from aivsreal.runtime.engine import Device, EngineCard, EngineKind, this_platform
-from aivsreal.runtime.engine_slot import EngineSlot, EngineTensors, Floats, Outputs
-from aivsreal.runtime.errors import BackendError, BundleError, GpuMemoryError, MissingExtra
+from aivsreal.runtime.cuda import Driver, open_driver
+from aivsreal.runtime.engine import EngineCard
+from aivsreal.runtime.engine_slot import EngineSlot, Outputs
+from aivsreal.runtime.errors import GpuMemoryError, MissingExtra
 from aivsreal.runtime.kernel import PreprocessKernel
 from aivsreal.runtime.preprocess import PixelsHWC
+from aivsreal.runtime.tensorrt_engine import fitting_engine, installed_libraries, loaded_engine, tensors_from_engine
 
 SLOTS = 2  # while one computes, the other is filled and uploaded
 SPLIT_FROM = 8  # images: from here on a batch goes in two halves, so that the one's upload hides behind the other
-_MODULES = {EngineKind.TENSORRT: "tensorrt", EngineKind.TENSORRT_RTX: "tensorrt_rtx"}
-_DTYPES: dict[str, Floats] = {"FLOAT": np.float32, "HALF": np.float16}
 _LOG = logging.getLogger(__name__)
 
 
@@ -67,25 +65,14 @@ class TensorrtBackend:
             self.detail += f", no CUDA graphs: {self.without_graphs}"
 
     def _open(self, bundle: Bundle, card: EngineCard, trt: Any) -> None:
-        runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        if card.key.version_compatible:
-            runtime.engine_host_code_allowed = True  # the engine brings a runtime; the manifest vouches for its bytes
-        if card.key.dla_core is not None:
-            runtime.DLA_core = card.key.dla_core
-        engine = runtime.deserialize_cuda_engine(bundle.read(card.file))
-        if engine is None:
-            raise BackendError(
-                f"{bundle.path / card.file} cannot be loaded by {card.key.kind.product} {trt.__version__}: its message "
-                "stands above; build the engine again with aivsreal-export --fp16"
-            )
-        self._engine, self._runtime = engine, runtime  # the engine needs its runtime alive
-        self._tensors = _checked_tensors(engine, bundle, card)
+        self._engine, self._runtime = loaded_engine(bundle, card, trt)  # the engine needs its runtime alive
+        self._tensors = tensors_from_engine(self._engine, bundle, card)
         self.has_maps = MAP in self._tensors.outputs
         self._limit = self._tensors.max_batch
         self._kernel = PreprocessKernel(self._driver)
         self._closing.insert(0, self._kernel)
         for _ in range(SLOTS):
-            slot = EngineSlot(self._driver, self._kernel, engine, self._tensors)
+            slot = EngineSlot(self._driver, self._kernel, self._engine, self._tensors)
             self._closing.insert(0, slot)
             self._slots.put(slot)
 
@@ -191,61 +178,3 @@ class TensorrtBackend:
             raise GpuMemoryError("the GPU's memory is full with a single image: end other programs that use the GPU")
         self._limit = min(self._limit, images // 2)
         _LOG.warning("the GPU's memory is full: at most %d images at once from here on", self._limit)
-
-
-def installed_libraries() -> dict[EngineKind, Any]:
-    """The TensorRT modules that load here.
-
-    Raises:
-        BackendError: one is installed and does not load.
-    """
-    found = {}
-    for kind, name in _MODULES.items():
-        try:
-            found[kind] = import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise BackendError(f"{name} is installed but does not load: {error}") from None
-        except (ImportError, OSError) as error:
-            raise BackendError(f"{name} is installed but does not load: {error}") from None
-    return found
-
-
-def fitting_engine(bundle: Bundle, libraries: dict[EngineKind, Any], gpu: Gpu) -> tuple[EngineKind, EngineCard]:
-    """The engine that one of these libraries can run on that GPU, TensorRT before TensorRT-RTX.
-
-    Raises:
-        BackendError: there is none; it says what the engines are for and what is here.
-    """
-    refusals = []
-    for kind, trt in libraries.items():
-        device = Device(kind, trt.__version__, "{}.{}".format(*gpu.capability), this_platform())
-        try:
-            return kind, bundle.engine_for(device)
-        except BackendError as error:
-            refusals.append(str(error))
-    raise BackendError("; ".join(refusals))
-
-
-def _checked_tensors(engine: Any, bundle: Bundle, card: EngineCard) -> EngineTensors:
-    spec, file = bundle.manifest.spec, bundle.path / card.file
-    shapes = {}
-    for index in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(index)
-        shapes[name] = (engine.get_tensor_dtype(name).name, tuple(engine.get_tensor_shape(name))[1:])
-    outputs = {name: shapes[name] for name in (LOGITS, MAP) if name in shapes}
-    wanted = {INPUT, LOGITS} - set(shapes)
-    if wanted or shapes[INPUT][1] != (3, spec.size, spec.size):
-        what = f"no {', '.join(sorted(wanted))}" if wanted else f"the input {list(shapes[INPUT][1])}"
-        raise BundleError(f"{file} has {what}: build it again with aivsreal-export --fp16")
-    unknown = {dtype for dtype, _ in (shapes[INPUT], *outputs.values())} - set(_DTYPES)
-    if unknown:
-        raise BundleError(f"{file} takes or gives {', '.join(sorted(unknown))}: build it again with aivsreal-export")
-    low, _, high = engine.get_tensor_profile_shape(INPUT, 0)
-    return EngineTensors(
-        spec,
-        _DTYPES[shapes[INPUT][0]],
-        {name: (_DTYPES[dtype], shape) for name, (dtype, shape) in outputs.items()},
-        int(low[0]),
-        int(high[0]),
-    )

@@ -30,8 +30,8 @@ class BindingsDriver:
     def __init__(self, device: int = 0) -> None:
         try:
             _call(cu.cuInit, 0)
-        except RuntimeError as error:  # cuda-bindings looks for libcuda.so at the first call
-            raise BackendError(f"NVIDIA's driver is not installed ({_first_line(error)}): run nvidia-smi") from None
+        except RuntimeError:  # cuda-bindings looks for libcuda.so.1 at the first call, and says so in many words
+            raise BackendError("NVIDIA's driver is not installed: there is no libcuda.so.1") from None
         count = _call(cu.cuDeviceGetCount)
         if device >= count:
             raise BackendError(f"there is no GPU {device}: the driver finds {count}; run nvidia-smi")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,12 @@ def tiny_bundle(tiny_run: Path, tiny_data: Path, tmp_path_factory: pytest.TempPa
     result = CliRunner().invoke(main, [str(tiny_run), "-o", str(bundle), "--reference", str(tiny_data)])
     assert result.exit_code == 0, result.output
     return bundle
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The shipped bundle as it is, whatever `aivsreal-export` has added to it on this machine."""
+    os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 from fake_cuda import CARD, FakeDriver
 from fake_tensorrt import fake_tensorrt
 
-from aivsreal.runtime import backend_tensorrt
+from aivsreal.runtime import backend_tensorrt, cuda
 from aivsreal.runtime.backend import INPUT, LOGITS, MAP
 from aivsreal.runtime.bundle import Bundle, Manifest, write_bundle
 from aivsreal.runtime.cuda import Gpu
@@ -27,16 +27,24 @@ SIDE = 24
 def installed_gpu(
     monkeypatch: pytest.MonkeyPatch, kernel: Path, version: str = "10.3.0", gpu: Gpu = CARD, **driver: Any
 ) -> FakeDriver:
-    """What `TensorrtBackend` then finds: the fake TensorRT of that version and a fake driver, which is returned."""
+    """What `TensorrtBackend` then finds: that TensorRT, and the fake driver that is returned."""
     trt = fake_tensorrt(version, "{}.{}".format(*gpu.capability))
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, trt if name == trt.__name__ else None)
-    fake = FakeDriver(kernel, gpu, **driver)
-    monkeypatch.setattr(backend_tensorrt, "open_driver", lambda: fake)
+    opened = [FakeDriver(kernel, gpu, **driver)]
+
+    def open_driver(device: int = 0) -> FakeDriver:
+        if opened[-1].closed:
+            opened.append(FakeDriver(kernel, gpu, **driver))
+        return opened[-1]
+
+    for module in (backend_tensorrt, cuda):
+        monkeypatch.setattr(module, "open_driver", open_driver)
     run = trt.IExecutionContext.execute_async_v3
 
     def execute(context: Any, stream: int) -> bool:
         """As TensorRT does: what it works on is settled now, the work is done in the stream."""
+        driver_now = opened[-1]
         shapes, addresses = dict(context._shapes), dict(context._addresses)
         if context.infer_shapes() or len(addresses) != context._engine.num_io_tensors:
             return False
@@ -44,14 +52,14 @@ def installed_gpu(
         def work() -> None:
             assert (context._shapes, context._addresses) == (shapes, addresses), "a recorded context was changed"
             for name in addresses:
-                fake.check_live(addresses[name], context._array(name).nbytes)
+                driver_now.check_live(addresses[name], context._array(name).nbytes)
             assert run(context, stream)
 
-        fake.enqueue(stream, work)
+        driver_now.enqueue(stream, work)
         return True
 
     monkeypatch.setattr(trt.IExecutionContext, "execute_async_v3", execute)
-    return fake
+    return opened[0]
 
 
 def small_bundle(folder: Path) -> Bundle:
