@@ -47,7 +47,21 @@ def test_the_wheel_needs_four_small_packages_and_offers_the_extras(wheel: zipfil
     metadata = message_from_bytes(wheel.read(name))
     needed = {text.split(">")[0] for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text}
     assert needed == {"numpy", "pillow", "click", "rich"}
-    extras = {"cpu", "gpu", "tensorrt", "pycuda", "torch", "explain", "heic", "provenance", "train", "export", "dev"}
+    extras = {
+        "cpu",
+        "gpu",
+        "tensorrt",
+        "jetpack6",
+        "jetpack7",
+        "pycuda",
+        "torch",
+        "explain",
+        "heic",
+        "provenance",
+        "train",
+        "export",
+        "dev",
+    }
     assert set(metadata.get_all("Provides-Extra", [])) == extras
     assert metadata.get_all("License-File") == ["LICENSE"]
 
