@@ -51,15 +51,19 @@ def _point(context: click.Context, option: click.Parameter, texts: tuple[str, ..
     help="An operating point; repeat it for more, the first is the default.  [default: balanced:0.5:0.5]",
 )  # fmt: skip
 @click.option("--card", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Model card to put in.")
+@click.option(
+    "--gradcam", type=click.Choice(["stage1", "stage2", "stage3"]),
+    help="Also write gradcam.onnx, which gives Grad-CAM of a stage (14x14, 7x7 or 4x4 cells) without PyTorch.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.version_option(package_name="aivsreal")
 def main(
     checkpoint: Path, out: Path, reference: Path | None, opset: str, crop_fraction: float | None, temperature: float,
-    points: tuple[OperatingPoint, ...], card: Path | None, as_json: bool,
+    points: tuple[OperatingPoint, ...], card: Path | None, gradcam: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Export CHECKPOINT (a run's folder or its best.safetensors) to a bundle that aivsreal-scan opens."""
     try:
-        _export(checkpoint, out, reference, int(opset), crop_fraction, temperature, points, card, as_json)
+        _export(checkpoint, out, reference, int(opset), crop_fraction, temperature, points, card, gradcam, as_json)
     except AivsrealError as error:
         raise click.UsageError(str(error)) from None
     except KeyboardInterrupt:
@@ -69,7 +73,7 @@ def main(
 
 def _export(
     path: Path, out: Path, reference: Path | None, opset: int, crop_fraction: float | None, temperature: float,
-    points: tuple[OperatingPoint, ...], card: Path | None, as_json: bool,
+    points: tuple[OperatingPoint, ...], card: Path | None, gradcam: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     try:
         import onnx
@@ -118,6 +122,13 @@ def _export(
         )
     check_same_weights(same)
     check_rounding(rounding)
+    extra_files, extra_provenance = {}, {}
+    if gradcam is not None:
+        from aivsreal.export.gradcam_graph import REFERENCES, gradcam_from_network
+
+        graph, worst = gradcam_from_network(fused, spec, gradcam, int(opset), batch_BCHW[:REFERENCES])
+        extra_files["gradcam.onnx"], extra_provenance["gradcam"] = graph, {"layer": gradcam, "parity": worst}
+        click.echo(f"gradcam.onnx: Grad-CAM of {gradcam}, map differs from PyTorch by {worst:.2g} at most", err=True)
     manifest = Manifest(
         arch=source.arch,
         labels=source.labels,
@@ -136,13 +147,14 @@ def _export(
             "reference_images": kind,
             "parity_onnx_torch": same.to_json(),
             "parity_half_trained": rounding.to_json(),
+            **extra_provenance,
         },
     )  # fmt: skip
     try:
         readme = model_card(manifest).encode() if card is None else card.read_bytes()
     except OSError as error:
         raise ExportError(f"{card}: cannot be read: {error.strerror}; nothing was written") from None
-    bundle = write_bundle(out, {"model.onnx": content, "README.md": readme}, manifest)
+    bundle = write_bundle(out, {"model.onnx": content, "README.md": readme, **extra_files}, manifest)
     click.echo(f"bundle {bundle.digest} written; try: aivsreal-scan --bundle {out} IMAGES", err=True)
     if as_json:
         parities = {"parity": same.to_json(), "rounding": rounding.to_json(), "reference_images": kind}

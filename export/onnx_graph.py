@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from aivsreal.runtime.backend import INPUT, LOGITS, MAP
 from aivsreal.runtime.errors import ExportError
 from aivsreal.runtime.spec import PreprocessSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
-INPUT, OUTPUT = "pixels_BCHW", "logits"
-
 
 def onnx_from_network(network: nn.Module, spec: PreprocessSpec, opset: int = 17) -> Any:
-    """Export a fused network to an `onnx.ModelProto` with input `pixels_BCHW` and output `logits` [B, 1].
+    """Export a `FusedLevit` to an `onnx.ModelProto`: `pixels_BCHW` to `logits` [B, 1] and their `map` [B, H, W].
 
     Each weight is an initialiser with its state-dict name, and the same weights give the same bytes.
 
@@ -34,9 +33,14 @@ def onnx_from_network(network: nn.Module, spec: PreprocessSpec, opset: int = 17)
     import torch
     from onnx import numpy_helper
 
+    from aivsreal.runtime.backend_torch import FusedLevit
+
+    if not isinstance(network, FusedLevit):
+        raise ExportError("the network was not fused; nothing was written")
     # The exporter merges weights of equal value (all zero, say) into one, and their names are lost. So the graph is
     # traced with noise, and the weights are filled in afterwards.
-    shell = copy.deepcopy(network).eval()
+    shell: Any = copy.deepcopy(network).eval()
+    shell.forward = shell.logits_and_map
     generator = torch.Generator().manual_seed(0)
     for value in shell.state_dict().values():
         value.copy_(torch.randn(value.shape, generator=generator) * 0.01)
@@ -45,7 +49,8 @@ def onnx_from_network(network: nn.Module, spec: PreprocessSpec, opset: int = 17)
         file = Path(scratch, "model.onnx")
         torch.onnx.export(
             shell, (torch.zeros(2, 3, spec.size, spec.size),), file, dynamo=False, opset_version=opset,
-            input_names=[INPUT], output_names=[OUTPUT], dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
+            input_names=[INPUT], output_names=[LOGITS, MAP],
+            dynamic_axes={name: {0: "batch"} for name in (INPUT, LOGITS, MAP)},
         )  # fmt: skip
         model = onnx.load(file)
     initialisers = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -53,12 +58,12 @@ def onnx_from_network(network: nn.Module, spec: PreprocessSpec, opset: int = 17)
         if name not in initialisers:
             raise ExportError(f"the graph has no weight {name}: the network was not fused; nothing was written")
         initialisers[name].CopyFrom(numpy_helper.from_array(value.detach().cpu().numpy(), name))
-    _lift_constants(model)
+    lift_constants(model)
     _check(model)
     return model
 
 
-def _lift_constants(model: Any) -> None:
+def lift_constants(model: Any) -> None:
     """Constant nodes become initialisers, equal ones one; what is left are the nodes that compute."""
     from onnx import numpy_helper
 

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from aivsreal.runtime.errors import ExportError
-from aivsreal.runtime.images import image_paths, pixels_from_file
+from aivsreal.runtime.images import pixels_from_file
+from aivsreal.runtime.paths import image_paths
 from aivsreal.runtime.preprocess import PixelsHWC
 
 MAX_LOGIT_DIFFERENCE = 1e-3  # ONNX against PyTorch with the same weights

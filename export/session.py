@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aivsreal.export.parity import LogitsB
+from aivsreal.runtime.backend import LOGITS
 from aivsreal.runtime.preprocess import BatchBCHW
 
 if TYPE_CHECKING:
@@ -34,5 +35,5 @@ def onnx_logits(content: bytes, batch_BCHW: BatchBCHW) -> LogitsB:
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    parts = [session.run(None, {name: batch_BCHW[i : i + CHUNK]})[0] for i in range(0, len(batch_BCHW), CHUNK)]
+    parts = [session.run([LOGITS], {name: batch_BCHW[i : i + CHUNK]})[0] for i in range(0, len(batch_BCHW), CHUNK)]
     return np.concatenate(parts).astype(np.float32).ravel()

@@ -1,6 +1,7 @@
 """What runs the network: the protocol of a backend, and the choice of one.
 
-Legend: B image in a batch; H, W image height and width; C channel (3, RGB); S input size.
+Legend: B image in a batch; H, W image height and width; C channel (3, RGB); S input size; h, w cells
+of a map.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ from aivsreal.runtime.errors import BackendError
 from aivsreal.runtime.preprocess import PixelsHWC
 
 LogitsB = npt.NDArray[np.float32]
+MapsBhw = npt.NDArray[np.float32]
+
+INPUT = "pixels_BCHW"  # names in a bundle's graphs and engines
+LOGITS = "logits"  # [B, 1]: what a verdict comes from
+MAP = "map"  # [B, H, W]: what each token of the last stage says, its mean is the logit; bundles before it lack it
 
 BACKENDS = ("auto", "tensorrt", "onnx", "torch")
 
@@ -44,6 +50,37 @@ class SquareBackend(Protocol):
 
     def logits_from_squares(self, squares: Sequence[PixelsHWC]) -> LogitsB:
         """`logits_B`, float32, of `square_SSC` made by `preprocess.square_from_pixels`."""
+
+
+@runtime_checkable
+class MapBackend(Protocol):
+    """A backend whose network also says what each part of an image did to its logit, in the same run."""
+
+    has_maps: bool
+    """Whether the loaded network gives maps; bundles from before the output `map` do not."""
+
+    def logits_and_maps(self, pixels: Sequence[PixelsHWC]) -> tuple[LogitsB, MapsBhw]:
+        """`logits_B` of `pixels_HWC` of any sizes, and `maps_Bhw`, float32: a logit is the mean of its map.
+
+        Raises:
+            BackendError: the network gives no maps; or it failed.
+        """
+
+
+@runtime_checkable
+class SquareMapBackend(MapBackend, Protocol):
+    """A `MapBackend` that also takes images already reduced to the input's size, as `SquareBackend`."""
+
+    def logits_and_maps_from_squares(self, squares: Sequence[PixelsHWC]) -> tuple[LogitsB, MapsBhw]:
+        """As `logits_and_maps`, of `square_SSC` made by `preprocess.square_from_pixels`."""
+
+
+def no_maps(bundle: Bundle) -> BackendError:
+    """What is raised when maps are asked of a bundle that has none."""
+    return BackendError(
+        f"{bundle.path}: its network gives no map, because it was exported before maps were: "
+        "make the bundle again with aivsreal-export, or draw Grad-CAM with aivsreal-explain"
+    )
 
 
 def open_backend(bundle: Bundle, kind: str = "auto", threads: int | None = None) -> tuple[Backend, str]:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from aivsreal.runtime.backend import LogitsB
+from aivsreal.runtime.backend import LOGITS, MAP, LogitsB, MapsBhw, no_maps
 from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.errors import BackendError, BundleError, MissingExtra
 from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, batch_from_pixels, batch_from_squares
@@ -61,7 +62,9 @@ class OnnxBackend:
                 f"{file} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {_first_line(error)}; "
                 "update onnxruntime, or make the bundle again with aivsreal-export"
             ) from None
+        self._bundle = bundle
         self._spec = bundle.manifest.spec
+        self.has_maps = MAP in {output.name for output in self._session.get_outputs()}
         self._input, self.precision, self._dtype = _checked_input(self._session, self._spec.size, str(file))
         running = self._session.get_providers()
         self.name = f"onnx-{running[0].removesuffix('ExecutionProvider').lower()}"
@@ -73,7 +76,7 @@ class OnnxBackend:
         Raises:
             BackendError: ONNX Runtime failed, for example because the GPU's memory is full.
         """
-        return self._run(batch_from_pixels(pixels, self._spec))
+        return self._logits(batch_from_pixels(pixels, self._spec))
 
     def logits_from_squares(self, squares: Sequence[PixelsHWC]) -> LogitsB:
         """`logits_B`, float32, of `square_SSC` that are already reduced to the input's size.
@@ -81,29 +84,59 @@ class OnnxBackend:
         Raises:
             BackendError: ONNX Runtime failed.
         """
-        return self._run(batch_from_squares(squares, self._spec))
+        return self._logits(batch_from_squares(squares, self._spec))
+
+    def logits_and_maps(self, pixels: Sequence[PixelsHWC]) -> tuple[LogitsB, MapsBhw]:
+        """`logits_B` and `maps_Bhw`, float32, of `pixels_HWC` of any sizes.
+
+        Raises:
+            BackendError: the network gives no maps; or ONNX Runtime failed.
+        """
+        return self._logits_and_maps(batch_from_pixels(pixels, self._spec))
+
+    def logits_and_maps_from_squares(self, squares: Sequence[PixelsHWC]) -> tuple[LogitsB, MapsBhw]:
+        """`logits_B` and `maps_Bhw`, float32, of `square_SSC` that are already reduced to the input's size.
+
+        Raises:
+            BackendError: the network gives no maps; or ONNX Runtime failed.
+        """
+        return self._logits_and_maps(batch_from_squares(squares, self._spec))
 
     def close(self) -> None:
         """Free the session."""
         del self._session
 
-    def _run(self, batch_BCHW: BatchBCHW) -> LogitsB:
+    def _logits(self, batch_BCHW: BatchBCHW) -> LogitsB:
         if not len(batch_BCHW):
             return np.empty(0, dtype=np.float32)
+        return self._run(batch_BCHW, [LOGITS])[0].reshape(-1)
+
+    def _logits_and_maps(self, batch_BCHW: BatchBCHW) -> tuple[LogitsB, MapsBhw]:
+        if not self.has_maps:
+            raise no_maps(self._bundle)
+        if not len(batch_BCHW):
+            return np.empty(0, dtype=np.float32), np.empty((0, 0, 0), dtype=np.float32)
+        logits_B1, maps_Bhw = self._run(batch_BCHW, [LOGITS, MAP])
+        return logits_B1.reshape(-1), maps_Bhw
+
+    def _run(self, batch_BCHW: BatchBCHW, outputs: list[str]) -> list[npt.NDArray[np.float32]]:
         try:
-            outputs = self._session.run(None, {self._input: batch_BCHW.astype(self._dtype, copy=False)})
+            found = self._session.run(outputs, {self._input: batch_BCHW.astype(self._dtype, copy=False)})
         except Exception as error:  # as above: out of memory, a lost device
             raise BackendError(f"ONNX Runtime failed: {_first_line(error)}; try a smaller --batch-size") from None
-        logits_B: LogitsB = np.asarray(outputs[0], dtype=np.float32).reshape(-1)
-        if len(logits_B) != len(batch_BCHW):
-            raise BackendError(f"the network gave {len(logits_B)} logits for {len(batch_BCHW)} images: export it again")
-        return logits_B
+        values = [np.asarray(value, dtype=np.float32) for value in found]
+        if values[0].size != len(batch_BCHW):
+            raise BackendError(
+                f"the network gave {values[0].size} logits for {len(batch_BCHW)} images: export it again"
+            )
+        return values
 
 
 def _checked_input(session: Any, size: int, file: str) -> tuple[str, str, type[np.floating[Any]]]:
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise BundleError(f"{file} needs one input and one output, not {len(inputs)} and {len(outputs)}")
+    if len(inputs) != 1 or LOGITS not in {output.name for output in outputs}:
+        names = ", ".join(output.name for output in outputs)
+        raise BundleError(f"{file} needs one input and the output {LOGITS}, not {len(inputs)} and {names}")
     name: str = inputs[0].name
     shape, kind = list(inputs[0].shape), inputs[0].type
     if kind not in _INPUT_TYPES:

@@ -1,6 +1,7 @@
 """The PyTorch network and backend: the one place that builds LeViT, and the path that has gradients for Grad-CAM.
 
-Legend: B image in a batch; C channel; H, W height and width; Q, K queries and keys of an attention head.
+Legend: B image in a batch; C channel; H, W height and width; T token of the last stage; Q, K queries and keys of an
+attention head.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from aivsreal.runtime.backend import MAP, MapsBhw
 from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.errors import BundleError, MissingExtra
 from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, batch_from_pixels, batch_from_squares
@@ -92,7 +94,7 @@ def logits_from_output(output: torch.Tensor) -> torch.Tensor:
 
 
 class FusedLevit(torch.nn.Module):
-    """LeViT for inference: BatchNorm folded, attention biases as constants, both distilled heads in one Linear.
+    """LeViT for inference: BatchNorm and attention scale folded, attention biases constant, distilled heads merged.
 
     Args:
         body: timm's network in the `levit_conv_*` form; it is taken over and changed.
@@ -102,21 +104,33 @@ class FusedLevit(torch.nn.Module):
         super().__init__()
         _fuse_children(body)
         _make_attentions_static(body)
+        fold_attention_scale(body)
         heads = [head for head in (body.head, getattr(body, "head_dist", None)) if head is not None]
         self.head: nn.Linear = torch.nn.Linear(heads[0].in_features, 1)
         with torch.no_grad():
             self.head.weight.copy_(sum(head.weight for head in heads) / len(heads))
             self.head.bias.copy_(sum(head.bias for head in heads) / len(heads))
         body.head = body.head_dist = torch.nn.Identity()
+        self.resolution = [module.resolution for module in body.modules() if isinstance(module, _Attention)][-1]
         self.body: nn.Module = body
         self.eval()
         self.requires_grad_(False)
 
     def forward(self, batch_BCHW: torch.Tensor) -> torch.Tensor:
         """`[B, 1]` logits."""
+        return self.logits_and_map(batch_BCHW)[0]
+
+    def logits_and_map(self, batch_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[B, 1]` logits and `map_BHW`, what each token of the last stage says: a logit is the mean of its map.
+
+        The head is affine, so the mean over tokens may be taken after it; that is the network as it was trained.
+        """
+        height, width = self.resolution
         features_BCHW = cast(Any, self.body).forward_features(batch_BCHW)
-        output: torch.Tensor = self.head(features_BCHW.mean(dim=(-2, -1)))
-        return output
+        features_BCT = features_BCHW.reshape(-1, self.head.in_features, height * width)
+        # The weight stands on the left: on the right it would be transposed, and the graph's copy would lose its name.
+        map_B1T = self.head.weight @ features_BCT + self.head.bias
+        return map_B1T.mean(dim=-1), map_B1T.reshape(-1, height, width)
 
 
 def fused_network(network: nn.Module, arch: str, size: int) -> FusedLevit:
@@ -163,11 +177,12 @@ def network_from_bundle(bundle: Bundle) -> FusedLevit:
     path = bundle.path / "model.onnx"
     content = bundle.read("model.onnx")
     try:
-        tensors = {tensor.name: tensor for tensor in onnx.load_from_string(content).graph.initializer}
+        graph = onnx.load_from_string(content).graph
     except Exception as error:  # protobuf's DecodeError, whose class differs between its versions
         raise BundleError(
             f"{path}: no ONNX model ({type(error).__name__}); make it again with aivsreal-export"
         ) from None
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
     weights = {}
     for name, value in network.state_dict().items():
         tensor = tensors.get(name, tensors.get(name + HALF_SUFFIX))
@@ -176,6 +191,8 @@ def network_from_bundle(bundle: Bundle) -> FusedLevit:
             raise BundleError(f"{path}: {have} {name} of {manifest.arch}; make it again with aivsreal-export")
         weights[name] = torch.from_numpy(numpy_helper.to_array(tensor).astype(np.float32))
     network.load_state_dict(weights)
+    if MAP not in {output.name for output in graph.output}:
+        fold_attention_scale(network)  # graphs from before the map scale the product of queries and keys
     return network
 
 
@@ -188,6 +205,7 @@ class TorchBackend:
     """
 
     name = "torch"
+    has_maps = True  # PyTorch computes them whatever the bundle's graph gives
 
     def __init__(self, bundle: Bundle) -> None:
         self.spec = bundle.manifest.spec
@@ -197,23 +215,40 @@ class TorchBackend:
 
     def logits(self, pixels: Sequence[PixelsHWC]) -> LogitsB:
         """`logits_B`, float32, of decoded images of any sizes."""
-        return self._run(batch_from_pixels(pixels, self.spec))
+        return self._run(batch_from_pixels(pixels, self.spec))[0]
 
     def logits_from_squares(self, squares: Sequence[PixelsHWC]) -> LogitsB:
         """`logits_B`, float32, of squares that `square_from_pixels` made."""
+        return self._run(batch_from_squares(squares, self.spec))[0]
+
+    def logits_and_maps(self, pixels: Sequence[PixelsHWC]) -> tuple[LogitsB, MapsBhw]:
+        """`logits_B` and `maps_Bhw`, float32, of decoded images of any sizes."""
+        return self._run(batch_from_pixels(pixels, self.spec))
+
+    def logits_and_maps_from_squares(self, squares: Sequence[PixelsHWC]) -> tuple[LogitsB, MapsBhw]:
+        """`logits_B` and `maps_Bhw`, float32, of squares that `square_from_pixels` made."""
         return self._run(batch_from_squares(squares, self.spec))
 
-    def _run(self, batch_BCHW: BatchBCHW) -> LogitsB:
+    def _run(self, batch_BCHW: BatchBCHW) -> tuple[LogitsB, MapsBhw]:
         if not len(batch_BCHW):
-            return np.empty(0, dtype=np.float32)
+            return np.empty(0, dtype=np.float32), np.empty((0, *self.network.resolution), dtype=np.float32)
         with torch.inference_mode():
-            output = self.network(torch.from_numpy(batch_BCHW).to(self.device))
+            output, maps = self.network.logits_and_map(torch.from_numpy(batch_BCHW).to(self.device))
         logits_B: LogitsB = logits_from_output(output).cpu().numpy()
-        return logits_B
+        return logits_B, maps.float().cpu().numpy()
 
     def close(self) -> None:
         """Let go of the network."""
         del self.network
+
+
+def fold_attention_scale(module: nn.Module) -> None:
+    """Multiply the weights of the queries by the attention's scale, which the forward pass then leaves out."""
+    with torch.no_grad():
+        for child in module.modules():
+            if isinstance(child, (_Attention, _AttentionDownsample)):
+                for query in child.query_parameters():
+                    query.mul_(child.scale)
 
 
 class _Attention(torch.nn.Module):
@@ -223,7 +258,7 @@ class _Attention(torch.nn.Module):
 
     def __init__(self, source: Any) -> None:
         super().__init__()
-        self.qkv: nn.Module = source.qkv
+        self.qkv: nn.Conv2d = source.qkv
         self.proj: nn.Module = source.proj
         self.parts: list[int] = [source.key_dim, source.key_dim, source.val_dim]
         self.heads: int = source.num_heads
@@ -231,11 +266,15 @@ class _Attention(torch.nn.Module):
         self.resolution: tuple[int, int] = source.resolution
         self.register_buffer("attention_bias", source.attention_biases.detach()[:, source.attention_bias_idxs].clone())
 
+    def query_parameters(self) -> list[torch.Tensor]:
+        """Views of the weights and biases that make queries."""
+        return [_per_head(value, self.heads)[:, : self.parts[0]] for value in self.qkv.parameters()]
+
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         height, width = self.resolution
         heads_BHCK = self.qkv(x_BCHW).reshape(-1, self.heads, sum(self.parts), height * width)
         query, key, value = heads_BHCK.split(self.parts, dim=2)
-        weight_BHQK = (query.transpose(-2, -1) @ key * self.scale + self.attention_bias).softmax(dim=-1)
+        weight_BHQK = (query.transpose(-2, -1) @ key + self.attention_bias).softmax(dim=-1)
         mixed = (value @ weight_BHQK.transpose(-2, -1)).reshape(-1, self.heads * self.parts[-1], height, width)
         output: torch.Tensor = self.proj(mixed)
         return output
@@ -260,14 +299,22 @@ class _AttentionDownsample(torch.nn.Module):
         self.resolution: list[int] = [-(-side // source.stride) for side in source.resolution]
         self.register_buffer("attention_bias", source.attention_biases.detach()[:, source.attention_bias_idxs].clone())
 
+    def query_parameters(self) -> list[torch.Tensor]:
+        """Views of the weights and biases that make queries."""
+        return list(self.q.parameters())
+
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         height, width = self.resolution
         key, value = self.kv(x_BCHW).reshape(-1, self.heads, sum(self.parts), self.tokens).split(self.parts, dim=2)
         query = self.q(x_BCHW).reshape(-1, self.heads, self.parts[0], height * width)
-        weight_BHQK = (query.transpose(-2, -1) @ key * self.scale + self.attention_bias).softmax(dim=-1)
+        weight_BHQK = (query.transpose(-2, -1) @ key + self.attention_bias).softmax(dim=-1)
         mixed = (value @ weight_BHQK.transpose(-2, -1)).reshape(-1, self.heads * self.parts[-1], height, width)
         output: torch.Tensor = self.proj(mixed)
         return output
+
+
+def _per_head(value: torch.Tensor, heads: int) -> torch.Tensor:
+    return value.view(heads, -1, *value.shape[1:])
 
 
 def _fuse_children(module: nn.Module) -> None:

@@ -5,10 +5,9 @@ Legend: B image in a batch; H, W image height and width; S input size; C channel
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -18,12 +17,23 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from aivsreal.runtime.backend import Backend, LogitsB, SquareBackend, open_backend
+from aivsreal.runtime.backend import Backend, LogitsB, MapBackend, SquareBackend, SquareMapBackend, open_backend
 from aivsreal.runtime.bundle import Bundle
-from aivsreal.runtime.errors import BackendError, ImageError
-from aivsreal.runtime.images import pixels_from_array, pixels_from_file, pixels_from_image
+from aivsreal.runtime.decode_pool import TIME_LIMIT_S, DecodePool, Task
+from aivsreal.runtime.decoding import Decoded, DecodePlan, reduced
+from aivsreal.runtime.errors import BackendError, Fault, ImageError
+from aivsreal.runtime.images import MAX_PIXELS, pixels_from_array, pixels_from_file, pixels_from_image
 from aivsreal.runtime.preprocess import PixelsHWC, square_from_pixels
-from aivsreal.runtime.verdict import OperatingPoint, Scanned, Verdict, verdict_from_logit
+from aivsreal.runtime.rows import Judge
+from aivsreal.runtime.verdict import (
+    OperatingPoint,
+    Scanned,
+    Verdict,
+    View,
+    p_ai_from_logit,
+    verdict_from_declared,
+    verdict_from_logit,
+)
 
 AnyImage = Union[str, Path, Image.Image, npt.NDArray[np.uint8]]  # noqa: UP007  Python 3.10 evaluates it
 BATCH_SIZE = 16
@@ -68,6 +78,11 @@ class Detector:
     ) -> None:
         self.close()
 
+    @property
+    def judge_of_rows(self) -> Judge:
+        """What a row of results says of who judged."""
+        return Judge(self.bundle.digest, self.point.name, f"{self.backend.name} {self.backend.precision}")
+
     def close(self) -> None:
         """Give back what the backend holds."""
         self.backend.close()
@@ -79,7 +94,7 @@ class Detector:
             ImageError: it cannot be read or judged.
             BackendError: the backend failed.
         """
-        return self._verdict(float(self.backend.logits([_pixels_from_any(image)])[0]))
+        return self._verdict(float(self.backend.logits([pixels_from_any(image)])[0]))
 
     def judge_many(self, images: Iterable[AnyImage], batch_size: int = BATCH_SIZE) -> Iterator[Verdict]:
         """Judge images in batches, in order; one batch is in memory at a time.
@@ -95,7 +110,7 @@ class Detector:
             pixels: list[PixelsHWC] = []
             try:
                 for image in islice(rest, batch_size):
-                    pixels.append(self._reduced(_pixels_from_any(image)))  # noqa: PERF401  kept when one fails
+                    pixels.append(self._reduced(pixels_from_any(image)))  # noqa: PERF401  kept when one fails
             except ImageError as error:
                 failed = error
             for logit in self._logits(pixels):
@@ -105,7 +120,13 @@ class Detector:
         raise failed
 
     def scan(
-        self, paths: Iterable[Path], batch_size: int = BATCH_SIZE, threads: int | None = None
+        self,
+        paths: Iterable[Path],
+        batch_size: int = BATCH_SIZE,
+        threads: int | None = None,
+        pool: DecodePool | None = None,
+        trust_metadata: bool = False,
+        views: bool = False,
     ) -> Iterator[Scanned]:
         """Judge files in order; one that cannot be judged becomes a result with its error.
 
@@ -116,54 +137,116 @@ class Detector:
             paths: read as far as the window needs, so it may be an endless stream.
             batch_size: images that the network sees at once.
             threads: decoding threads; None takes one a core, at most four.
+            pool: one of `decode_pool`, for its options or to keep its processes for the next scan; it stays open.
+            trust_metadata: let what a file declares of its origin decide its label.
+            views: put into each result what the network saw, with its map where the network gives one.
+
+        Raises:
+            BackendError: the backend failed.
+        """
+        for batch in self.scan_batches(paths, batch_size, threads, pool, trust_metadata, views):
+            yield from batch
+
+    def scan_batches(
+        self,
+        paths: Iterable[Path],
+        batch_size: int = BATCH_SIZE,
+        threads: int | None = None,
+        pool: DecodePool | None = None,
+        trust_metadata: bool = False,
+        views: bool = False,
+    ) -> Iterator[list[Scanned]]:
+        """As `scan`, a batch at a time: between two of them nothing is half done, so that is where to stop.
 
         Raises:
             BackendError: the backend failed.
         """
         _check_positive("batch_size", batch_size)
-        workers = threads or min(4, os.cpu_count() or 1)
         rest = iter(paths)
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="aivsreal-decode")
+        running = pool or self.decode_pool(threads)
         try:
-            window: deque[tuple[Path, Future[PixelsHWC]]] = deque()
+            window: deque[Task] = deque()
             while True:
                 for path in islice(rest, 2 * batch_size - len(window)):
-                    window.append((path, pool.submit(self._reduced_from_file, path)))
+                    window.append(running.submit(path))
                 if not window:
                     return
                 batch = [window.popleft() for _ in range(min(batch_size, len(window)))]
-                yield from self._scanned_batch(batch)
+                yield self._judged([running.result(task) for task in batch], batch_size, trust_metadata, views)
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            if pool is None:
+                running.close()
 
-    def _scanned_batch(self, batch: Sequence[tuple[Path, Future[PixelsHWC]]]) -> Iterator[Scanned]:
-        results: list[Scanned | None] = []
-        pixels: list[PixelsHWC] = []
-        for path, future in batch:
-            try:
-                pixels.append(future.result())
-                results.append(None)
-            except ImageError as error:
-                results.append(Scanned(path, error=str(error).removeprefix(f"{path}: ")))
-        logits = iter(self._logits(pixels))
-        for (path, _), failed in zip(batch, results, strict=True):
-            yield failed or self._scanned(path, float(next(logits)))
+    def decode_pool(
+        self,
+        threads: int | None = None,
+        time_limit_s: float = TIME_LIMIT_S,
+        isolate: bool = False,
+        frames: int = 1,
+        max_pixels: int = MAX_PIXELS,
+        by_content: bool = False,
+    ) -> DecodePool:
+        """Threads that decode for `scan`; close the pool when done. See `DecodePool` and `DecodePlan`."""
+        spec = self.bundle.manifest.spec if isinstance(self.backend, SquareBackend) else None
+        return DecodePool(DecodePlan(spec, frames, max_pixels, by_content), threads, time_limit_s, isolate)
 
-    def _scanned(self, path: Path, logit: float) -> Scanned:
+    def _judged(self, batch: Sequence[Decoded], batch_size: int, trust_metadata: bool, views: bool) -> list[Scanned]:
+        pixels = [frame for decoded in batch for frame in decoded.pixels]
+        # Files of several frames make a batch longer than was asked for.
+        parts = [self._logits_and_maps(pixels[at : at + batch_size], views) for at in range(0, len(pixels), batch_size)]
+        logits = iter([float(logit) for logits_B, _ in parts for logit in logits_B])
+        maps = iter([map_hw for _, maps_B in parts for map_hw in maps_B])
+        judged = []
+        for decoded in batch:
+            scanned = self._scanned(decoded, [next(logits) for _ in decoded.pixels], trust_metadata)
+            seen = [next(maps) for _ in decoded.pixels]
+            if views and scanned.verdict is not None:
+                scanned = replace(scanned, view=View(self._square(decoded.pixels[0]), seen[0]))
+            judged.append(scanned)
+        return judged
+
+    def _scanned(self, decoded: Decoded, logits: Sequence[float], trust_metadata: bool) -> Scanned:
+        path, stamp = decoded.path, decoded.stamp
+        if decoded.error is not None:
+            return Scanned(path, error=decoded.error, fault=decoded.fault, stamp=stamp)
+        temperature = self.bundle.manifest.temperature
         try:
-            return Scanned(path, verdict=verdict_from_logit(logit, self.bundle.manifest.temperature, self.point))
+            verdict = verdict_from_logit(sum(logits) / len(logits), temperature, self.point)
         except ValueError as error:
-            return Scanned(path, error=str(error))
-
-    def _reduced_from_file(self, path: Path) -> PixelsHWC:
-        return self._reduced(pixels_from_file(path))
+            return Scanned(path, error=str(error), fault=Fault.MODEL, stamp=stamp)
+        frames: tuple[tuple[int, float], ...] = ()
+        if len(logits) > 1:
+            each = [p_ai_from_logit(logit, temperature) for logit in logits]
+            frames = tuple(zip(decoded.frames, each, strict=True))
+            verdict = replace(verdict, reason=f"{verdict.reason}, from the mean of {len(logits)} frames")
+        if trust_metadata:
+            verdict = verdict_from_declared(verdict, decoded.evidence)
+        return Scanned(path, verdict, evidence=decoded.evidence, stamp=stamp, frames=frames)
 
     def _reduced(self, pixels_HWC: PixelsHWC) -> PixelsHWC:
-        if not isinstance(self.backend, SquareBackend):
-            return pixels_HWC
-        square_SSC = square_from_pixels(pixels_HWC, self.bundle.manifest.spec)
-        # A crop that already has the input's size is a view, which would keep the whole image alive.
-        return square_SSC.copy() if square_SSC.base is not None else square_SSC
+        return reduced(pixels_HWC, self.bundle.manifest.spec if isinstance(self.backend, SquareBackend) else None)
+
+    def _square(self, reduced_HWC: PixelsHWC) -> PixelsHWC:
+        squared = isinstance(self.backend, SquareBackend)
+        return reduced_HWC if squared else square_from_pixels(reduced_HWC, self.bundle.manifest.spec)
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether the network says what moved its score, so that views have maps."""
+        return isinstance(self.backend, MapBackend) and self.backend.has_maps
+
+    def _logits_and_maps(
+        self, reduced: Sequence[PixelsHWC], views: bool
+    ) -> tuple[LogitsB, Sequence[npt.NDArray[np.float32] | None]]:
+        backend = self.backend
+        if not (views and self.has_maps):
+            return self._logits(reduced), [None] * len(reduced)
+        if isinstance(backend, SquareMapBackend):
+            logits_B, maps_Bhw = backend.logits_and_maps_from_squares(reduced)
+        else:
+            assert isinstance(backend, MapBackend)
+            logits_B, maps_Bhw = backend.logits_and_maps(reduced)
+        return logits_B, list(maps_Bhw)
 
     def _logits(self, reduced: Sequence[PixelsHWC]) -> LogitsB:
         if not reduced:
@@ -179,7 +262,12 @@ class Detector:
             raise BackendError(f"{error}: the backend {self.backend.name} computed nonsense; try another") from None
 
 
-def _pixels_from_any(image: AnyImage) -> PixelsHWC:
+def pixels_from_any(image: AnyImage) -> PixelsHWC:
+    """`pixels_HWC`, uint8 RGB, of a path, a Pillow image or an array.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
     if isinstance(image, (str, Path)):
         return pixels_from_file(Path(image))
     return pixels_from_image(image) if isinstance(image, Image.Image) else pixels_from_array(image)

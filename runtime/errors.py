@@ -1,13 +1,15 @@
 """The errors that aivsreal raises on purpose.
 
     AivsrealError
-    ├── ImageError          one image cannot be judged; a scan records it and goes on
+    ├── ImageError          one image cannot be judged; a scan records it, with its `Fault`, and goes on
     ├── BundleError         a bundle is missing, foreign, damaged or half made
     ├── BackendError        no backend, or not the one asked for, can run here
     │   └── MissingExtra    a package that an optional extra brings is not installed
     ├── CheckpointError     a checkpoint or its card cannot be used
     ├── DataError           a data set cannot be trained on or evaluated
-    └── ExportError         an export was refused; nothing was written
+    ├── ExportError         an export was refused; nothing was written
+    ├── ResultsError        a results file cannot be read, written or gone on with
+    └── OutputError         a report or a heat map cannot be written
 
 Each message says what happened, with which file, and what to type next. Anything else that comes out of the library
 is a defect of ours and is not caught.
@@ -15,13 +17,47 @@ is a defect of ours and is not caught.
 
 from __future__ import annotations
 
+from enum import Enum
+
 
 class AivsrealError(Exception):
     """Root of the tree: catch this to catch all that aivsreal raises on purpose."""
 
 
+class Fault(str, Enum):
+    """What kept one file from a verdict, for programs; the message of the error is for people."""
+
+    MISSING = "missing"
+    UNREADABLE = "unreadable"
+    NOT_A_FILE = "not-a-file"
+    EMPTY = "empty"
+    NOT_AN_IMAGE = "not-an-image"
+    DAMAGED = "damaged"
+    PARTIAL = "partial"
+    """It would decode, but a part of the picture is missing."""
+    TOO_LARGE = "too-large"
+    TOO_SMALL = "too-small"
+    CHANGED = "changed"
+    """It was written to while it was read."""
+    NEEDS_EXTRA = "needs-extra"
+    TIME_LIMIT = "time-limit"
+    CRASHED = "crashed"
+    """Its decoder took its process with it."""
+    MODEL = "model"
+    """The network computed nonsense for it."""
+
+
 class ImageError(AivsrealError):
-    """One image cannot be read or judged."""
+    """One image cannot be read or judged.
+
+    Args:
+        message: what happened, beginning with the file's path where there is one.
+        fault: the kind of it, for programs.
+    """
+
+    def __init__(self, message: str, fault: Fault = Fault.DAMAGED) -> None:
+        super().__init__(message)
+        self.fault = fault
 
 
 class BundleError(AivsrealError):
@@ -57,3 +93,11 @@ class DataError(AivsrealError):
 
 class ExportError(AivsrealError):
     """An export was refused, for example because parity is past its tolerance."""
+
+
+class ResultsError(AivsrealError):
+    """A results file is another program's, is in use, belongs to another model, or cannot be written."""
+
+
+class OutputError(AivsrealError):
+    """A report or a heat map cannot be written."""

@@ -1,11 +1,11 @@
-"""Find image files and decode them to RGB pixels, refusing what is damaged or too large to be safe.
+"""Decode image files to RGB pixels, refusing what is damaged or too large to be safe.
 
 Legend: H, W image height and width; C channel (3, RGB).
 """
 
 from __future__ import annotations
 
-import os
+import io
 import struct
 import threading
 import warnings
@@ -18,17 +18,23 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from aivsreal.runtime.errors import ImageError
+from aivsreal.runtime.errors import Fault, ImageError
+from aivsreal.runtime.integrity import PartialPicture, check_container, check_filled
 from aivsreal.runtime.preprocess import PixelsHWC
+from aivsreal.runtime.snapshot import Snapshot, snapshot_from_file
 
-SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .dib .tif .tiff .avif .heic .heif".split(),
-)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF")
-HEIF_SUFFIXES = frozenset({".heic", ".heif"})
-MAX_PIXELS = 178_956_970  # Pillow's own limit: past it `Image.open` refuses, and its setting is the whole process's
+MAX_PIXELS = 178_956_970  # Pillow's own limit: past it `Image.open` refuses, unless `own_process` moved it
 MIN_SIDE = 16  # below this there is nothing to judge: the network would look at interpolation alone
 
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+_SIGNATURES = (
+    ("JPEG", b"\xff\xd8\xff"),
+    ("PNG", b"\x89PNG\r\n\x1a\n"),
+    ("GIF", b"GIF8"),
+    ("TIFF", b"II*\0"),
+    ("TIFF", b"MM\0*"),
+)
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -46,43 +52,59 @@ _DAMAGED = (
 )
 
 
-def image_paths(folder: Path) -> Iterator[Path]:
-    """Image files under `folder`, recursively, sorted within each folder, one folder in memory at a time.
-
-    Names are told apart by suffix. Links to folders are not followed, so a loop of links ends. What cannot be read
-    comes too, so that nothing is passed over in silence: a dangling link, and a folder that cannot be listed.
-    """
-    try:
-        with os.scandir(folder) as entries:
-            listing = sorted(
-                (entry.name, entry.is_dir(follow_symlinks=False))
-                for entry in entries
-                if entry.is_dir(follow_symlinks=False)
-                or (os.path.splitext(entry.name)[1].lower() in SUFFIXES and not os.path.isdir(entry.path))
-            )
-    except OSError:
-        yield folder
-        return
-    for name, is_folder in listing:
-        if is_folder:
-            yield from image_paths(folder / name)
-        else:
-            yield folder / name
-
-
-def pixels_from_file(path: Path) -> PixelsHWC:
+def pixels_from_file(path: Path, max_pixels: int = MAX_PIXELS) -> PixelsHWC:
     """Decode an image file to `pixels_HWC`, uint8 RGB: first frame, EXIF turn applied, transparency on white.
 
     Raises:
-        ImageError: the file is missing, not an image, truncated, too large or too small.
+        ImageError: the file is missing, not an image, damaged, partial, too large or too small.
     """
-    heif = path.suffix.lower() in HEIF_SUFFIXES
+    snapshot = snapshot_from_file(path)
+    with opened(snapshot, max_pixels) as image:
+        return frames_from_image(image, snapshot, 1, max_pixels)[0][1]
+
+
+@contextmanager
+def opened(snapshot: Snapshot, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """The Pillow image of a file, its size and structure checked; whatever goes wrong inside becomes an `ImageError`.
+
+    The content says what format it is, never the name.
+
+    Raises:
+        ImageError: it is not an image, damaged, partial, too large or too small.
+    """
+    path, content = snapshot.path, snapshot.content
+    heif = _is_heif(content)
     if heif:
         _register_heif(path)
-    _check_file(path)
-    with _QUIET, _damage_as_image_error(path), Image.open(path, formats=None if heif else FORMATS) as image:
-        _check_size(path, image.width, image.height)
-        return _rgb_from_image(image)
+    with (
+        _QUIET,
+        _damage_as_image_error(path, max_pixels, _signature(content)),
+        Image.open(io.BytesIO(content), formats=("HEIF",) if heif else FORMATS) as image,
+    ):
+        _check_size(path, image.width, image.height, max_pixels)  # before anything is decoded
+        check_container(image.format or "", content, image.width, image.height)
+        yield image
+
+
+def frames_from_image(
+    image: Image.Image, snapshot: Snapshot, count: int, max_pixels: int = MAX_PIXELS
+) -> list[tuple[int, PixelsHWC]]:
+    """Index and `pixels_HWC` of the first frame, or of up to `count` frames that are spread evenly.
+
+    Call it inside `opened`, whose errors it shares.
+    """
+    total = getattr(image, "n_frames", 1) if count > 1 else 1
+    wanted = min(count, total)
+    frames = []
+    for index in (round(step * (total - 1) / max(1, wanted - 1)) for step in range(wanted)):
+        if index:
+            image.seek(index)
+            _check_size(snapshot.path, image.width, image.height, max_pixels)
+        image.load()
+        if index == 0 and image.format in ("JPEG", "MPO"):
+            check_filled(snapshot.content, np.asarray(image))
+        frames.append((index, _rgb_from_image(image)))
+    return frames
 
 
 def pixels_from_image(image: Image.Image) -> PixelsHWC:
@@ -91,8 +113,9 @@ def pixels_from_image(image: Image.Image) -> PixelsHWC:
     Raises:
         ImageError: the image is too large or too small, or the file behind it is damaged.
     """
-    _check_size("image", image.width, image.height)
-    with _QUIET, _damage_as_image_error("image"):
+    _check_size("image", image.width, image.height, MAX_PIXELS)
+    with _QUIET, _damage_as_image_error("image", MAX_PIXELS):
+        image.load()
         return _rgb_from_image(image)
 
 
@@ -104,13 +127,12 @@ def pixels_from_array(array_HWC: npt.NDArray[np.uint8]) -> PixelsHWC:
     """
     if array_HWC.dtype != np.uint8 or array_HWC.ndim != 3 or array_HWC.shape[2] != 3:
         raise ImageError(f"array: must be uint8 [H, W, 3] in RGB order, not {array_HWC.dtype} {array_HWC.shape}")
-    _check_size("array", array_HWC.shape[1], array_HWC.shape[0])
+    _check_size("array", array_HWC.shape[1], array_HWC.shape[0], MAX_PIXELS)
     return array_HWC
 
 
 def _rgb_from_image(image: Image.Image) -> PixelsHWC:
     # draft() is left alone here: DCT scaling changes pixels, and with them the verdict.
-    image.load()
     turn = _TURNS.get(_orientation(image))
     turned = image if turn is None else image.transpose(turn)
     if turned.mode.startswith(("I", "F")):
@@ -167,47 +189,61 @@ _QUIET = _Quiet()
 
 
 @contextmanager
-def _damage_as_image_error(name: Path | str) -> Iterator[None]:
+def _damage_as_image_error(name: Path | str, max_pixels: int, signature: str | None = None) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError:
-        raise ImageError(f"{name}: not an image in a format that is known here") from None
+        if signature is not None:
+            raise ImageError(f"{name}: begins as {signature} does, and cannot be decoded", Fault.DAMAGED) from None
+        raise ImageError(f"{name}: not an image in a format that is known here", Fault.NOT_AN_IMAGE) from None
     except Image.DecompressionBombError:
-        raise ImageError(f"{name}: more than {MAX_PIXELS:,} pixels; scale it down first") from None
+        raise ImageError(f"{name}: {_too_many(max_pixels)}", Fault.TOO_LARGE) from None
     except MemoryError:
-        raise ImageError(f"{name}: not enough memory to decode it") from None
+        raise ImageError(f"{name}: not enough memory to decode it", Fault.TOO_LARGE) from None
+    except PartialPicture as error:
+        raise ImageError(f"{name}: a part of the picture is missing: {error}", Fault.PARTIAL) from None
     except _DAMAGED as error:
         detail = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        raise ImageError(f"{name}: cannot be decoded: {detail or type(error).__name__}") from None
+        fault = Fault.PARTIAL if "truncated" in detail else Fault.DAMAGED  # Pillow's word for a file that just ends
+        raise ImageError(f"{name}: cannot be decoded: {detail or type(error).__name__}", fault) from None
 
 
-def _check_file(path: Path) -> None:
-    """Opening a pipe would wait for ever, and an empty file deserves a clear word."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        detail = "no such file" if missing else f"cannot be read: {getattr(error, 'strerror', None) or error}"
-        raise ImageError(f"{path}: {detail}") from None
-    if os.path.isdir(path):
-        readable = os.access(path, os.R_OK | os.X_OK)
-        raise ImageError(f"{path}: {'a folder, not an image' if readable else 'a folder that cannot be listed'}")
-    if not os.path.isfile(path):
-        raise ImageError(f"{path}: not a regular file")
-    if status.st_size == 0:
-        raise ImageError(f"{path}: empty file")
-
-
-def _check_size(name: Path | str, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{name}: {width} x {height} is more than {MAX_PIXELS:,} pixels; scale it down first")
+def _check_size(name: Path | str, width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError(f"{name}: {width} x {height} is {_too_many(max_pixels)}", Fault.TOO_LARGE)
     if min(width, height) < MIN_SIDE:
-        raise ImageError(f"{name}: {width} x {height} is too small to judge; {MIN_SIDE} pixels a side is the least")
+        raise ImageError(
+            f"{name}: {width} x {height} is too small to judge; {MIN_SIDE} pixels a side is the least", Fault.TOO_SMALL
+        )
+
+
+def _too_many(max_pixels: int) -> str:
+    return f"more than {max_pixels:,} pixels: scale it down, or allow more with --max-pixels"
+
+
+def _signature(content: bytes) -> str | None:
+    """The format that the first bytes announce."""
+    if content[4:8] == b"ftyp" and content[8:12] in (b"avif", b"avis"):
+        return "AVIF"
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "WebP"
+    return next((name for name, start in _SIGNATURES if content.startswith(start)), None)
+
+
+def _is_heif(content: bytes) -> bool:
+    if content[4:8] != b"ftyp":
+        return False
+    size = min(int.from_bytes(content[:4], "big"), 256)
+    brands = {content[8:12], *(content[at : at + 4] for at in range(16, size, 4))}
+    return bool(brands & _HEIF_BRANDS) and not brands & {b"avif", b"avis"}
 
 
 def _register_heif(path: Path) -> None:
     try:
         import pillow_heif
     except ImportError:
-        raise ImageError(f"{path}: HEIC needs pillow-heif: run pip install 'aivsreal[heic]'") from None
-    pillow_heif.register_heif_opener()
+        raise ImageError(
+            f"{path}: HEIC needs pillow-heif: run pip install 'aivsreal[heic]'", Fault.NEEDS_EXTRA
+        ) from None
+    if "HEIF" not in Image.OPEN:
+        pillow_heif.register_heif_opener()

@@ -1,15 +1,19 @@
-"""Writers of scan results: tab-separated rows, JSON lines, and a table for people."""
+"""Writers of scan results: tab-separated rows, JSON lines, comma-separated rows, and a table for people."""
 
 from __future__ import annotations
 
-import json
+import csv
+import io
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from aivsreal.runtime.verdict import Label, Scanned
+from aivsreal.runtime.errors import ResultsError
+from aivsreal.runtime.rows import Judge, Row, line_from_row
+from aivsreal.runtime.verdict import Evidence, Label, Origin, Scanned
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +32,7 @@ class Writer(Protocol):
 
 
 class TabWriter:
-    """`path<TAB>label<TAB>p_ai`, or `path<TAB>error<TAB>message`; see `escaped` for odd file names."""
+    """`path<TAB>label<TAB>p_ai<TAB>evidence`, or `error` and its message in the middle; see `escaped` for odd names."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -36,25 +40,52 @@ class TabWriter:
     def write(self, scanned: Scanned) -> None:
         """Write and flush one row."""
         verdict = scanned.verdict
-        rest = (
+        middle = (
             f"error\t{escaped(scanned.error or '')}"
             if verdict is None
             else f"{verdict.label.value}\t{verdict.p_ai:.6f}"
         )
-        self._stream.write(f"{escaped(scanned.path)}\t{rest}\n")
-        self._stream.flush()
+        _write(self._stream, f"{escaped(scanned.path)}\t{middle}\t{evidence_cell(scanned.evidence)}\n")
 
 
-class JsonLinesWriter:
-    """One object a line: `path, label, p_ai, logit, reason`, or `path, error`. ASCII; odd bytes are lone surrogates."""
+class CsvWriter:
+    """Comma-separated rows (RFC 4180) under a heading; names are written as `escaped` shows them."""
+
+    FIELDS = ("path", "label", "p_ai", "logit", "reason", "evidence", "error", "fault")
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._row(self.FIELDS)
+
+    def write(self, scanned: Scanned) -> None:
+        """Write and flush one row."""
+        verdict, evidence = scanned.verdict, evidence_cell(scanned.evidence)
+        path = escaped(scanned.path)
+        if path[:1] in "=+-@":
+            path = f"./{path}"  # the same file, and no formula to a spreadsheet
+        if verdict is None:
+            fault = "" if scanned.fault is None else scanned.fault.value
+            self._row((path, "error", "", "", "", evidence, escaped(scanned.error or ""), fault))
+        else:
+            figures = (f"{verdict.p_ai:.6f}", f"{verdict.logit:.6f}")
+            self._row((path, verdict.label.value, *figures, verdict.reason, evidence, "", ""))
+
+    def _row(self, cells: Sequence[str]) -> None:
+        line = io.StringIO()
+        csv.writer(line).writerow(cells)
+        _write(self._stream, line.getvalue())
+
+
+class JsonLinesWriter:
+    """One row a line, as `aivsreal.runtime.rows` describes it."""
+
+    def __init__(self, stream: TextIO, judge: Judge) -> None:
+        self._stream = stream
+        self._judge = judge
 
     def write(self, scanned: Scanned) -> None:
         """Write and flush one line."""
-        self._stream.write(json.dumps(json_from_scanned(scanned), allow_nan=False) + "\n")
-        self._stream.flush()
+        _write(self._stream, line_from_row(Row(scanned, self._judge)))
 
 
 class TableWriter:
@@ -69,16 +100,18 @@ class TableWriter:
         from rich.text import Text
 
         if not self._begun:
-            self._print(Text(f"{'label':<7} {'p_ai':>5}  path", style="dim"))
+            self._print(Text(f"{'label':<7} {'p_ai':>5}  {'evidence':<8}  path", style="dim"))
             self._begun = True
         verdict, path = scanned.verdict, escaped(scanned.path)
         if verdict is None:
             self._print(
-                Text.assemble((f"{'error':<7} {'':>5}", "bold magenta"), f"  {path}: {escaped(scanned.error or '')}")
+                Text.assemble((f"{'error':<7}", "bold magenta"), f" {'':>16} {path}: {escaped(scanned.error or '')}")
             )
         else:
             label = (f"{verdict.label.value:<7}", _STYLES[verdict.label])
-            self._print(Text.assemble(label, f" {verdict.p_ai:5.3f}  {path}"))
+            origin = strongest_origin(scanned.evidence)
+            declared = "" if origin is None else origin.value
+            self._print(Text.assemble(label, f" {verdict.p_ai:5.3f}  {declared:<8}  {path}"))
 
     def _print(self, line: Text) -> None:
         self._console.print(line, soft_wrap=True)
@@ -140,18 +173,28 @@ class Tally:
         return f"judged {judged}: {labels}; errors {self.errors}; {seconds:.1f} s, {rate:.1f} images/s"
 
 
-def json_from_scanned(scanned: Scanned) -> dict[str, object]:
-    """One result as JSON values."""
-    verdict = scanned.verdict
-    if verdict is None:
-        return {"path": str(scanned.path), "error": scanned.error}
-    return {
-        "path": str(scanned.path),
-        "label": verdict.label.value,
-        "p_ai": verdict.p_ai,
-        "logit": verdict.logit,
-        "reason": verdict.reason,
-    }
+def strongest_origin(evidence: Sequence[Evidence]) -> Origin | None:
+    """What the metadata say at most, in the order of `Origin`; None where they say nothing."""
+    stated = {one.origin for one in evidence}
+    return next((origin for origin in Origin if origin in stated), None)
+
+
+def evidence_cell(evidence: Sequence[Evidence]) -> str:
+    """One cell: `ai (png:prompt, png:workflow)`, or nothing."""
+    origin = strongest_origin(evidence)
+    if origin is None:
+        return ""
+    return f"{origin.value} ({', '.join(one.source for one in evidence if one.origin is origin)})"
+
+
+def _write(stream: TextIO, line: str) -> None:
+    try:
+        stream.write(line)
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ResultsError(f"standard output cannot be written: {error.strerror or error}") from None
 
 
 def escaped(text: Path | str) -> str:

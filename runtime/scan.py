@@ -8,15 +8,18 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from aivsreal.runtime.errors import AivsrealError
+from aivsreal.runtime.scan_options import Options
 
 if TYPE_CHECKING:
     from aivsreal.runtime.detector import Detector
     from aivsreal.runtime.report import Writer
+    from aivsreal.runtime.results import ResultsFile
+    from aivsreal.runtime.stop import Stop
 
 # 128 + the signal's number, as a shell reports a command that it ended.
 INTERRUPTED, PIPE_CLOSED = 130, 141
@@ -38,92 +41,135 @@ INTERRUPTED, PIPE_CLOSED = 130, 141
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads for decoding, and for the model.")
 @click.option("--operating-point", metavar="NAME", help="Bounds between real, unsure and ai.  [default: the model's]")
 @click.option("--jsonl", is_flag=True, help="Write one JSON object a line.")
+@click.option("--csv", is_flag=True, help="Write comma-separated rows with a heading.")
+@click.option("--html", metavar="FILE", help="Also write a report that opens in any browser, offline.")
+@click.option("--assets", is_flag=True, help="With --html, put its pictures into a folder beside it.")
+@click.option("--heatmaps", metavar="FOLDER", help="Also draw what moved each score, as FOLDER/<path>.png and .npy.")
+@click.option("--output", metavar="FILE", help="Append JSON lines to FILE, not to standard output.")
+@click.option("--resume", is_flag=True, help="Go on with --output: skip files that it has, by path, size and time.")
+@click.option("--by-content", is_flag=True, help="Write SHA-256s, and resume by path and SHA-256.")
+@click.option("--retry-errors", is_flag=True, help="With --resume, judge again what ended in an error.")
+@click.option("--watch", is_flag=True, help="Go on for ever: judge new and changed files of folders as they settle.")
+@click.option("--isolate", is_flag=True, help="Decode in processes of their own: one that crashes costs one file.")
+@click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), help="Seconds to decode a file.")
+@click.option("--max-pixels", type=click.IntRange(min=1), help="Largest image to decode.")
+@click.option(
+    "--frames", type=click.IntRange(1, 256), default=1, show_default=True, help="Frames or pages judged of a file."
+)
+@click.option("--trust-metadata", is_flag=True, help="Call ai what its metadata declare to be; p_ai stays.")
 @click.version_option(package_name="aivsreal", prog_name="aivsreal-scan")
-def main(
-    paths: tuple[str, ...],
-    bundle: str | None,
-    backend: str,
-    batch_size: int,
-    threads: int | None,
-    operating_point: str | None,
-    jsonl: bool,
-) -> None:
+def main(**values: Any) -> None:
     """Tell AI-generated images from real ones.
 
     PATH is an image, a folder (searched with its subfolders), or - for a list of paths on standard input, one a line.
 
-    Results go to standard output in the order of the files: a table on a terminal, else path, label and p_ai (the
-    probability that the image is AI-generated) between tabs. In names, \\n, \\t, \\\\ and \\xff stand for characters
-    that would break a row. All else goes to standard error.
+    Results go to standard output in the order of the files: a table on a terminal, else path, label, p_ai (the
+    probability that the image is AI-generated) and evidence (what its metadata say) between tabs. In names, \\n, \\t,
+    \\\\ and \\xff stand for characters that would break a row. All else goes to standard error.
 
-    Exit status: 0 all were judged, 1 some could not be, 2 wrong use or no usable model.
+    Exit status: 0 all were judged, 1 some could not be, 2 wrong use, no usable model or results that cannot be written,
+    130 and 143 stopped by Ctrl-C and SIGTERM, 141 standard output was closed.
     """
+    options = Options(**values)
+    options.check()
     try:
         from aivsreal.runtime.detector import Detector
 
-        with Detector.open(bundle, backend, operating_point, threads) as detector:
-            click.echo(_description(detector, operating_point), err=True)
-            code = _scan(detector, paths, batch_size, threads, jsonl)
+        with Detector.open(options.bundle, options.backend, options.operating_point, options.threads) as detector:
+            click.echo(_description(detector, options.operating_point), err=True)
+            code = _scan(detector, options)
     except AivsrealError as error:
         click.echo(f"aivsreal-scan: {error}", err=True)
         code = 2
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:
-        # The reader has gone: what Python still holds for stdout must not raise again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        click.echo("aivsreal-scan: standard output was closed; the rows before that are whole", err=True)
         code = PIPE_CLOSED
+    if code in (2, PIPE_CLOSED):
+        _drop_stdout()
     sys.exit(code)
 
 
-def _scan(detector: Detector, paths: Iterable[str], batch_size: int, threads: int | None, jsonl: bool) -> int:
-    from aivsreal.runtime.report import Tally
+def _scan(detector: Detector, options: Options) -> int:
+    from aivsreal.runtime.artefacts import Artefacts
+    from aivsreal.runtime.decode_pool import TIME_LIMIT_S
+    from aivsreal.runtime.images import MAX_PIXELS
+    from aivsreal.runtime.own_process import set_up_pillow
+    from aivsreal.runtime.report import Tally, escaped
+    from aivsreal.runtime.results import ResultsFile
+    from aivsreal.runtime.stop import Stop
 
-    tally, notes = Tally(), list[str]()
-    begin = time.perf_counter()
+    tally, notes, begin = Tally(), list[str](), time.perf_counter()
+    max_pixels = options.max_pixels or MAX_PIXELS
+    set_up_pillow(max_pixels)
+    with ExitStack() as stack:
+        results = None
+        if options.output is not None:
+            resumed = (options.resume, options.by_content, options.retry_errors)
+            results = stack.enter_context(ResultsFile(Path(options.output), detector.judge_of_rows, *resumed))
+        artefacts = stack.enter_context(
+            Artefacts(detector, options.paths, options.html, options.assets, options.heatmaps)
+        )  # fmt: skip
+        writer = _writer(stack, detector, options, results)
+        pool = stack.enter_context(
+            detector.decode_pool(
+                options.threads, options.time_limit or TIME_LIMIT_S, options.isolate, options.frames, max_pixels,
+                options.by_content,
+            )
+        )  # fmt: skip
+        stop, last = stack.enter_context(Stop()), None
+        try:
+            for paths in _rounds(options, stop, results, notes):
+                for batch in detector.scan_batches(
+                    paths, options.batch_size, pool=pool, trust_metadata=options.trust_metadata,
+                    views=artefacts.want_views,
+                ):  # fmt: skip
+                    for last in batch:
+                        writer.write(last)
+                        artefacts.write(last)
+                        tally.add(last)
+                    if stop.signal is not None:
+                        break
+        finally:
+            if stop.signal is not None:
+                artefacts.complete = False
+                where = f"after {escaped(last.path)}" if last else "before the first file"
+                notes.append(f"stopped by {stop.signal.name} {where}; {options.how_to_go_on()}")
+            known, failed = (results.skipped, results.skipped_errors) if results is not None else (0, 0)
+            told = [f"in {escaped(options.output or '')} already: {known} files, errors {failed}"] if known else []
+            for note in [*notes, *told, *artefacts.told(), tally.summary(time.perf_counter() - begin)]:
+                click.echo(note, err=True)
+    if stop.signal is not None:
+        return 128 + stop.signal
+    return 1 if notes or tally.errors or failed else 0
+
+
+def _rounds(options: Options, stop: Stop, results: ResultsFile | None, notes: list[str]) -> Iterator[Iterator[Path]]:
+    """The files to judge: all that were named, or again and again what has settled since."""
+    from aivsreal.runtime.paths import argument_paths
+
+    def unknown(paths: Iterable[Path]) -> Iterator[Path]:
+        return stop.until(path for path in paths if results is None or not results.is_known(path))
+
+    if not options.watch:
+        yield unknown(argument_paths(options.paths, notes))
+        return
+    from aivsreal.runtime.watch import Watcher
+
+    watcher = Watcher(Path(path) for path in options.paths)
+    while stop.signal is None:
+        if ready := watcher.settled():
+            yield unknown(ready)
+        stop.sleep(watcher.pause_s)
+
+
+def _drop_stdout() -> None:
+    """What Python still holds for a standard output that failed must not fail again when it exits."""
     try:
-        with ExitStack() as stack:
-            writer = _writer(stack, jsonl)
-            for scanned in detector.scan(_files(paths, notes), batch_size, threads):
-                writer.write(scanned)
-                tally.add(scanned)
-    except KeyboardInterrupt:
-        notes.append("interrupted: the results above are whole, the rest was not judged")
-        raise
-    finally:
-        for note in [*notes, tally.summary(time.perf_counter() - begin)]:
-            click.echo(note, err=True)
-    return 1 if notes or tally.errors else 0
-
-
-def _files(paths: Iterable[str], notes: list[str]) -> Iterator[Path]:
-    """Files of the arguments, streamed; what yields none is noted."""
-    from aivsreal.runtime.images import image_paths
-    from aivsreal.runtime.report import escaped
-
-    for argument in paths:
-        found = False
-        for name in _lines_of_stdin() if argument == "-" else [argument]:
-            if not os.path.isdir(name):
-                found = True
-                yield Path(name)
-                continue
-            empty = True
-            for path in image_paths(Path(name)):
-                empty = False
-                yield path
-            found = True
-            if empty:
-                notes.append(f"{escaped(name)}: no images in this folder")
-        if not found:
-            notes.append("standard input: no paths")
-
-
-def _lines_of_stdin() -> Iterator[str]:
-    for line in sys.stdin.buffer:
-        name = line.rstrip(b"\n")
-        if name:
-            yield os.fsdecode(name)
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _description(detector: Detector, asked_point: str | None) -> str:
@@ -136,13 +182,19 @@ def _description(detector: Detector, asked_point: str | None) -> str:
     )
 
 
-def _writer(stack: ExitStack, jsonl: bool) -> Writer:
+def _writer(stack: ExitStack, detector: Detector, options: Options, results: ResultsFile | None) -> Writer:
     """Rows for a program or a table for a terminal, with a running count on whichever stream is a terminal."""
-    from aivsreal.runtime.report import CountingWriter, JsonLinesWriter, TableWriter, TabWriter
+    from aivsreal.runtime.report import CountingWriter, CsvWriter, JsonLinesWriter, TableWriter, TabWriter
 
-    plain = JsonLinesWriter(sys.stdout) if jsonl else TabWriter(sys.stdout)
-    table = sys.stdout.isatty() and not jsonl
-    if not table and (sys.stdout.isatty() or not sys.stderr.isatty()):
+    plain: Writer
+    if results is not None:
+        plain = results
+    elif options.jsonl:
+        plain = JsonLinesWriter(sys.stdout, detector.judge_of_rows)
+    else:
+        plain = CsvWriter(sys.stdout) if options.csv else TabWriter(sys.stdout)
+    table = sys.stdout.isatty() and not options.jsonl and not options.csv and results is None
+    if not table and ((sys.stdout.isatty() and results is None) or not sys.stderr.isatty()):
         return plain  # nobody watches, or the rows themselves are watched
     from rich.console import Console
 

@@ -68,3 +68,37 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index, suffix in enumerate(("png", "jpg", "webp", "gif", "bmp", "tiff")):
         write_image(folder / f"{index}.{suffix}", index, size=(300 + 40 * index, 400))
     return folder
+
+
+@pytest.fixture(scope="session")
+def map_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained levit_128s for 224 px, whose maps have 14x14, 7x7 and 4x4 cells that differ; it tells nothing."""
+    import torch
+
+    from aivsreal.export.onnx_graph import onnx_from_network, with_half_weights
+    from aivsreal.runtime.backend_torch import fused_network, network_from_arch
+    from aivsreal.runtime.bundle import Manifest, write_bundle
+    from aivsreal.runtime.spec import PreprocessSpec
+    from aivsreal.runtime.verdict import LABELS, OperatingPoint
+
+    torch.manual_seed(0)
+    spec, arch = PreprocessSpec(), "levit_128s"
+    network = network_from_arch(arch, spec.size)
+    for name, value in network.state_dict().items():
+        if name.endswith("attention_biases"):
+            value.normal_(0, 4)  # as fresh, attention is even, and all tokens become the same
+        elif name.endswith(("running_mean", "bias")):
+            value.normal_(0, 0.2)
+        elif name.endswith("running_var"):
+            value.fill_(0.25)
+        elif "head" in name and value.ndim == 2:
+            value.normal_(0, 0.1)
+    fused = fused_network(network.eval(), arch, spec.size)
+    with torch.no_grad():
+        fused.head.bias.sub_(fused(torch.zeros(1, 3, spec.size, spec.size))[0])
+    model = with_half_weights(onnx_from_network(fused, spec))
+    points = (OperatingPoint("balanced", 0.6, 0.3, 0.1),)
+    manifest = Manifest(arch, LABELS, spec, 1.0, points, "balanced")
+    folder = tmp_path_factory.mktemp("maps") / "bundle"
+    write_bundle(folder, {"model.onnx": model.SerializeToString(deterministic=True)}, manifest)
+    return folder

@@ -104,6 +104,20 @@ def test_the_network_of_a_bundle_has_the_weights_of_its_onnx_file(tiny_bundle: P
         assert (value.numpy() == stored[name].astype("f4")).all()
 
 
+def test_a_graph_from_before_the_map_has_its_scale_folded_when_it_is_read(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    model = onnx.load(tiny_bundle / "model.onnx")
+    now = network_from_bundle(bundle).state_dict()
+    del model.graph.output[1]
+    files = {"model.onnx": model.SerializeToString()}
+    before = network_from_bundle(write_bundle(tmp_path / "before", files, bundle.manifest)).state_dict()
+    changed = {name for name, value in now.items() if (before[name] != value).any()}
+    assert changed
+    assert all(".qkv." in name or ".q.ln." in name for name in changed)
+    name = next(name for name in changed if ".q.ln." in name)
+    assert torch.equal(before[name], now[name] * 16**-0.5)  # levit_128s has keys of 16 channels
+
+
 def test_a_bundle_with_other_weights_than_its_arch_needs_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     files = {"model.onnx": bundle.read("model.onnx")}

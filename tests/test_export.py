@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -32,14 +33,18 @@ def _export(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-@pytest.fixture(scope="module")
-def fused() -> FusedLevit:
+def _fused(size: int) -> FusedLevit:
     torch.manual_seed(0)
-    network = network_from_arch("levit_128s", 64)
+    network = network_from_arch("levit_128s", size)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
-    return fused_network(network.eval(), "levit_128s", 64)
+    return fused_network(network.eval(), "levit_128s", size)
+
+
+@pytest.fixture(scope="module")
+def fused() -> FusedLevit:
+    return _fused(64)
 
 
 @pytest.fixture
@@ -63,10 +68,24 @@ def test_the_graph_computes_what_pytorch_does_for_any_batch(fused: FusedLevit, o
         assert np.abs(onnx_logits(content, batch_BCHW) - expected_B).max() < 1e-4
 
 
+def test_the_map_says_what_each_token_adds_and_its_mean_is_the_logit() -> None:
+    fused = _fused(128)
+    session = onnxruntime.InferenceSession(onnx_from_network(fused, PreprocessSpec(128)).SerializeToString())
+    batch_BCHW = np.random.default_rng(0).standard_normal((3, 3, 128, 128)).astype(np.float32)
+    logits_B1, map_BHW = session.run(["logits", "map"], {"pixels_BCHW": batch_BCHW})
+    assert (logits_B1.shape, map_BHW.shape) == ((3, 1), (3, 2, 2))
+    assert np.abs(map_BHW.mean(axis=(1, 2)) - logits_B1[:, 0]).max() < 1e-6
+    assert np.ptp(map_BHW, axis=(1, 2)).min() > 1e-4  # tokens differ: a map that repeats the logit would also pass
+    with torch.inference_mode():
+        expected_BHW = fused.logits_and_map(torch.from_numpy(batch_BCHW))[1].numpy()
+    assert np.abs(map_BHW - expected_BHW).max() < 1e-5
+
+
 def test_the_graph_is_lean_and_names_its_weights(fused: FusedLevit) -> None:
     graph = onnx_from_network(fused, SPEC).graph
     kinds = {node.op_type for node in graph.node}
     assert not kinds & {"BatchNormalization", "Identity", "Constant", "Shape", "Gather", "Cast", "Unsqueeze"}
+    assert "Mul" not in kinds  # the attention scale is in the queries' weights
     assert {tensor.name for tensor in graph.initializer} >= set(fused.state_dict())
 
 

@@ -38,7 +38,8 @@ def test_rows_are_path_label_and_probability_in_order(tiny_bundle: Path, photos:
     assert result.exit_code == 0, result.output
     rows = [line.split("\t") for line in result.stdout.splitlines()]
     assert [row[0] for row in rows] == [str(photos / name) for name in ("a/c.webp", "a/z.jpg", "b.png")]
-    for _, label, p_ai in rows:
+    for _, label, p_ai, evidence in rows:
+        assert not evidence
         assert label == ("ai" if float(p_ai) >= 0.5 else "real")
         assert len(p_ai) == 8
 
@@ -48,10 +49,11 @@ def test_json_lines_hold_what_the_format_promises(tiny_bundle: Path, photos: Pat
     result = _scan(photos, "--bundle", tiny_bundle, "--jsonl")
     assert result.exit_code == 1
     rows = {Path(row["path"]).name: row for row in map(json.loads, result.stdout.splitlines())}
-    assert rows.pop("broken.jpg").keys() == {"path", "error"}
+    both = {"path", "size", "mtime_ns", "bundle", "operating_point", "backend"}
+    assert rows.pop("broken.jpg").keys() == both | {"error", "fault"}
     assert len(rows) == 3
     for row in rows.values():
-        assert row.keys() == {"path", "label", "p_ai", "logit", "reason"}
+        assert row.keys() == both | {"label", "p_ai", "logit", "reason", "evidence"}
         assert 0 <= row["p_ai"] <= 1
 
 
@@ -142,6 +144,7 @@ def test_a_terminal_gets_a_table(tiny_bundle: Path, photos: Path) -> None:
     assert process.returncode == 0
     assert b"label" in shown
     assert b"\t" not in shown
+    assert b"evidence" in shown
     assert b"b.png" in shown
     assert b"judged 3" in shown
 
@@ -159,6 +162,7 @@ def test_a_reader_that_goes_away_ends_the_scan_quietly(tiny_bundle: Path, photos
         process.stdout.close()
         errors = process.stderr.read()
     assert process.returncode == 141
+    assert errors.count(b"standard output was closed") == 1
     assert b"Traceback" not in errors
     assert b"Exception ignored" not in errors
 
@@ -175,9 +179,9 @@ def test_an_interrupted_scan_keeps_whole_rows_and_says_so(tiny_bundle: Path, pho
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert all(line.count(b"\t") == 2 for line in (first + rest).splitlines())
+    assert all(line.count(b"\t") == 3 for line in (first + rest).splitlines())
     assert rest.endswith(b"\n") or not rest
-    assert b"interrupted" in errors
+    assert b"stopped by SIGINT after" in errors
     assert b"judged" in errors
     assert b"Traceback" not in errors
 
@@ -191,7 +195,7 @@ def test_memory_stays_flat_over_thousands_of_files(tiny_bundle: Path, tmp_path: 
     code = (
         "import resource, sys\n"
         "from aivsreal.runtime import Detector\n"
-        "from aivsreal.runtime.images import image_paths\n"
+        "from aivsreal.runtime.paths import image_paths\n"
         "from pathlib import Path\n"
         "with Detector.open(sys.argv[1]) as detector:\n"
         "    for count, scanned in enumerate(detector.scan(image_paths(Path(sys.argv[2])))):\n"

@@ -1,0 +1,69 @@
+"""Find image files: under a folder, or from a command's arguments."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .dib .tif .tiff .avif .heic .heif".split(),
+)
+
+
+def image_paths(folder: Path) -> Iterator[Path]:
+    """Image files under `folder`, recursively, sorted within each folder, one folder in memory at a time.
+
+    Names are told apart by suffix. Links to folders are not followed, so a loop of links ends. What cannot be read
+    comes too, so that nothing is passed over in silence: a dangling link, and a folder that cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            listing = sorted(
+                (entry.name, entry.is_dir(follow_symlinks=False))
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False)
+                or (os.path.splitext(entry.name)[1].lower() in SUFFIXES and not os.path.isdir(entry.path))
+            )
+    except OSError:
+        yield folder
+        return
+    for name, is_folder in listing:
+        if is_folder:
+            yield from image_paths(folder / name)
+        else:
+            yield folder / name
+
+
+def argument_paths(arguments: Iterable[str], notes: list[str]) -> Iterator[Path]:
+    """Files of a command's arguments, streamed: files, folders, and `-` for a list on standard input.
+
+    Args:
+        arguments: as they were typed.
+        notes: gets a line for each one that yields nothing.
+    """
+    from aivsreal.runtime.report import escaped
+
+    for argument in arguments:
+        found = False
+        for name in _lines_of_stdin() if argument == "-" else [argument]:
+            found = True
+            if not os.path.isdir(name):
+                yield Path(name)
+                continue
+            empty = True
+            for path in image_paths(Path(name)):
+                empty = False
+                yield path
+            if empty:
+                notes.append(f"{escaped(name)}: no images in this folder")
+        if not found:
+            notes.append("standard input: no paths")
+
+
+def _lines_of_stdin() -> Iterator[str]:
+    for line in sys.stdin.buffer:
+        name = line.rstrip(b"\n")
+        if name:
+            yield os.fsdecode(name)

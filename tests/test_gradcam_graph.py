@@ -1,0 +1,112 @@
+"""Grad-CAM exported as a graph: equal to pytorch-grad-cam, for any batch, taken by the TensorRT-RTX builder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from aivsreal.export.gradcam_graph import STAGES, gradcam_from_network, gradcam_graph_from_network
+from aivsreal.export.onnx_graph import with_half_weights
+from aivsreal.runtime.backend_torch import FusedLevit, network_from_bundle
+from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.errors import ExportError
+
+
+@pytest.fixture(scope="module")
+def network(map_bundle: Path) -> FusedLevit:
+    return network_from_bundle(Bundle.open(map_bundle))
+
+
+@pytest.fixture(scope="module")
+def graphs(network: FusedLevit, map_bundle: Path) -> dict[str, Any]:
+    spec = Bundle.open(map_bundle).manifest.spec
+    return {
+        stage: with_half_weights(gradcam_graph_from_network(network, spec, stage)) for stage in ("stage1", "stage2")
+    }
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])  # at stage3 it is the exact map
+def test_the_graphs_map_is_that_of_pytorch_grad_cam(network: FusedLevit, graphs: dict[str, Any], stage: str) -> None:
+    import onnxruntime
+    from pytorch_grad_cam import GradCAM
+
+    session = onnxruntime.InferenceSession(graphs[stage].SerializeToString(), providers=["CPUExecutionProvider"])
+    layer = network.body.stages[STAGES.index(stage)]  # type: ignore[index]
+    for count in (1, 3):  # the trace had two
+        batch_BCHW = np.random.default_rng(count).normal(size=(count, 3, 224, 224)).astype(np.float32)
+        logits_B1, maps_Bhw = session.run(["logits", "map"], {"pixels_BCHW": batch_BCHW})
+        assert maps_Bhw.shape == (count, *{"stage1": (14, 14), "stage2": (7, 7)}[stage])
+        with torch.inference_mode():
+            expected_B1 = network(torch.from_numpy(batch_BCHW)).numpy()
+        np.testing.assert_allclose(logits_B1, expected_B1, atol=1e-4)
+        with GradCAM(network, [layer]) as cam:
+            pixels = torch.from_numpy(batch_BCHW).requires_grad_(True)
+            shown_BHW = cam(pixels, [lambda output: output.sum()] * count)
+            kept = cam.activations_and_grads
+            values = [part[0].numpy() for part in (kept.activations, kept.gradients)]
+            raw_Bhw = cam.get_cam_image(pixels, layer, [], *values)
+        assert np.ptp(raw_Bhw, axis=(1, 2)).min() > 1e-4
+        np.testing.assert_allclose(maps_Bhw, raw_Bhw, atol=1e-4)
+        from pytorch_grad_cam.utils.image import scale_cam_image
+
+        ours_BHW = scale_cam_image(scale_cam_image(np.maximum(maps_Bhw, 0), (224, 224)))
+        np.testing.assert_allclose(ours_BHW, shown_BHW, atol=1e-4)
+
+
+def test_weights_are_stored_once_and_in_half(graphs: dict[str, Any], map_bundle: Path) -> None:
+    plain = (map_bundle / "model.onnx").stat().st_size
+    assert len(graphs["stage2"].SerializeToString()) < 1.1 * plain
+
+
+def test_the_tensorrt_builder_takes_the_graph(graphs: dict[str, Any]) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    taken = parser.parse(graphs["stage2"].SerializeToString())
+    assert taken, [parser.get_error(index).desc() for index in range(parser.num_errors)]
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM80, 0)
+    profile = builder.create_optimization_profile()
+    profile.set_shape("pixels_BCHW", (1, 3, 224, 224), (4, 3, 224, 224), (8, 3, 224, 224))
+    config.add_optimization_profile(profile)
+    engine = builder.build_serialized_network(network, config)
+    assert engine is not None
+    assert {network.get_output(index).name for index in range(network.num_outputs)} == {"logits", "map"}
+
+
+def test_an_unknown_stage_is_refused(network: FusedLevit, map_bundle: Path) -> None:
+    with pytest.raises(ExportError, match="stage1"):
+        gradcam_graph_from_network(network, Bundle.open(map_bundle).manifest.spec, "stage4")
+
+
+def test_the_export_command_puts_the_graph_into_the_bundle(tiny_run: Path, tiny_data: Path, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from aivsreal.export.cli import main
+
+    arguments = [tiny_run, "-o", tmp_path / "bundle", "--reference", tiny_data, "--gradcam", "stage1"]
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    assert "gradcam.onnx: Grad-CAM of stage1" in result.stderr
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert set(bundle.manifest.files) == {"README.md", "gradcam.onnx", "model.onnx"}
+    noted: Any = bundle.manifest.provenance["gradcam"]
+    assert noted["layer"] == "stage1"
+    assert 0 <= noted["parity"] <= 1e-4
+
+
+def test_a_map_that_is_not_pytorchs_is_refused(
+    network: FusedLevit, map_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aivsreal.export.gradcam_graph.MAX_MAP_DIFFERENCE", 0.0)
+    spec = Bundle.open(map_bundle).manifest.spec
+    batch_BCHW = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
+    with pytest.raises(ExportError, match="nothing was written"):
+        gradcam_from_network(network, spec, "stage2", 17, batch_BCHW)

@@ -1,0 +1,76 @@
+"""Colours of a map, and that its files stay below the folder that was named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aivsreal.runtime.errors import OutputError
+from aivsreal.runtime.heatmap import FLAT, overlay, path_for, resized_map, write_map
+
+GREY_HWC = np.full((64, 96, 3), 128, dtype=np.uint8)
+
+
+def test_orange_speaks_for_ai_blue_for_real_and_nothing_leaves_the_image() -> None:
+    map_hw = np.float32([[4.0, -4.0], [0.0, 0.0]])
+    shown_HWC = np.asarray(overlay(GREY_HWC, map_hw), dtype=int)
+    left, right, below = shown_HWC[4, 4], shown_HWC[4, 91], shown_HWC[60, 48]
+    assert left[0] - left[2] > 80
+    assert right[2] - right[0] > 80
+    assert np.ptp(below) < 10
+
+
+def test_a_flat_map_is_not_blown_up_where_its_unit_is_known() -> None:
+    faint_hw = np.full((4, 4), 0.05, dtype=np.float32)
+    assert np.ptp(np.asarray(overlay(GREY_HWC, faint_hw, floor=FLAT), dtype=int)) < 10
+    assert np.ptp(np.asarray(overlay(GREY_HWC, faint_hw), dtype=int)) > 80
+
+
+def test_what_the_network_did_not_see_is_dimmed_and_uncoloured() -> None:
+    shown_HWC = np.asarray(overlay(GREY_HWC, np.ones((4, 4), dtype=np.float32), (20, 4, 76, 60)), dtype=int)
+    assert (shown_HWC[:, :20] == shown_HWC[0, 0]).all()
+    assert shown_HWC[0, 0].max() < 70
+    assert shown_HWC[30, 50, 0] - shown_HWC[30, 50, 2] > 80
+
+
+def test_a_large_image_is_shown_small_and_a_map_keeps_its_range() -> None:
+    assert overlay(np.zeros((3000, 1500, 3), dtype=np.uint8), np.ones((4, 4), dtype=np.float32)).size == (512, 1024)
+    map_hw = np.random.default_rng(0).normal(size=(7, 7)).astype(np.float32)
+    large_HW = resized_map(map_hw, 224, 224)
+    assert large_HW.min() >= map_hw.min() - 1e-6
+    assert large_HW.max() <= map_hw.max() + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("image", "place"),
+    [
+        ("photos/a.jpg", "maps/photos/a.jpg"),
+        ("/photos/a.jpg", "maps/photos/a.jpg"),
+        ("../../etc/a.jpg", "maps/_/_/etc/a.jpg"),
+        ("photos/../../a.jpg", "maps/_/a.jpg"),
+        ("//x/a.jpg", "maps/x/a.jpg"),
+    ],
+)
+def test_a_map_lies_below_its_folder_wherever_the_image_lies(image: str, place: str) -> None:
+    assert path_for(Path("maps"), Path(image)) == Path(place)
+
+
+def test_a_map_is_written_for_the_longest_and_oddest_name(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"\xff" + "ü".encode() * 125 + b".png")  # 255 bytes, the most that a name may have
+    other = odd.replace("ü.png", "x.png")
+    stems = [path_for(tmp_path, Path(name)) for name in (odd, other)]
+    assert stems[0] != stems[1]
+    picture = Image.new("RGB", (8, 8))
+    for stem in stems:
+        png = write_map(stem, picture, np.ones((4, 4), dtype=np.float32), {"Title": odd})
+        assert Image.open(png).text["Title"].startswith("\\udcff")
+
+
+def test_what_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_map(tmp_path / "file" / "a", Image.new("RGB", (8, 8)), np.ones((4, 4), dtype=np.float32), {})

@@ -1,0 +1,184 @@
+"""A scan of broken, odd and hostile files: each ends in its verdict or in its named error."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hostile import bad_files, encoded, good_files, picture, special_files
+
+from aivsreal.runtime.decoding import DecodePlan, decoded_from_file
+from aivsreal.runtime.errors import Fault
+
+SCAN = [sys.executable, "-m", "aivsreal.runtime.scan"]
+GOOD, BAD = dict(good_files()), {name: (content, fault) for name, content, fault in bad_files()}
+
+
+@pytest.mark.parametrize("name", GOOD, ids=ascii)
+def test_what_is_odd_and_whole_is_decoded(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(GOOD[name])
+    decoded = decoded_from_file(tmp_path / name, DecodePlan())
+    assert decoded.error is None
+    (pixels_HWC,) = decoded.pixels
+    assert pixels_HWC.dtype == np.uint8
+    assert decoded.stamp is not None
+    assert decoded.stamp.size == len(GOOD[name])
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_broken_ends_in_its_error(tmp_path: Path, name: str) -> None:
+    content, fault = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    decoded = decoded_from_file(tmp_path / name, DecodePlan())
+    assert (decoded.fault, decoded.pixels) == (fault, ())
+    assert decoded.error
+    assert str(tmp_path) not in decoded.error
+    assert decoded.stamp is not None
+
+
+def test_what_is_no_file_ends_in_its_error(tmp_path: Path) -> None:
+    expected = dict(special_files(tmp_path))
+    assert {name: decoded_from_file(tmp_path / name, DecodePlan()).fault for name in expected} == expected
+    missing = decoded_from_file(tmp_path / "gone.jpg", DecodePlan())
+    assert (missing.fault, missing.stamp) == (Fault.MISSING, None)
+    assert decoded_from_file(tmp_path / ("n" * 256), DecodePlan()).fault is Fault.UNREADABLE
+    assert decoded_from_file(Path("nul\0byte.jpg"), DecodePlan()).fault is Fault.UNREADABLE
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_what_may_not_be_read_says_so(tmp_path: Path) -> None:
+    (tmp_path / "secret.jpg").write_bytes(encoded("JPEG"))
+    (tmp_path / "secret.jpg").chmod(0)
+    decoded = decoded_from_file(tmp_path / "secret.jpg", DecodePlan())
+    assert (decoded.fault, decoded.error) == (Fault.UNREADABLE, "cannot be read: Permission denied")
+
+
+def test_a_jpeg_cut_anywhere_and_ended_is_never_taken_for_whole(tmp_path: Path) -> None:
+    for options in ({}, {"progressive": True}, {"restart_marker_blocks": 2}, {"subsampling": 0}):
+        whole = encoded("JPEG", **options)
+        full_HWC = _pixels(tmp_path, whole)
+        scan = whole.index(b"\xff\xda")
+        silent = []
+        for cut in range(scan, len(whole) - 2, 37):
+            pixels_HWC = _pixels(tmp_path, whole[:cut] + b"\xff\xd9")
+            if pixels_HWC is not None:
+                assert full_HWC is not None
+                silent.append(float((pixels_HWC != full_HWC).any(axis=2).mean()))
+        # A cut inside the last block leaves nothing to notice; one inside the last scan of a progressive JPEG only
+        # lacks the last bits of some coefficients, and the file does not say how many there were.
+        lost = len(range(scan, len(whole) - 2, 37))
+        assert len(silent) <= (lost // 2 if options.get("progressive") else 1), options
+
+
+def _pixels(folder: Path, content: bytes) -> np.ndarray | None:
+    (folder / "cut.jpg").write_bytes(content)
+    decoded = decoded_from_file(folder / "cut.jpg", DecodePlan())
+    return decoded.pixels[0] if decoded.pixels else None
+
+
+def test_a_png_whose_end_was_never_written_is_partial_wherever_it_ends(tmp_path: Path) -> None:
+    whole = encoded("PNG", picture(0, (300, 200)))
+    for share in range(1, 40):
+        cut = len(whole) * share // 40
+        (tmp_path / "cut.png").write_bytes(whole[:cut] + bytes(len(whole) - cut))
+        assert decoded_from_file(tmp_path / "cut.png", DecodePlan()).error
+
+
+def test_the_limit_of_pixels_can_be_moved(tmp_path: Path) -> None:
+    (tmp_path / "image.png").write_bytes(encoded("PNG"))
+    assert decoded_from_file(tmp_path / "image.png", DecodePlan(max_pixels=96 * 72)).error is None
+    small = decoded_from_file(tmp_path / "image.png", DecodePlan(max_pixels=96 * 72 - 1))
+    assert small.fault is Fault.TOO_LARGE
+    assert "--max-pixels" in (small.error or "")
+    with pytest.raises(ValueError, match="positive"):
+        DecodePlan(max_pixels=0)
+
+
+@pytest.mark.parametrize("name", ["animated.gif", "animated.webp", "animated.png", "pages.tiff"])
+def test_frames_are_taken_evenly_where_they_are_asked_for(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(GOOD[name])
+    all_three = decoded_from_file(tmp_path / name, DecodePlan(frames=9))
+    assert all_three.frames == (0, 1, 2)
+    assert decoded_from_file(tmp_path / name, DecodePlan(frames=2)).frames == (0, 2)
+    first, *_, last = all_three.pixels
+    alone = decoded_from_file(tmp_path / name, DecodePlan()).pixels
+    assert (alone[0] == first).all()
+    assert (first != last).any()
+
+
+def _fill(folder: Path) -> tuple[dict[str, Fault], set[str]]:
+    """200 hostile files and 200 good ones; the names of both."""
+    bad = dict(special_files(folder))
+    for name, (content, fault) in BAD.items():
+        (folder / name).write_bytes(content)
+        bad[name] = fault
+    kinds = ("JPEG", "PNG", "GIF", "BMP", "TIFF")
+    while len(bad) < 200:
+        index = len(bad)
+        whole = encoded(kinds[index % 5], picture(index))
+        name = f"cut{index}.{kinds[index % 5].lower()}"
+        (folder / name).write_bytes(whole[: len(whole) * (35 + index % 60) // 100])
+        bad[name] = Fault.PARTIAL
+    good = set(GOOD)
+    for name, content in GOOD.items():
+        (folder / name).write_bytes(content)
+    while len(good) < 200:
+        name = f"good{len(good)}.{kinds[len(good) % 5].lower()}"
+        (folder / name).write_bytes(encoded(kinds[len(good) % 5], picture(len(good))))
+        good.add(name)
+    noisy = encoded("TIFF", compression="jpeg")  # libtiff would write to stderr
+    (folder / "cut199.gif").unlink(missing_ok=True)
+    (folder / "noisy.tiff").write_bytes(noisy[:60] + bytes(len(noisy) - 60))
+    bad.pop(next(reversed(bad)))
+    bad["noisy.tiff"] = Fault.DAMAGED
+    return bad, good
+
+
+@pytest.mark.parametrize("isolate", [[], ["--isolate"]], ids=["threads", "processes"])
+def test_200_hostile_and_200_good_files(tmp_path: Path, isolate: list[str]) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    bad, good = _fill(folder)
+    present = {name for name in os.listdir(folder) if not (folder / name).is_dir()}
+    for stray in present - set(bad) - good:
+        (folder / stray).unlink()
+    assert (len(bad), len(good)) == (200, 200)
+    result = subprocess.run([*SCAN, str(folder), "--jsonl", "--threads", "2", *isolate], capture_output=True, text=True)
+    rows = {os.path.basename(row["path"]): row for row in map(json.loads, result.stdout.splitlines())}
+    assert result.returncode == 1
+    assert len(result.stdout.splitlines()) == len(rows) == 400
+    assert {name for name, row in rows.items() if "label" in row} == good
+    assert {name: Fault(row["fault"]) for name, row in rows.items() if "error" in row} == bad
+    described, summary = result.stderr.splitlines()  # and no warning, and no traceback
+    assert described.startswith("backend ")
+    assert summary.startswith("judged 200: ")
+
+
+def test_memory_does_not_grow_with_hostile_files(tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    _fill(folder)
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from aivsreal.runtime.decode_pool import DecodePool\n"
+        "from aivsreal.runtime.decoding import DecodePlan\n"
+        "from aivsreal.runtime.own_process import set_up_pillow\n"
+        "from aivsreal.runtime.paths import image_paths\n"
+        "from aivsreal.runtime.spec import PreprocessSpec\n"
+        "set_up_pillow(1)\n"
+        "with DecodePool(DecodePlan(PreprocessSpec()), 2) as pool:\n"
+        "    for round in range(4):\n"
+        "        for path in image_paths(Path(sys.argv[1])):\n"
+        "            pool.result(pool.submit(path))\n"
+        "        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    first, *_, last = (int(line) for line in result.stdout.split())
+    assert last - first < 8_000  # kB, of peaks: 1,200 files later
