@@ -16,6 +16,7 @@ import numpy as np
 from aivsreal.export.parity import LogitsB
 from aivsreal.export.reference import Reference
 from aivsreal.runtime.backend import LOGITS
+from aivsreal.runtime.errors import ExportError
 from aivsreal.runtime.preprocess import BatchBCHW
 
 if TYPE_CHECKING:
@@ -47,9 +48,19 @@ def has_onnxruntime() -> bool:
 
 
 def onnx_logits(content: bytes, batch_BCHW: BatchBCHW) -> LogitsB:
-    """`logits_B` of a serialised ONNX model on the CPU, with ONNX Runtime or, where it is not, onnx's own evaluator."""
-    if not has_onnxruntime():
-        return _evaluated(content, batch_BCHW)
+    """`logits_B` of a serialised ONNX model on the CPU, with ONNX Runtime or, where it is not, onnx's own evaluator.
+
+    Raises:
+        ExportError: it is no ONNX model, or not one that can be run.
+    """
+    try:
+        return (_run if has_onnxruntime() else _evaluated)(content, batch_BCHW)
+    except Exception as error:  # the errors of protobuf, onnx and ONNX Runtime have no common class below this one
+        what = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ExportError(f"the ONNX graph cannot be run: {what}; make the bundle again from its checkpoint") from None
+
+
+def _run(content: bytes, batch_BCHW: BatchBCHW) -> LogitsB:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -72,6 +72,7 @@ def test_the_map_says_what_each_token_adds_and_its_mean_is_the_logit() -> None:
     fused = _fused(128)
     session = onnxruntime.InferenceSession(onnx_from_network(fused, PreprocessSpec(128)).SerializeToString())
     batch_BCHW = np.random.default_rng(0).standard_normal((3, 3, 128, 128)).astype(np.float32)
+    assert [output.shape for output in session.get_outputs()] == [["batch", 1], ["batch", 2, 2]]
     logits_B1, map_BHW = session.run(["logits", "map"], {"pixels_BCHW": batch_BCHW})
     assert (logits_B1.shape, map_BHW.shape) == ((3, 1), (3, 2, 2))
     assert np.abs(map_BHW.mean(axis=(1, 2)) - logits_B1[:, 0]).max() < 1e-6

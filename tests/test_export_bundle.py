@@ -142,6 +142,26 @@ def test_with_a_gpu_the_bundle_gets_an_engine_that_the_runtime_takes(
         open_backend(Bundle.open(folder), "tensorrt")
 
 
+def test_tensorrt_rtx_builds_an_engine_for_another_gpu_and_leaves_its_comparison(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "tensorrt_rtx")
+    pytest.importorskip("tensorrt_rtx")
+
+    def no_driver() -> None:
+        raise BackendError("there is no GPU")
+
+    monkeypatch.setattr("aivsreal.runtime.cuda.open_driver", no_driver)
+    result = _export(folder, "--rtx", "8.6", "--json")
+    assert result.exit_code == 0, result.output
+    (card,) = Bundle.open(folder).engines()
+    assert (card.key.kind.value, card.key.compute_capabilities, card.key.precision) == (
+        "tensorrt-rtx", ("8.6",), "fp16"
+    )  # fmt: skip
+    assert (card.parity, card.gpu) == (None, "")
+    assert json.loads(result.stdout)["left"] == [f"compare {card.file} on its GPU: aivsreal-export {folder} --verify"]
+
+
 def test_an_engine_past_its_tolerance_leaves_the_bundle_as_it_was(
     folder: Path, with_gpu: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,5 +319,5 @@ def test_a_bundle_whose_model_is_no_onnx_is_one_clear_error(folder: Path) -> Non
     write_bundle(folder, {"model.onnx": b"\x80\x04pickle"}, MANIFEST)
     result = _export(folder, "--fp16")
     assert result.exit_code == 2
-    assert "model.onnx" in result.stderr
+    assert "the ONNX graph cannot be run" in result.stderr
     assert "Traceback" not in result.output

@@ -131,7 +131,7 @@ def test_tensorrt_rtx_builds_our_half_graph_for_three_gpus(half: bytes) -> None:
     assert (card.key.kind, card.key.compute_capabilities, card.key.precision) == (
         EngineKind.TENSORRT_RTX, targets, "fp16"
     )  # fmt: skip
-    assert 350 <= card.layers <= 420  # the linear form has about twice as many
+    assert 300 <= card.layers <= 420  # with 190 more that only compute shapes; the linear form has twice as many
     assert card.half_layers >= card.layers - 10  # all but the head's last additions
     assert len(engine.plan) > 20e6
     orin = replace(options, compute_capabilities=("8.7",))
