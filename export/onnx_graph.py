@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aivsreal.runtime.backend import INPUT, LOGITS, MAP
+from aivsreal.runtime.backend import HALF_FROM_ELEMENTS, HALF_SUFFIX, INPUT, LOGITS, MAP
 from aivsreal.runtime.errors import ExportError
 from aivsreal.runtime.spec import PreprocessSpec
 
@@ -111,8 +111,6 @@ def with_half_weights(model: Any) -> Any:
     """
     import onnx
     from onnx import helper, numpy_helper
-
-    from aivsreal.runtime.backend_torch import HALF_FROM_ELEMENTS, HALF_SUFFIX
 
     result = onnx.ModelProto()
     result.CopyFrom(model)

@@ -22,6 +22,8 @@ MapsBhw = npt.NDArray[np.float32]
 INPUT = "pixels_BCHW"  # names in a bundle's graphs and engines
 LOGITS = "logits"  # [B, 1]: what a verdict comes from
 MAP = "map"  # [B, H, W]: what each token of the last stage says, its mean is the logit; bundles before it lack it
+HALF_FROM_ELEMENTS = 1024  # smaller tensors (biases) stay FP32 in model.onnx: they are 1 % of the bytes
+HALF_SUFFIX = ".half"  # of the name of a weight that model.onnx stores as FP16; its Cast has the plain name
 
 # onnx takes CUDA where it runs, else the CPU; the longer names run there or fail.
 BACKENDS = ("auto", "tensorrt", "onnx", "onnx-cpu", "onnx-cuda", "onnx-tensorrt", "torch")
