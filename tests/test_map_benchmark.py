@@ -66,7 +66,7 @@ def test_the_fill_solves_roads_equations() -> None:
                 right[index] += weight * smooth_SSC[place]
     solved_SSC = smooth_SSC.astype(float)
     solved_SSC[gone_SS] = spsolve(matrix.tocsc(), right)
-    assert np.abs(filled(smooth_SSC, gone_SS, None) - solved_SSC).max() < 1  # half of it is rounding
+    assert np.abs(filled(smooth_SSC, gone_SS, None) - solved_SSC).max() < 2  # less than the noise that is laid over it
 
 
 def test_pointing_and_overlap_know_where_the_square_lies() -> None:
