@@ -19,3 +19,16 @@ $(VENV)/.dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check --quiet -e '.[dev]'
 	touch $@
+
+# The kernel for every NVIDIA GPU since Turing, 90 kB, in the file that is named after its source: needs nvcc 13.0 or later.
+# Blackwell's data-centre parts are 10.x, Thor is 11.0; other GPUs take the PTX of 7.5, which the driver compiles.
+KERNELS ?= runtime/kernels
+ARCHITECTURES := 75 80 86 87 89 90 100 110 120
+SOURCE_DIGEST = $(shell sha256sum runtime/kernels/preprocess.cu | cut -c 1-12)
+
+.PHONY: fatbin
+fatbin:
+	rm -f $(KERNELS)/preprocess-*.fatbin
+	nvcc -std=c++17 -fatbin --compress-mode=size --threads 2 -gencode arch=compute_75,code=compute_75 \
+	    $(foreach cc,$(ARCHITECTURES),-gencode arch=compute_$(cc),code=sm_$(cc)) \
+	    -o $(KERNELS)/preprocess-$(SOURCE_DIGEST).fatbin runtime/kernels/preprocess.cu

@@ -53,7 +53,31 @@ def training(rows: Sequence[Row]) -> Table:
     ]  # fmt: skip
 
 
-TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {"ablation": ablation, "geometry": geometry, "training": training}
+def gpu(rows: Sequence[Row]) -> Table:
+    """Parts of the way on a GPU and what they are measured against, then the figures that must hold."""
+    header = ["what", "batch", "GPU", "precision", "p50 ms", "p90 ms", "p99 ms", "images a second", "bound", "holds"]
+    return header, [_claim(row) if "bound" in row else _part(row) for row in rows]
+
+
+def _part(row: Row) -> list[str]:
+    missing = "not measured" if "not_measured" in row else "-"
+    times = [f"{row[name]:.3f}" if name in row else missing for name in ("p50_ms", "p90_ms", "p99_ms")]
+    facts = [str(row.get(name, "-")) for name in ("batch", "gpu", "precision")]
+    return [row["what"], *facts, *times, _rate(row.get("images_per_s")), "-", "-"]
+
+
+def _claim(row: Row) -> list[str]:
+    figure = "not measured" if row["figure"] is None else f"{row['figure']:g}"
+    holds = {None: "not measured", True: "yes", False: "no"}[row["holds"]]
+    return [f"{row['what']}: {figure}", *["-"] * 7, f"{row['bound']:g}", holds]
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
+    "gpu": gpu,
+    "ablation": ablation,
+    "geometry": geometry,
+    "training": training,
+}
 
 
 def rows_from_files(paths: Iterable[Path]) -> dict[str, list[Row]]:

@@ -22,8 +22,11 @@ MapsBhw = npt.NDArray[np.float32]
 INPUT = "pixels_BCHW"  # names in a bundle's graphs and engines
 LOGITS = "logits"  # [B, 1]: what a verdict comes from
 MAP = "map"  # [B, H, W]: what each token of the last stage says, its mean is the logit; bundles before it lack it
+HALF_FROM_ELEMENTS = 1024  # smaller tensors (biases) stay FP32 in model.onnx: they are 1 % of the bytes
+HALF_SUFFIX = ".half"  # of the name of a weight that model.onnx stores as FP16; its Cast has the plain name
 
-BACKENDS = ("auto", "tensorrt", "onnx", "torch")
+# onnx takes CUDA where it runs, else the CPU; the longer names run there or fail.
+BACKENDS = ("auto", "tensorrt", "onnx", "onnx-cpu", "onnx-cuda", "onnx-tensorrt", "torch")
 
 
 class Backend(Protocol):
@@ -100,14 +103,15 @@ def open_backend(bundle: Bundle, kind: str = "auto", threads: int | None = None)
     """
     if kind not in BACKENDS:
         raise BackendError(f"unknown backend {kind!r}: use one of {', '.join(BACKENDS)}")
-    if kind == "tensorrt":
-        raise BackendError("this version cannot run TensorRT engines yet: use --backend onnx, or leave --backend out")
     if kind != "auto":
         return _opened(bundle, kind, threads, "asked for")
-    passed_over = ["tensorrt passed over: no engine in the bundle"]
-    for candidate in ("onnx", "torch"):
+    passed_over = []
+    for candidate in ("tensorrt", "onnx", "torch"):
+        if candidate == "tensorrt" and not bundle.engines():
+            passed_over.append("tensorrt passed over: no engine in the bundle")
+            continue
         try:
-            return _opened(bundle, candidate, threads, f"auto; {'; '.join(passed_over)}")
+            return _opened(bundle, candidate, threads, "; ".join(["auto", *passed_over]))
         except BackendError as error:
             passed_over.append(f"{candidate} passed over: {error}")
     raise BackendError(
@@ -117,11 +121,16 @@ def open_backend(bundle: Bundle, kind: str = "auto", threads: int | None = None)
 
 
 def _opened(bundle: Bundle, kind: str, threads: int | None, why: str) -> tuple[Backend, str]:
+    if kind == "tensorrt":
+        from aivsreal.runtime.backend_tensorrt import TensorrtBackend
+
+        engine = TensorrtBackend(bundle)
+        return engine, f"{why}; {engine.detail}"
     if kind == "torch":
         from aivsreal.runtime.backend_torch import TorchBackend
 
         return TorchBackend(bundle), why
     from aivsreal.runtime.backend_onnx import OnnxBackend
 
-    backend = OnnxBackend(bundle, threads)
+    backend = OnnxBackend(bundle, threads, kind.partition("-")[2] or None)
     return backend, f"{why}; {backend.passed_over}" if backend.passed_over else why

@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend, the only file that names it: CPU, or CUDA where onnxruntime-gpu finds it.
+"""The ONNX Runtime backend, the only file that imports it: CPU, or CUDA or TensorRT where onnxruntime-gpu finds them.
 
 Legend: B image in a batch; C channel (3, RGB); H, W input height and width.
 """
@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from aivsreal.runtime.backend import LOGITS, MAP, LogitsB, MapsBhw, no_maps
-from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.bundle import INT8_MODEL, MODEL, Bundle
+from aivsreal.runtime.cpu import has_int8_products
 from aivsreal.runtime.errors import BackendError, BundleError, MissingExtra
+from aivsreal.runtime.onnx_providers import MAX_TENSORRT_BATCH, PROVIDERS, check_running, providers_for
 from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, batch_from_pixels, batch_from_squares
 
 _INPUT_TYPES: dict[str, tuple[str, type[np.floating[Any]]]] = {
@@ -24,23 +26,25 @@ _FATAL_ONLY = 4  # what goes wrong is raised or read back below; ONNX Runtime's 
 
 
 class OnnxBackend:
-    """`model.onnx` of a bundle in an ONNX Runtime session.
+    """`model.onnx` of a bundle in an ONNX Runtime session, or its INT8 graph where this CPU gains by it.
 
     Args:
         bundle: the verified bundle.
         threads: CPU threads for one batch; None lets ONNX Runtime take the physical cores.
+        provider: "cpu", "cuda" or "tensorrt"; None takes CUDA where it runs, else the CPU.
 
     Raises:
         MissingExtra: onnxruntime is not installed.
-        BackendError: onnxruntime is installed but cannot be loaded.
+        BackendError: onnxruntime is installed but cannot be loaded, or does not run on the provider asked for.
         BundleError: the network cannot be loaded, or is not one for the manifest's preprocessing.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, provider: str | None = None) -> None:
         try:
             import onnxruntime
         except ModuleNotFoundError as error:
-            raise MissingExtra("cpu", error.name or "onnxruntime", "run the network on this CPU") from None
+            extra, where = ("gpu", "a GPU") if provider in ("cuda", "tensorrt") else ("cpu", "this CPU")
+            raise MissingExtra(extra, error.name or "onnxruntime", f"run the network on {where}") from None
         except ImportError as error:
             raise BackendError(
                 f"onnxruntime is installed but does not load ({error}): "
@@ -51,10 +55,12 @@ class OnnxBackend:
         options.log_severity_level = _FATAL_ONLY
         if threads is not None:
             options.intra_op_num_threads = threads
-        wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-        providers = [provider for provider in wanted if provider in onnxruntime.get_available_providers()]
-        file = bundle.path / "model.onnx"
-        network = bundle.read("model.onnx")
+        providers = providers_for(bundle, provider, onnxruntime.get_available_providers())
+        # INT8 is in a bundle only if it passed its gate; without the instructions that it was timed with it is slow.
+        on_cpu = [name for name, _ in providers] == [PROVIDERS["cpu"]]
+        int8 = INT8_MODEL in bundle.manifest.files and on_cpu and has_int8_products()
+        file = bundle.path / (INT8_MODEL if int8 else MODEL)
+        network = bundle.read(file.name)
         try:
             self._session = onnxruntime.InferenceSession(network, options, providers=providers)
         except Exception as error:  # ONNX Runtime's errors have no common class below this one
@@ -66,9 +72,13 @@ class OnnxBackend:
         self._spec = bundle.manifest.spec
         self.has_maps = MAP in {output.name for output in self._session.get_outputs()}
         self._input, self.precision, self._dtype = _checked_input(self._session, self._spec.size, str(file))
-        running = self._session.get_providers()
+        self.precision = self._session.get_modelmeta().custom_metadata_map.get("precision", self.precision)
+        running = self._session.get_providers()  # what runs, and not what the package was built with
+        check_running(provider, running)
         self.name = f"onnx-{running[0].removesuffix('ExecutionProvider').lower()}"
-        self.passed_over = "".join(f"{name} passed over: it did not load" for name in providers if name not in running)
+        self._largest = MAX_TENSORRT_BATCH if running[0] == PROVIDERS["tensorrt"] else 1 << 30
+        lost = [name for name, _ in providers if name not in running]
+        self.passed_over = "; ".join(f"{name} passed over: it did not load, see aivsreal-doctor" for name in lost)
 
     def logits(self, pixels: Sequence[PixelsHWC]) -> LogitsB:
         """`logits_B`, float32, of `pixels_HWC` of any sizes.
@@ -120,6 +130,10 @@ class OnnxBackend:
         return logits_B1.reshape(-1), maps_Bhw
 
     def _run(self, batch_BCHW: BatchBCHW, outputs: list[str]) -> list[npt.NDArray[np.float32]]:
+        if len(batch_BCHW) > self._largest:
+            begins = range(0, len(batch_BCHW), self._largest)
+            parts = [self._run(batch_BCHW[begin : begin + self._largest], outputs) for begin in begins]
+            return [np.concatenate(values) for values in zip(*parts, strict=True)]
         try:
             found = self._session.run(outputs, {self._input: batch_BCHW.astype(self._dtype, copy=False)})
         except Exception as error:  # as above: out of memory, a lost device

@@ -4,6 +4,7 @@
     ├── ImageError          one image cannot be judged; a scan records it, with its `Fault`, and goes on
     ├── BundleError         a bundle is missing, foreign, damaged or half made
     ├── BackendError        no backend, or not the one asked for, can run here
+    │   ├── GpuMemoryError  the GPU's memory is full; a smaller batch may fit
     │   └── MissingExtra    a package that an optional extra brings is not installed
     ├── CheckpointError     a checkpoint or its card cannot be used
     ├── DataError           a data set cannot be trained on or evaluated
@@ -66,6 +67,10 @@ class BundleError(AivsrealError):
 
 class BackendError(AivsrealError):
     """No backend can run the bundle here, or the one asked for cannot."""
+
+
+class GpuMemoryError(BackendError):
+    """The GPU's memory is full; a smaller batch may fit."""
 
 
 class MissingExtra(BackendError):

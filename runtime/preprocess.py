@@ -42,8 +42,12 @@ def square_from_pixels(pixels_HWC: PixelsHWC, spec: PreprocessSpec, box: Box | N
     if part_HWC.shape[:2] == (spec.size, spec.size):
         return part_HWC
     # Crop first, then resize: the kernel's support ends at the box, so the pixels outside never reach the input.
-    resized = Image.fromarray(part_HWC).resize((spec.size, spec.size), _RESAMPLING[spec.filter])
-    return np.asarray(resized)
+    image, resampling = Image.fromarray(part_HWC), _RESAMPLING[spec.filter]
+    if image.width != image.height:
+        # Across first, then down, in two calls: each pass rounds, and Pillow 13 turns the order round where a box is
+        # tall, Pillow 12 does not, so a verdict would depend on Pillow's version. A square box is always taken so.
+        image = image.resize((spec.size, image.height), resampling)
+    return np.asarray(image.resize((spec.size, spec.size), resampling))
 
 
 def batch_from_squares(squares: Sequence[PixelsHWC], spec: PreprocessSpec) -> BatchBCHW:

@@ -36,9 +36,10 @@ def test_the_wheel_holds_every_module_and_the_shipped_bundle(wheel: zipfile.ZipF
     modules = {f"aivsreal/{path.relative_to(ROOT)}" for folder in FOLDERS for path in (ROOT / folder).glob("*.py")}
     bundle = {BUNDLE + name for name in ("manifest.json", "model.onnx", "README.md")}
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert packed == modules | bundle | {
-        f"aivsreal/runtime/{name}" for name in ("py.typed", "report.html", "report.js")
-    }
+    kernels = {f"aivsreal/{path.relative_to(ROOT)}" for path in (ROOT / "runtime" / "kernels").iterdir()}
+    assert {Path(name).suffix for name in kernels} == {".cu", ".fatbin"}
+    data = {f"aivsreal/runtime/{name}" for name in ("py.typed", "report.html", "report.js")}
+    assert packed == modules | bundle | kernels | data
 
 
 def test_the_wheel_needs_four_small_packages_and_offers_the_extras(wheel: zipfile.ZipFile) -> None:
@@ -46,14 +47,28 @@ def test_the_wheel_needs_four_small_packages_and_offers_the_extras(wheel: zipfil
     metadata = message_from_bytes(wheel.read(name))
     needed = {text.split(">")[0] for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text}
     assert needed == {"numpy", "pillow", "click", "rich"}
-    extras = {"cpu", "gpu", "tensorrt", "pycuda", "torch", "explain", "heic", "provenance", "train", "export", "dev"}
+    extras = {
+        "cpu",
+        "gpu",
+        "tensorrt",
+        "jetpack6",
+        "jetpack7",
+        "pycuda",
+        "torch",
+        "explain",
+        "heic",
+        "provenance",
+        "train",
+        "export",
+        "dev",
+    }
     assert set(metadata.get_all("Provides-Extra", [])) == extras
     assert metadata.get_all("License-File") == ["LICENSE"]
 
 
 def test_every_command_can_be_loaded() -> None:
     commands = {point.name: point for point in entry_points(group="console_scripts") if point.name.startswith("aivsr")}
-    names = ("scan", "explain", "train", "evaluate", "calibrate", "export")
+    names = ("scan", "doctor", "bench", "explain", "train", "evaluate", "calibrate", "export")
     assert set(commands) == {f"aivsreal-{name}" for name in names}
     assert all(callable(point.load()) for point in commands.values())
 

@@ -1,0 +1,177 @@
+"""The way to a verdict on a GPU, taken apart: kernel, engine, both as a graph, and from pixels to logits.
+
+Legend: B image in a batch; H, W image height and width; C channel (3, RGB).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
+
+import numpy as np
+
+from aivsreal.benchmarks.timing import rate, timed
+from aivsreal.runtime.backend import INPUT
+from aivsreal.runtime.backend_tensorrt import TensorrtBackend
+from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.cuda import DeviceBuffer, Graph, PinnedBuffer, Stream, open_driver
+from aivsreal.runtime.errors import AivsrealError, BackendError, MissingExtra
+from aivsreal.runtime.kernel import PreprocessKernel
+from aivsreal.runtime.preprocess import PixelsHWC, batch_from_pixels
+from aivsreal.runtime.staging import staging_from_pixels
+from aivsreal.runtime.tensorrt_engine import fitting_engine, installed_libraries, loaded_engine, tensors_from_engine
+
+Row = dict[str, Any]
+OURS = ("kernel", "engine", "graph", "end to end")
+# What must hold: the name of a claim, its bound, and whether the figure must stay below it.
+CLAIMS = {
+    "graph over engine, batch 64": (1.15, True),
+    "graph over engine, batch 1": (1.2, True),
+    "graph over torch.compile, throughput": (2.0, False),
+    "differing values of the kernel": (0, True),
+}
+
+
+def photographs(count: int, width: int, height: int) -> list[PixelsHWC]:
+    """Noise of that size: the work does not depend on what is seen. A few arrays, used again and again."""
+    rng = np.random.default_rng(0)
+    made = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(min(count, 4))]
+    return [made[index % len(made)] for index in range(count)]
+
+
+def measured(rows: Callable[[], Iterator[Row]], whats: Sequence[str], batches: Sequence[int]) -> Iterator[Row]:
+    """What `rows` yields, then for everything of `whats` and `batches` that it did not, a row that says why."""
+    done, why = set(), "did not come so far"
+    try:
+        for row in rows():
+            done.add((row["what"], row["batch"]))
+            yield row
+    except (AivsrealError, RuntimeError) as error:  # PyTorch's own, for example of a full memory, are RuntimeErrors
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+    for what in whats:
+        for batch in batches:
+            if (what, batch) not in done:
+                yield {"what": what, "batch": batch, "not_measured": why}
+
+
+def ours(bundle: Bundle, batches: Sequence[int], size: tuple[int, int], seconds: float) -> Iterator[Row]:
+    """A row for each of `OURS` and each batch size that the engine takes.
+
+    Raises:
+        BackendError: there is no GPU, no TensorRT, or no engine for them.
+    """
+    libraries = installed_libraries()
+    if not libraries:
+        raise MissingExtra("tensorrt", "tensorrt", "run TensorRT engines")
+    with closing(open_driver()) as driver, driver.current(), ExitStack() as stack:
+        kind, card = fitting_engine(bundle, libraries, driver.gpu)
+        engine, _runtime = loaded_engine(bundle, card, libraries[kind])
+        tensors = tensors_from_engine(engine, bundle, card)
+        facts = {"gpu": driver.gpu.name, "engine": card.file, "precision": card.key.precision, "binding": driver.name}
+        stream = stack.enter_context(Stream(driver))
+        kernel = stack.enter_context(closing(PreprocessKernel(driver)))
+        for batch in (batch for batch in batches if tensors.min_batch <= batch <= tensors.max_batch):
+            pixels = photographs(batch, *size)
+            with _placed(driver, bundle, tensors, engine, kernel, stream, pixels) as (steps, differing):
+                for what, step in steps.items():
+                    row = _row(what, batch, facts, step, stream.synchronize, seconds)
+                    yield {**row, "differing_values": differing} if what == "kernel" else row
+    with closing(TensorrtBackend(bundle)) as backend:
+        for batch in batches:
+            pixels = photographs(batch, *size)
+            timing = timed(lambda pixels=pixels: backend.logits(pixels), seconds)  # type: ignore[misc]
+            yield {
+                "what": "end to end", "batch": batch, **facts, **timing.to_json(),
+                "images_per_s": round(batch * _threaded(backend, pixels, seconds), 1),
+            }  # fmt: skip
+
+
+@contextmanager
+def _placed(
+    driver: Any, bundle: Bundle, tensors: Any, engine: Any, kernel: PreprocessKernel, stream: Stream, pixels: Any
+) -> Iterator[tuple[dict[str, Callable[[], None]], int]]:
+    """Steps that only compute, on a batch that lies on the GPU; and how many values the kernel got wrong."""
+    spec, images = tensors.spec, len(pixels)
+    plan = staging_from_pixels(pixels, spec)
+    wanted = batch_from_pixels(pixels, spec).astype(tensors.input_dtype)
+    with ExitStack() as held:
+        staging = held.enter_context(PinnedBuffer(driver, plan.size))
+        staged = held.enter_context(DeviceBuffer(driver, plan.size))
+        batch = held.enter_context(DeviceBuffer(driver, wanted.nbytes))
+        result = held.enter_context(PinnedBuffer(driver, wanted.nbytes))
+        plan.write(staging.view())
+        driver.upload(staged.handle, staging.handle, plan.size, stream.handle)
+        context = engine.create_execution_context()
+        context.set_input_shape(INPUT, wanted.shape)
+        context.set_tensor_address(INPUT, batch.handle)
+        for name, (dtype, shape) in tensors.outputs.items():
+            size = images * int(np.prod(shape)) * np.dtype(dtype).itemsize
+            context.set_tensor_address(name, held.enter_context(DeviceBuffer(driver, size)).handle)
+
+        def resize() -> None:
+            kernel.enqueue(staged.handle, batch.handle, images, spec, tensors.input_dtype, stream)
+
+        def infer() -> None:
+            if not context.execute_async_v3(stream.handle):
+                raise BackendError("TensorRT cannot run the engine; its message stands above")
+
+        def both() -> None:
+            resize()
+            infer()
+
+        both()
+        driver.download(result.handle, batch.handle, wanted.nbytes, stream.handle)
+        stream.synchronize()
+        differing = int((result.view(tensors.input_dtype).reshape(wanted.shape) != wanted).sum())
+        steps = {"kernel": resize, "engine": infer}
+        if driver.has_graphs:
+            graph = held.enter_context(Graph(driver, stream, both))
+            steps["graph"] = lambda: graph.launch(stream)
+        yield steps, differing
+        stream.synchronize()
+
+
+def _row(what: str, batch: int, facts: Row, step: Callable[[], None], wait: Callable[[], None], seconds: float) -> Row:
+    def once() -> None:
+        step()
+        wait()
+
+    per_s = batch * rate(step, wait, seconds)
+    return {"what": what, "batch": batch, **facts, **timed(once, seconds).to_json(), "images_per_s": round(per_s, 1)}
+
+
+def _threaded(backend: TensorrtBackend, pixels: list[PixelsHWC], seconds: float) -> float:
+    """Batches a second from two threads, so that uploading overlaps computing as in a service."""
+    with ThreadPoolExecutor(2) as pool:
+        return rate(
+            lambda: list(pool.map(backend.logits, [pixels, pixels])), lambda: None, seconds, at_once=1
+        ) * 2  # fmt: skip
+
+
+def claims(rows: Sequence[Row]) -> list[Row]:
+    """The figures that must hold, each with its bound; `holds` is None where one was not measured."""
+    found = {(row["what"], row["batch"]): row for row in rows if "p50_ms" in row}
+
+    def ratio(upper: tuple[str, int], lower: tuple[str, int], key: str) -> float | None:
+        if upper not in found or lower not in found:
+            return None
+        return float(found[upper][key] / found[lower][key])
+
+    compiled = [batch for what, batch in found if what == "torch.compile" and ("graph", batch) in found]
+    gains = [ratio(("graph", batch), ("torch.compile", batch), "images_per_s") for batch in compiled]
+    differing = [row["differing_values"] for row in found.values() if row["what"] == "kernel"]
+    figures = {
+        "graph over engine, batch 64": ratio(("graph", 64), ("engine", 64), "p50_ms"),
+        "graph over engine, batch 1": ratio(("graph", 1), ("engine", 1), "p50_ms"),
+        "graph over torch.compile, throughput": min((gain for gain in gains if gain is not None), default=None),
+        "differing values of the kernel": float(sum(differing)) if differing else None,
+    }
+    judged = []
+    for name, (bound, below) in CLAIMS.items():
+        figure = figures[name]
+        holds = None if figure is None else (figure <= bound if below else figure >= bound)
+        shown = None if figure is None else round(figure, 3)
+        judged.append({"what": f"claim: {name}", "batch": 0, "figure": shown, "bound": bound, "holds": holds})
+    return judged

@@ -1,0 +1,137 @@
+"""What the engine is measured against: PyTorch, ONNX Runtime, and what the GPU could do at best.
+
+Legend: B image in a batch; S input size; C channel (3, RGB).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+
+from aivsreal.benchmarks.gpu import Row
+from aivsreal.benchmarks.timing import rate, timed
+from aivsreal.runtime.backend import LOGITS
+from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.errors import BackendError
+
+TORCH = ("torch eager", "torch.compile")
+ONNX = ("ONNX Runtime CUDA",)
+ROOFLINE = ("roofline",)
+_COPIED = 1 << 30  # bytes: far more than any cache holds
+_SIDE = 8192  # of the matrices whose product tells the rate
+
+
+def torch_rows(bundle: Bundle, batches: Sequence[int], seconds: float) -> Iterator[Row]:
+    """The fused network in half, eager and compiled with CUDA graphs, on a batch that lies on the GPU.
+
+    Raises:
+        BackendError: PyTorch finds no GPU.
+    """
+    torch = _torch_with_gpu()
+    from aivsreal.runtime.backend_torch import network_from_bundle
+
+    network = network_from_bundle(bundle).half().cuda().eval()
+    networks = {"torch eager": network, "torch.compile": torch.compile(network, mode="max-autotune", dynamic=False)}
+    side = bundle.manifest.spec.size
+    for what, run in networks.items():
+        for batch in batches:
+            batch_BCSS = torch.randn(batch, 3, side, side, device="cuda", dtype=torch.half)
+            with torch.inference_mode():
+                step = _bound(run, batch_BCSS)
+                for _ in range(3):  # compiles, then records its graph
+                    step()
+                yield _row(what, batch, step, torch.cuda.synchronize, seconds, torch)
+
+
+def onnx_rows(bundle: Bundle, batches: Sequence[int], seconds: float) -> Iterator[Row]:
+    """`model.onnx` with ONNX Runtime's CUDA provider, from and to memory of the GPU.
+
+    Raises:
+        BackendError: it does not run on CUDA.
+    """
+    from aivsreal.runtime.backend_onnx import OnnxBackend
+
+    side = bundle.manifest.spec.size
+    with closing(OnnxBackend(bundle, provider="cuda")) as backend:
+        import onnxruntime
+
+        session = backend._session
+        for batch in batches:
+            values = np.random.default_rng(0).standard_normal((batch, 3, side, side), np.float32)
+            binding = session.io_binding()
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(values.astype(backend._dtype), "cuda", 0)
+            binding.bind_ortvalue_input(backend._input, value)
+            binding.bind_output(LOGITS, "cuda")
+
+            def step(binding: Any = binding) -> None:
+                session.run_with_iobinding(binding)
+
+            row = _row(ONNX[0], batch, step, binding.synchronize_outputs, seconds)
+            yield {**row, "precision": backend.precision}
+
+
+def roofline_rows(bundle: Bundle, batches: Sequence[int]) -> Iterator[Row]:
+    """The time below which no network of these operations and weights can be, from measured copying and multiplying.
+
+    Raises:
+        BackendError: PyTorch finds no GPU.
+    """
+    torch = _torch_with_gpu()
+    operations, weights = operations_and_weights(bundle)
+    source = torch.empty(_COPIED, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    matrix = torch.randn(_SIDE, _SIDE, device="cuda", dtype=torch.half)
+    wait = torch.cuda.synchronize
+    bytes_per_s = 2 * _COPIED * rate(lambda: target.copy_(source), wait, 2)
+    operations_per_s = 2 * _SIDE**3 * rate(lambda: matrix @ matrix, wait, 2)
+    side = bundle.manifest.spec.size
+    for batch in batches:
+        moved = 2 * weights + batch * 3 * side * side * 2  # half: each weight and each input once
+        bound_s = max(moved / bytes_per_s, batch * operations / operations_per_s)
+        yield {
+            "what": "roofline", "batch": batch, "gpu": torch.cuda.get_device_name(), "precision": "fp16",
+            "p50_ms": round(bound_s * 1000, 4), "images_per_s": round(batch / bound_s, 1),
+            "copy_gb_per_s": round(bytes_per_s / 1e9, 1), "matmul_tflops": round(operations_per_s / 1e12, 1),
+        }  # fmt: skip
+
+
+def operations_and_weights(bundle: Bundle) -> tuple[int, int]:
+    """Floating-point operations for one image, counted by PyTorch as it runs, and the number of weights."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from aivsreal.runtime.backend_torch import network_from_bundle
+
+    network, side = network_from_bundle(bundle), bundle.manifest.spec.size
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, side, side))
+    return counter.get_total_flops(), sum(weight.numel() for weight in network.parameters())
+
+
+def _row(
+    what: str, batch: int, step: Callable[[], object], wait: Callable[[], object], seconds: float, torch: Any = None
+) -> Row:
+    def once() -> None:
+        step()
+        wait()
+
+    per_s = batch * rate(step, wait, seconds)
+    gpu = {} if torch is None else {"gpu": torch.cuda.get_device_name(), "precision": "fp16"}
+    return {"what": what, "batch": batch, **gpu, **timed(once, seconds).to_json(), "images_per_s": round(per_s, 1)}
+
+
+def _bound(run: Callable[[Any], object], batch_BCSS: Any) -> Callable[[], object]:
+    return lambda: run(batch_BCSS)
+
+
+def _torch_with_gpu() -> Any:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise BackendError("torch is not installed: run pip install 'aivsreal[torch]'") from None
+    if not torch.cuda.is_available():
+        raise BackendError(f"torch {torch.__version__} finds no GPU")
+    return torch
