@@ -25,7 +25,7 @@ ROUNDS = click.option("--rounds", type=click.IntRange(2), default=9, show_defaul
 @click.command()
 @DATA
 @BUNDLE
-@click.option("--backend", "backends", multiple=True, help="Again for each.  [onnx-cpu openvino torch]")
+@click.option("--backend", "backends", multiple=True, help="Again for each.  [onnx openvino onnx-int8 torch]")
 @click.option("--batch", "batches", type=click.IntRange(1, 4096), multiple=True, help="Again for each.  [1 8 16]")
 @click.option("--seconds", type=click.FloatRange(0.01), default=5.0, show_default=True, help="For each measurement.")
 @click.option("--files", type=click.IntRange(1), default=24, show_default=True, help="Photographs of each size.")
@@ -51,7 +51,7 @@ def cpu(
         photos = _photos(data, files, Path(scratch), ("12-megapixel", "1024px"))
         tell("cpu", network_rows(opened, chosen, batches or (1, 8, 16), seconds), facts)
         tell("cpu", paired_rows(opened, chosen, rounds), facts)
-        squared = [name for name in chosen if name != "torch"]
+        squared = [name for name in chosen if name not in ("torch", "onnx-int8")]
         scans = (scan_row(name, bundle, shape, paths, rounds) for name in squared for shape, paths in photos.items())
         tell("cpu", scans, facts)
         starts = [start_row(photos["1024px"][0], rounds, name) for name in ("auto", *squared)]

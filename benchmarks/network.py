@@ -14,11 +14,11 @@ from aivsreal.benchmarks.pairs import ratio, rounded
 from aivsreal.benchmarks.timing import timed
 from aivsreal.runtime.backend import Backend, SquareBackend, open_backend
 from aivsreal.runtime.bundle import Bundle
-from aivsreal.runtime.cpu_choice import measured, probe_squares
+from aivsreal.runtime.cpu_choice import cpu_openers, measured, probe_squares
 from aivsreal.runtime.errors import BackendError
 
-CPU_BACKENDS = ("onnx-cpu", "openvino", "torch")
-REFERENCE = "onnx-cpu"
+CPU_BACKENDS = ("onnx", "openvino", "onnx-int8", "torch")
+REFERENCE = "onnx"
 PAIR_BATCH, ROUND_S = 16, 0.5
 
 Row = dict[str, Any]
@@ -28,7 +28,7 @@ def network_rows(bundle: Bundle, backends: Sequence[str], batches: Sequence[int]
     """A row for each backend and batch size; one for a backend that cannot run, with the reason."""
     for name in backends:
         try:
-            backend, _ = open_backend(bundle, name)
+            backend = opened_on_cpu(bundle, name)
         except BackendError as error:
             yield {"what": "network", "backend": name, "not_measured": str(error)}
             continue
@@ -52,7 +52,7 @@ def paired_rows(bundle: Bundle, backends: Sequence[str], rounds: int) -> Iterato
     try:
         for name in (REFERENCE, *(name for name in backends if name != REFERENCE)):
             try:
-                opened[name] = open_backend(bundle, name)[0]
+                opened[name] = opened_on_cpu(bundle, name)
             except BackendError:
                 continue  # `network_rows` says why
         runs = {name: runner(backend, bundle, PAIR_BATCH) for name, backend in opened.items()}
@@ -62,9 +62,9 @@ def paired_rows(bundle: Bundle, backends: Sequence[str], rounds: int) -> Iterato
                 spent = _ms_a_run(run, ROUND_S)
                 if turn:
                     times[name].append(spent / PAIR_BATCH)
-        differ = measured({"onnx" if name == REFERENCE else name: one for name, one in opened.items()}, bundle)
+        differ = measured(opened, bundle)
         for name, backend in opened.items():
-            seen = differ["onnx" if name == REFERENCE else name]
+            seen = differ[name]
             yield {
                 "what": "paired", "backend": backend.name, "precision": backend.precision, "batch": PAIR_BATCH,
                 "rounds": rounds, "ms_per_image": round(sorted(times[name])[rounds // 2], 3),
@@ -74,6 +74,20 @@ def paired_rows(bundle: Bundle, backends: Sequence[str], rounds: int) -> Iterato
     finally:
         for backend in opened.values():
             backend.close()
+
+
+def opened_on_cpu(bundle: Bundle, name: str) -> Backend:
+    """A backend by its name here, which says FP32 or INT8 where `--backend onnx` takes what is faster.
+
+    Raises:
+        BackendError: it cannot run here, or the bundle has no such network.
+    """
+    openers = cpu_openers(bundle, None)
+    if name in openers:
+        return openers[name]()
+    if name == "onnx-int8":
+        raise BackendError("the bundle has no INT8 network, or this CPU gains nothing by it: aivsreal-export --int8")
+    return open_backend(bundle, name)[0]
 
 
 def runner(backend: Backend, bundle: Bundle, batch: int) -> Callable[[], object]:

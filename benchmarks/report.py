@@ -56,15 +56,22 @@ def training(rows: Sequence[Row]) -> Table:
 
 
 def gpu(rows: Sequence[Row]) -> Table:
-    """Parts of the way on a GPU and what they are measured against; a claim's figure stands beside its bound."""
-    return ["what", "batch", "GPU", "precision", "p50 ms", "p90 ms", "p99 ms", "images a second", "bound"], [
-        [
-            row["what"], str(row["batch"] or "-"), row.get("gpu", "-"), row.get("precision", "-"),
-            *(_measured(row.get(name)) for name in ("p50_ms", "p90_ms", "p99_ms")),
-            _rate(row.get("images_per_s", row.get("figure"))), str(row.get("bound", "-")),
-        ]
-        for row in rows
-    ]  # fmt: skip
+    """Parts of the way on a GPU and what they are measured against, then the figures that must hold."""
+    header = ["what", "batch", "GPU", "precision", "p50 ms", "p90 ms", "p99 ms", "images a second", "bound", "holds"]
+    return header, [_claim(row) if "bound" in row else _part(row) for row in rows]
+
+
+def _part(row: Row) -> list[str]:
+    missing = "not measured" if "not_measured" in row else "-"
+    times = [f"{row[name]:.3f}" if name in row else missing for name in ("p50_ms", "p90_ms", "p99_ms")]
+    facts = [str(row.get(name, "-")) for name in ("batch", "gpu", "precision")]
+    return [row["what"], *facts, *times, _rate(row.get("images_per_s")), "-", "-"]
+
+
+def _claim(row: Row) -> list[str]:
+    figure = "not measured" if row["figure"] is None else f"{row['figure']:g}"
+    holds = {None: "not measured", True: "yes", False: "no"}[row["holds"]]
+    return [f"{row['what']}: {figure}", *["-"] * 7, f"{row['bound']:g}", holds]
 
 
 TABLES: dict[str, tuple[Callable[[Sequence[Row]], Table], ...]] = {
@@ -105,10 +112,6 @@ def markdown(table: Table) -> str:
 def _interval(values: Sequence[float], sign: str = "") -> str:
     value, low, high = (format(number, f"{sign}.3f") for number in values)
     return f"{value} [{low}, {high}]"
-
-
-def _measured(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.3f}"
 
 
 def _rate(value: float | None) -> str:

@@ -1,24 +1,22 @@
-"""`aivsreal-export`: a checkpoint becomes a bundle, or is refused."""
+"""`aivsreal-export`: a checkpoint or a bundle becomes a bundle with what devices run, or nothing is written."""
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from aivsreal.runtime.errors import AivsrealError, ExportError, MissingExtra
+from aivsreal.runtime.bundle import MODEL
+from aivsreal.runtime.errors import AivsrealError
 from aivsreal.runtime.verdict import OperatingPoint
 
 if TYPE_CHECKING:
-    from aivsreal.export.parity import Parity
+    from aivsreal.export.draft import Draft
 
 BALANCED = OperatingPoint("balanced", 0.5, 0.5)
-_PROVENANCE = ("config", "chosen_on", "epoch", "data_digest", "data_counts", "data_licences")
 
 
 def _point(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> tuple[OperatingPoint, ...]:
@@ -33,19 +31,38 @@ def _point(context: click.Context, option: click.Parameter, texts: tuple[str, ..
             raise click.BadParameter(f"{text}: {error}", context, option) from None
     if len({point.name for point in points}) != len(points):
         raise click.BadParameter("each operating point needs a name of its own", context, option)
-    return tuple(points) or (BALANCED,)
+    return tuple(points)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Bundle folder to write.")
+@click.argument("source", metavar="[CHECKPOINT]", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Bundle folder to write.  [default: where it came from]"
+)
 @click.option("--reference", type=click.Path(path_type=Path), help="Folder of real images for the parity check.")
-@click.option("--opset", type=click.Choice(["17", "20"]), default="17", show_default=True)
+@click.option("--fp16", is_flag=True, help="Add the half graph, and an engine of it where TensorRT and a GPU are here.")
+@click.option("--int8", is_flag=True, help="Add INT8 for CPUs, if it passes its gate on --data.")
+@click.option("--data", type=click.Path(path_type=Path), help="For --int8: folder with train/ and val_unseen/.")
+@click.option("--engine/--no-engine", default=None, help="Insist on an engine, or build none.  [default: if it can be]")
+@click.option("--max-batch", type=click.IntRange(1, 4096), default=32, show_default=True, help="Of the engine.")
+@click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="Memory that a layer of the engine may use.")
+@click.option("--version-compatible", is_flag=True, help="An engine that later TensorRT versions run too.")
+@click.option(
+    "--timing-cache", type=click.Path(dir_okay=False, path_type=Path), help="Keep the builder's timings here."
+)
+@click.option("--dla", type=click.IntRange(0), metavar="CORE", help="Build for this DLA core of a Jetson.")
+@click.option(
+    "--rtx", multiple=True, metavar="CAPABILITY",
+    help="Build a TensorRT-RTX engine for GPUs of this compute capability, for example 8.6; repeat it for more.",
+)  # fmt: skip
+@click.option("--triton", type=click.Path(path_type=Path), help="Also write a Triton model repository there.")
+@click.option("--verify", is_flag=True, help="Change nothing: compare all that a bundle holds.")
+@click.option("--opset", type=click.Choice(["17", "20"]), help="Of a checkpoint's graph.  [default: 17]")
 @click.option(
     "--crop-fraction", type=click.FloatRange(0, 1, min_open=True),
     help="Side of the centred square that is seen, over the short side.  [default: as it was trained]",
 )  # fmt: skip
-@click.option("--temperature", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True)
+@click.option("--temperature", type=click.FloatRange(0, min_open=True), help="Of a checkpoint.  [default: 1.0]")
 @click.option(
     "--point", "points", multiple=True, callback=_point, metavar="NAME:AI_AT_OR_ABOVE:REAL_BELOW[:FALSE_ALARM_RATE]",
     help="An operating point; repeat it for more, the first is the default.  [default: balanced:0.5:0.5]",
@@ -58,117 +75,82 @@ def _point(context: click.Context, option: click.Parameter, texts: tuple[str, ..
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.version_option(package_name="aivsreal")
 def main(
-    checkpoint: Path, out: Path, reference: Path | None, opset: str, crop_fraction: float | None, temperature: float,
-    points: tuple[OperatingPoint, ...], card: Path | None, gradcam: str | None, as_json: bool,
+    source: Path | None, out: Path | None, reference: Path | None, fp16: bool, int8: bool, data: Path | None,
+    engine: bool | None, max_batch: int, workspace: int | None, version_compatible: bool, timing_cache: Path | None,
+    dla: int | None, rtx: tuple[str, ...], triton: Path | None, verify: bool, opset: str | None,
+    crop_fraction: float | None, temperature: float | None, points: tuple[OperatingPoint, ...], card: Path | None,
+    gradcam: str | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Export CHECKPOINT (a run's folder or its best.safetensors) to a bundle that aivsreal-scan opens."""
+    """Export to a bundle that aivsreal-scan opens.
+
+    CHECKPOINT is a run's folder or its best.safetensors, or a bundle to add to; without it, it is the shipped bundle,
+    and what is added lies in the user's data folder, where aivsreal-scan finds it by itself.
+    """
+    from aivsreal.export.engine import BuildOptions
+    from aivsreal.export.run import Wish, run
+
+    of_a_checkpoint = {
+        "--opset": opset,
+        "--crop-fraction": crop_fraction,
+        "--temperature": temperature,
+        "--gradcam": gradcam,
+    }
+    if int8 and data is None:
+        raise click.UsageError("--int8 needs --data: a folder with train/ and val_unseen/, each of real/ and ai/")
+    if verify and (fp16 or int8 or triton or out or engine or rtx):
+        raise click.UsageError("--verify changes nothing: give it a bundle, --reference and --json alone")
+    build = BuildOptions(fp16 or bool(rtx), max_batch, workspace, version_compatible, timing_cache, dla, rtx)
+    wish = Wish(
+        source, out, reference, fp16 or bool(rtx), data if int8 else None, engine, build, triton, verify,
+        int(opset or 17), crop_fraction, temperature or 1.0, points or (BALANCED,), card, gradcam,
+        [name for name, value in {**of_a_checkpoint, "--point": points or None}.items() if value is not None],
+    )  # fmt: skip
     try:
-        _export(checkpoint, out, reference, int(opset), crop_fraction, temperature, points, card, gradcam, as_json)
+        draft = run(wish, lambda line: click.echo(line, err=True))
     except AivsrealError as error:
         raise click.UsageError(str(error)) from None
     except KeyboardInterrupt:
-        click.echo("\nstopped; no bundle was written", err=True)
+        click.echo("\nstopped; nothing was written", err=True)
         sys.exit(130)
-
-
-def _export(
-    path: Path, out: Path, reference: Path | None, opset: int, crop_fraction: float | None, temperature: float,
-    points: tuple[OperatingPoint, ...], card: Path | None, gradcam: str | None, as_json: bool,
-) -> None:  # fmt: skip
-    try:
-        import onnx
-        import onnxruntime  # noqa: F401
-        import safetensors  # noqa: F401
-        import timm
-        import torch
-    except ImportError as error:
-        raise MissingExtra("export", error.name or "onnx", "export") from None
-    from aivsreal.export.checkpoint import checkpoint_from_path, network_from_checkpoint
-    from aivsreal.export.onnx_graph import onnx_from_network, with_half_weights
-    from aivsreal.export.parity import check_rounding, check_same_weights, parity, reference_pixels
-    from aivsreal.export.session import onnx_logits, torch_logits
-    from aivsreal.runtime.backend_torch import fused_network, round_to_half
-    from aivsreal.runtime.bundle import Manifest, write_bundle
-    from aivsreal.runtime.model_card import model_card
-    from aivsreal.runtime.preprocess import batch_from_squares, square_from_pixels
-
-    source = checkpoint_from_path(path)
-    network = network_from_checkpoint(source)
-    click.echo(f"loaded {source.weights}: {source.arch}, epoch {source.card['epoch']}", err=True)
-    spec = source.spec if crop_fraction is None else replace(source.spec, crop_fraction=crop_fraction)
-    squares = [square_from_pixels(pixels_HWC, spec) for pixels_HWC in reference_pixels(reference)]
-    batch_BCHW = batch_from_squares(squares, spec)
-    trained_B = torch_logits(network, batch_BCHW)
-    fused = fused_network(network, source.arch, source.spec.size)
-    model = with_half_weights(onnx_from_network(fused, spec, opset))
-    content: bytes = model.SerializeToString(deterministic=True)
-    casts = sum(node.op_type == "Cast" for node in model.graph.node)
-    nodes = len(model.graph.node) - casts
-    click.echo(
-        f"fused to ONNX: {nodes} nodes and {casts} casts of stored half weights, "
-        f"{len(content) / 1e6:.1f} MB, opset {opset}",
-        err=True,
-    )
-    exported_B = onnx_logits(content, batch_BCHW)
-    rounding = parity(trained_B, exported_B)
-    same = parity(torch_logits(round_to_half(fused), batch_BCHW), exported_B)
-    kind = "real" if reference else "synthetic"
-    comparisons = {"ONNX against PyTorch": same, "half weights against trained": rounding}
-    for name, figures in comparisons.items():
-        click.echo(
-            f"{name}: {figures.images} {kind} images, logit differs by at most {figures.max_logit:.2g}, "
-            f"p_ai by {figures.max_probability:.2g}, {figures.flips} labels flip",
-            err=True,
-        )
-    check_same_weights(same)
-    check_rounding(rounding)
-    extra_files, extra_provenance = {}, {}
-    if gradcam is not None:
-        from aivsreal.export.gradcam_graph import REFERENCES, gradcam_from_network
-
-        graph, worst = gradcam_from_network(fused, spec, gradcam, int(opset), batch_BCHW[:REFERENCES])
-        extra_files["gradcam.onnx"], extra_provenance["gradcam"] = graph, {"layer": gradcam, "parity": worst}
-        click.echo(f"gradcam.onnx: Grad-CAM of {gradcam}, map differs from PyTorch by {worst:.2g} at most", err=True)
-    manifest = Manifest(
-        arch=source.arch,
-        labels=source.labels,
-        spec=spec,
-        temperature=temperature,
-        points=points,
-        default_point=points[0].name,
-        metrics={"training": source.card["metrics"]},
-        provenance={
-            **{name: source.card[name] for name in (*_PROVENANCE, "started_from") if name in source.card},
-            "checkpoint_sha256": source.card["weights_sha256"],
-            "versions": {
-                **source.card["versions"], "export_torch": torch.__version__, "timm": timm.__version__,
-                "onnx": onnx.__version__, "aivsreal": version("aivsreal"),
-            },
-            "reference_images": kind,
-            "parity_onnx_torch": same.to_json(),
-            "parity_half_trained": rounding.to_json(),
-            **extra_provenance,
-        },
-    )  # fmt: skip
-    try:
-        readme = model_card(manifest).encode() if card is None else card.read_bytes()
-    except OSError as error:
-        raise ExportError(f"{card}: cannot be read: {error.strerror}; nothing was written") from None
-    bundle = write_bundle(out, {"model.onnx": content, "README.md": readme, **extra_files}, manifest)
-    click.echo(f"bundle {bundle.digest} written; try: aivsreal-scan --bundle {out} IMAGES", err=True)
+    for step in draft.left:
+        click.echo(f"left to do: {step}", err=True)
     if as_json:
-        parities = {"parity": same.to_json(), "rounding": rounding.to_json(), "reference_images": kind}
-        click.echo(json.dumps({"bundle": str(out), "bytes": len(content), "nodes": nodes, "casts": casts, **parities}))
-    elif sys.stdout.isatty():
-        _show(f"{out}/model.onnx", len(content), comparisons)
+        click.echo(json.dumps(_result(draft, wish.target)))
+    else:
+        _show(draft)
 
 
-def _show(name: str, size: int, comparisons: dict[str, Parity]) -> None:
+def _result(draft: Draft, target: Path | None) -> dict[str, object]:
+    return {
+        "bundle": None if target is None else str(target),
+        "reference_images": draft.reference.kind,
+        "files": {name: len(content) for name, content in sorted(draft.files.items())},
+        "comparisons": [
+            {"file": item.file, "against": item.against, **item.parity.to_json()} for item in draft.comparisons
+        ],
+        "left": draft.left,
+    }
+
+
+def _show(draft: Draft) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("artefact", "size", "compared", "max logit", "max p_ai", "flips")
-    for compared, figures in comparisons.items():
-        differences = (f"{figures.max_logit:.2g}", f"{figures.max_probability:.2g}")
-        table.add_row(name, f"{size / 1e6:.1f} MB", compared, *differences, f"{figures.flips} of {figures.images}")
-    Console().print(table)
+    table = Table("artefact", "MB", "against", "logit at most", "p_ai at most", "on average", "same label")
+    sizes = {name: f"{len(content) / 1e6:.1f}" for name, content in draft.files.items()}
+    for item in draft.comparisons:
+        figures = item.parity
+        differences = (
+            f"{value:.2g}" for value in (figures.max_logit, figures.max_probability, figures.mean_probability)
+        )
+        same = f"{figures.images - figures.flips} of {figures.images}"
+        table.add_row(item.file, sizes.get(item.file, ""), item.against, *differences, same)
+    compared = {item.file for item in draft.comparisons} | {MODEL}
+    for name in sorted(set(draft.files) - compared):
+        if not name.endswith((".json", ".md")):
+            table.add_row(name, sizes[name], "not compared here", "", "", "", "")
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+if __name__ == "__main__":
+    main()

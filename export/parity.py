@@ -1,28 +1,38 @@
 """How far two computations of the same network differ on reference images, and when that is too far.
 
-Legend: B image; H, W image height and width; C channel (3, RGB).
+Legend: B image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from aivsreal.runtime.bundle import Manifest
 from aivsreal.runtime.errors import ExportError
-from aivsreal.runtime.images import pixels_from_file
-from aivsreal.runtime.paths import image_paths
-from aivsreal.runtime.preprocess import PixelsHWC
-
-MAX_LOGIT_DIFFERENCE = 1e-3  # ONNX against PyTorch with the same weights
-MAX_PROBABILITY_DIFFERENCE = 5e-3  # stored half weights against the trained FP32 ones
-FLIP_MARGIN = 5e-3  # rounding may flip a label only this near p_ai 0.5
-REFERENCE_COUNT = 256
 
 LogitsB = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """The most that two computations may differ; probabilities are calibrated `p_ai`."""
+
+    max_probability: float
+    mean_probability: float
+    flip_margin: float
+    """A label may flip only where the reference's p_ai is this near to the threshold that is crossed."""
+    max_logit: float = math.inf
+
+
+SAME_WEIGHTS = Tolerance(1e-4, 1e-5, 1e-4, 1e-3)  # FP32 ONNX against PyTorch
+STORED_WEIGHTS = Tolerance(5e-3, 5e-4, 5e-3)  # weights as stored, in half, against the trained ones
+HALF = Tolerance(3e-2, 2e-3, 5e-2)  # FP16 arithmetic, in ONNX Runtime or an engine, against FP32
+FULL_ENGINE = Tolerance(5e-3, 5e-4, 1e-2)  # an FP32 engine: TensorRT may round products to TF32
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +45,25 @@ class Parity:
     max_probability: float
     mean_probability: float
     flips: int
+    """Images whose label differs at one threshold at least."""
     farthest_flip: float
-    """How far from 0.5 the reference's p_ai of a flipped image lay at most."""
+    """How far the reference's p_ai of a flipped image lay from the threshold at most."""
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, float]:
         """The figures as JSON values."""
         return asdict(self)
 
 
-def parity(reference_B: LogitsB, other_B: LogitsB) -> Parity:
+def thresholds(manifest: Manifest) -> tuple[float, ...]:
+    """All probabilities at which a label of the bundle changes, and 0.5."""
+    return tuple(
+        sorted({0.5, *(bound for point in manifest.points for bound in (point.ai_at_or_above, point.real_below))})
+    )
+
+
+def parity(
+    reference_B: LogitsB, other_B: LogitsB, temperature: float = 1.0, bounds: Iterable[float] = (0.5,)
+) -> Parity:
     """Compare logits of the same images.
 
     Raises:
@@ -54,8 +74,15 @@ def parity(reference_B: LogitsB, other_B: LogitsB) -> Parity:
     if len(reference_B) > 1 and np.ptp(reference_B) == 0:
         raise ExportError("the network gives every reference image the same logit; nothing was written")
     logit_B = np.abs(reference_B.astype(np.float64) - other_B)
-    p_B, q_B = (np.exp(-np.logaddexp(0.0, -values.astype(np.float64))) for values in (reference_B, other_B))
-    flipped_B = (reference_B >= 0) != (other_B >= 0)
+    p_B, q_B = (
+        np.exp(-np.logaddexp(0.0, -values.astype(np.float64) / temperature)) for values in (reference_B, other_B)
+    )
+    flipped_B = np.zeros(len(reference_B), dtype=bool)
+    farthest = 0.0
+    for bound in bounds:
+        crossed_B = (p_B >= bound) != (q_B >= bound)
+        flipped_B |= crossed_B
+        farthest = max(farthest, float(np.abs(p_B[crossed_B] - bound).max(initial=0.0)))
     return Parity(
         images=len(reference_B),
         max_logit=float(logit_B.max()),
@@ -63,65 +90,31 @@ def parity(reference_B: LogitsB, other_B: LogitsB) -> Parity:
         max_probability=float(np.abs(p_B - q_B).max()),
         mean_probability=float(np.abs(p_B - q_B).mean()),
         flips=int(flipped_B.sum()),
-        farthest_flip=float(np.abs(p_B[flipped_B] - 0.5).max(initial=0.0)),
+        farthest_flip=farthest,
     )
 
 
-def check_same_weights(measured: Parity) -> None:
-    """Refuse an ONNX graph that does not compute what PyTorch does.
-
-    Raises:
-        ExportError: past `MAX_LOGIT_DIFFERENCE`, or a label flipped.
-    """
-    if measured.max_logit > MAX_LOGIT_DIFFERENCE or measured.flips:
-        raise ExportError(
-            f"ONNX differs from PyTorch by {measured.max_logit:.2g} in logit (at most {MAX_LOGIT_DIFFERENCE:g}) "
-            f"and flips {measured.flips} of {measured.images} labels; nothing was written"
+def refusal(measured: Parity, allowed: Tolerance) -> str:
+    """What is past its tolerance, in words; empty where nothing is."""
+    past = [
+        f"{what} {value:.2g} (at most {most:g})"
+        for what, value, most in (
+            ("logit differs by", measured.max_logit, allowed.max_logit),
+            ("p_ai differs by", measured.max_probability, allowed.max_probability),
+            ("p_ai differs on average by", measured.mean_probability, allowed.mean_probability),
+            ("a label flips at a distance from the threshold of", measured.farthest_flip, allowed.flip_margin),
         )
+        if value > most
+    ]
+    return ", ".join(past)
 
 
-def check_rounding(measured: Parity) -> None:
-    """Refuse half storage that changes verdicts.
-
-    Raises:
-        ExportError: past `MAX_PROBABILITY_DIFFERENCE`, or a flip beyond `FLIP_MARGIN`.
-    """
-    if measured.max_probability > MAX_PROBABILITY_DIFFERENCE or measured.farthest_flip > FLIP_MARGIN:
-        raise ExportError(
-            f"half weights move p_ai by {measured.max_probability:.2g} (at most {MAX_PROBABILITY_DIFFERENCE:g}); "
-            "nothing was written"
-        )
-
-
-def reference_pixels(folder: Path | None, count: int = REFERENCE_COUNT) -> Iterator[PixelsHWC]:
-    """Images for parity, one in memory at a time: spread evenly over a folder's files, or synthetic without a folder.
+def check(what: str, measured: Parity, allowed: Tolerance) -> None:
+    """Refuse a computation that differs too much.
 
     Raises:
-        ExportError: the folder holds no images.
-        ImageError: one of them cannot be decoded.
+        ExportError: it says what is past its tolerance.
     """
-    if folder is None:
-        yield from _synthetic(count)
-        return
-    paths = list(image_paths(folder)) if folder.is_dir() else []
-    if not paths:
-        raise ExportError(f"{folder}: no images for parity; give a folder of images with --reference")
-    for index in np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int)):
-        yield pixels_from_file(paths[index])
-
-
-def _synthetic(count: int) -> Iterator[PixelsHWC]:
-    """Slopes of colour with a rectangle and an ellipse under noise, of several sizes and always the same."""
-    rng = np.random.default_rng(0)
-    for _ in range(count):
-        height, width = rng.integers(64, 400, 2)
-        y_H1, x_1W = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-        turn = rng.uniform(0, 2 * np.pi)
-        slope_HW = 0.5 + (np.cos(turn) * x_1W + np.sin(turn) * y_H1) / 3
-        values_HWC = slope_HW[:, :, None] * rng.uniform(0, 255, 3)
-        centre_x, centre_y, radius_x, radius_y = rng.uniform((-0.8, -0.8, 0.1, 0.1), (0.8, 0.8, 0.7, 0.7))
-        values_HWC[(abs(x_1W - centre_y) < radius_y) & (abs(y_H1 - centre_x) < radius_x)] = rng.uniform(0, 255, 3)
-        inside_HW = ((x_1W - centre_x) / radius_x) ** 2 + ((y_H1 - centre_y) / radius_y) ** 2 < 1
-        values_HWC[inside_HW] = rng.uniform(0, 255, 3)
-        values_HWC += rng.standard_normal((height, width, 3)) * rng.uniform(0, 60)
-        yield np.clip(values_HWC, 0, 255).astype(np.uint8)
+    past = refusal(measured, allowed)
+    if past:
+        raise ExportError(f"{what}: {past}; {measured.flips} of {measured.images} labels flip; nothing was written")

@@ -23,6 +23,8 @@ MapsBhw = npt.NDArray[np.float32]
 INPUT = "pixels_BCHW"  # names in a bundle's graphs and engines
 LOGITS = "logits"  # [B, 1]: what a verdict comes from
 MAP = "map"  # [B, H, W]: what each token of the last stage says, its mean is the logit; bundles before it lack it
+HALF_FROM_ELEMENTS = 1024  # smaller tensors (biases) stay FP32 in model.onnx: they are 1 % of the bytes
+HALF_SUFFIX = ".half"  # of the name of a weight that model.onnx stores as FP16; its Cast has the plain name
 
 # onnx takes CUDA where it runs, else the CPU; the longer names run there or fail.
 BACKENDS = ("auto", "tensorrt", "onnx", "onnx-cpu", "onnx-cuda", "onnx-tensorrt", "openvino", "torch")
@@ -143,7 +145,7 @@ def _opened(bundle: Bundle, kind: str, threads: int | None, why: str) -> tuple[B
 
 def _on_cpu(bundle: Bundle, threads: int | None, why: str) -> tuple[Backend, str]:
     """ONNX Runtime on a GPU where it has one, else the fastest backend on this CPU."""
-    from aivsreal.runtime.cpu_choice import fastest
+    from aivsreal.runtime.cpu_choice import cpu_openers, fastest
     from aivsreal.runtime.onnx_providers import has_gpu_provider
 
     if has_gpu_provider():
@@ -151,9 +153,5 @@ def _on_cpu(bundle: Bundle, threads: int | None, why: str) -> tuple[Backend, str
         if backend.name != "onnx-cpu":
             return backend, reason
         backend.close()
-    openers = {
-        "onnx": lambda: _opened(bundle, "onnx-cpu", threads, "")[0],
-        "openvino": lambda: _opened(bundle, "openvino", threads, "")[0],
-    }
-    backend, reason = fastest(openers, bundle, threads)
+    backend, reason = fastest(cpu_openers(bundle, threads), bundle, threads)
     return backend, f"{why}; {reason}"

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from aivsreal.runtime.backend import LOGITS, MAP, LogitsB, MapsBhw, no_maps
-from aivsreal.runtime.bundle import MODEL, Bundle
+from aivsreal.runtime.bundle import INT8_MODEL, MODEL, Bundle
+from aivsreal.runtime.cpu import has_int8_products
 from aivsreal.runtime.errors import BackendError, BundleError, MissingExtra
 from aivsreal.runtime.machine import usable_cores
 from aivsreal.runtime.onnx_providers import MAX_TENSORRT_BATCH, PROVIDERS, Provider, check_running, providers_for
@@ -27,12 +28,13 @@ _FATAL_ONLY = 4  # what goes wrong is raised or read back below; ONNX Runtime's 
 
 
 class OnnxBackend:
-    """`model.onnx` of a bundle in an ONNX Runtime session.
+    """`model.onnx` of a bundle in an ONNX Runtime session, or its INT8 graph where this CPU gains by it.
 
     Args:
         bundle: the verified bundle.
         threads: CPU threads for one batch; None takes the cores that this process may use.
         provider: "cpu", "cuda" or "tensorrt"; None takes CUDA where it runs, else the CPU.
+        int8: take the INT8 graph on a CPU, where the bundle has one; None takes it where this CPU gains by it.
 
     Raises:
         MissingExtra: onnxruntime is not installed.
@@ -40,7 +42,9 @@ class OnnxBackend:
         BundleError: the network cannot be loaded, or is not one for the manifest's preprocessing.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, provider: str | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, threads: int | None = None, provider: str | None = None, int8: bool | None = None
+    ) -> None:
         try:
             import onnxruntime
         except ModuleNotFoundError as error:
@@ -59,7 +63,10 @@ class OnnxBackend:
         # image, decoding included.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = providers_for(bundle, provider, onnxruntime.get_available_providers())
-        file = bundle.path / MODEL
+        # INT8 is in a bundle only if it passed its gate; without the instructions that it was timed with it is slow.
+        on_cpu = [name for name, _ in providers] == [PROVIDERS["cpu"]]
+        can = INT8_MODEL in bundle.manifest.files and on_cpu
+        file = bundle.path / (INT8_MODEL if can and (has_int8_products() if int8 is None else int8) else MODEL)
         try:
             self._session = _session(onnxruntime, bundle, file.name, options, providers)
         except BundleError:
@@ -73,6 +80,7 @@ class OnnxBackend:
         self._spec = bundle.manifest.spec
         self.has_maps = MAP in {output.name for output in self._session.get_outputs()}
         self._input, self.precision, self._dtype = _checked_input(self._session, self._spec.size, str(file))
+        self.precision = self._session.get_modelmeta().custom_metadata_map.get("precision", self.precision)
         running = self._session.get_providers()  # what runs, and not what the package was built with
         check_running(provider, running)
         self.name = f"onnx-{running[0].removesuffix('ExecutionProvider').lower()}"

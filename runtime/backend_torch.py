@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from aivsreal.runtime.backend import MAP, MapsBhw
+from aivsreal.runtime.backend import HALF_FROM_ELEMENTS, HALF_SUFFIX, MAP, MapsBhw
 from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.errors import BundleError, MissingExtra
 from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, batch_from_pixels, batch_from_squares
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 LogitsB = npt.NDArray[np.float32]
-HALF_FROM_ELEMENTS = 1024  # smaller tensors (biases) stay FP32 in model.onnx: they are 1 % of the bytes
-HALF_SUFFIX = ".half"  # of the name of a weight that model.onnx stores as FP16; its Cast has the plain name
 
 RESIDUAL = "_residual"  # suffix of an arch whose first layer hides the content
 ARCHS = tuple(

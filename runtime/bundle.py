@@ -138,12 +138,12 @@ class Bundle:
 
     @staticmethod
     def open(path: Path | str | None = None) -> Bundle:
-        """Read and verify a bundle; None is the one that is shipped with aivsreal.
+        """Read and verify a bundle; None is the one that is shipped, with what `aivsreal-export` added to it here.
 
         Raises:
             BundleError: it is missing, foreign, damaged or half made.
         """
-        folder = SHIPPED if path is None else Path(path)
+        folder = _shipped_or_extended() if path is None else Path(path)
         again = "run pip install --force-reinstall aivsreal" if path is None else "make it again with aivsreal-export"
         if not (folder / MANIFEST).is_file():
             what = "is not a bundle: it has no manifest.json" if folder.is_dir() else "is no folder"
@@ -224,6 +224,26 @@ class Bundle:
             raise BackendError(f"no engine in the bundle for {device}: run aivsreal-export --fp16")
         built = "; ".join(f"{card.file} was built for {card.key}" for card in cards)
         raise BackendError(f"{built}; this is {device}: run aivsreal-export --fp16")
+
+
+def extended_folder() -> Path:
+    """Where `aivsreal-export` puts what it adds to the shipped bundle, whose own folder may not be writable."""
+    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(home) / "aivsreal" / SHIPPED.name
+
+
+def _shipped_or_extended() -> Path:
+    """The extended bundle, if it is the shipped one and more: one made for an older version of aivsreal is not."""
+    folder = extended_folder()
+    if not (folder / MANIFEST).is_file():
+        return SHIPPED
+    try:
+        mine, shipped = (json.loads((place / MANIFEST).read_bytes()) for place in (folder, SHIPPED))
+        more = {"files", "metrics", "provenance"}
+        same = all(mine[name] == shipped[name] for name in _FIELDS - more)
+        return folder if same and shipped["files"][MODEL] == mine["files"][MODEL] else SHIPPED
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return SHIPPED
 
 
 def write_bundle(target: Path, files: Mapping[str, bytes], manifest: Manifest) -> Bundle:

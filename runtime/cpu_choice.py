@@ -12,8 +12,9 @@ from time import process_time
 import numpy as np
 
 from aivsreal.runtime.backend import Backend, LogitsB, SquareBackend
-from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.bundle import INT8_MODEL, Bundle
 from aivsreal.runtime.cache import cpu_digest, remember, remembered, usable_cache_folder
+from aivsreal.runtime.cpu import has_int8_products
 from aivsreal.runtime.errors import BackendError
 from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.runtime.verdict import p_ai_from_logit
@@ -23,6 +24,9 @@ MEAN_DIFFERENCE = 3e-3
 MAX_DIFFERENCE = 2e-2
 _BATCH, _ROUNDS = 8, 5
 _REFERENCE = "onnx"
+_GATED = (
+    "onnx-int8"  # it is in a bundle only if its accuracy passed a gate on labelled images, which says more than this
+)
 
 Opener = Callable[[], Backend]
 
@@ -55,6 +59,25 @@ def probe_squares(size: int, count: int = 2 * _BATCH) -> list[PixelsHWC]:
         values_HWC = rng.uniform(40, 180, 3) + 40 * np.sin(2 * np.pi * phase_HWC) + edge_HW[..., None] + noise_HWC
         squares.append(np.clip(values_HWC, 0, 255).astype(np.uint8))
     return squares
+
+
+def cpu_openers(bundle: Bundle, threads: int | None) -> dict[str, Opener]:
+    """What may run this bundle on this CPU: ONNX Runtime in FP32 and, where the bundle has it, INT8; OpenVINO."""
+
+    def onnx(int8: bool) -> Backend:
+        from aivsreal.runtime.backend_onnx import OnnxBackend
+
+        return OnnxBackend(bundle, threads, "cpu", int8)
+
+    def openvino() -> Backend:
+        from aivsreal.runtime.backend_openvino import OpenvinoBackend
+
+        return OpenvinoBackend(bundle, threads)
+
+    openers: dict[str, Opener] = {_REFERENCE: lambda: onnx(False), "openvino": openvino}
+    if INT8_MODEL in bundle.manifest.files and has_int8_products():
+        openers[_GATED] = lambda: onnx(True)
+    return openers
 
 
 def fastest(openers: Mapping[str, Opener], bundle: Bundle, threads: int | None) -> tuple[Backend, str]:
@@ -121,13 +144,13 @@ def measured(backends: Mapping[str, Backend], bundle: Bundle) -> dict[str, Measu
 
 def choice(seen: Mapping[str, Measured]) -> tuple[str, str]:
     """The fastest that agrees, and the reason in words."""
-    agreeing = {name: one for name, one in seen.items() if one.agrees}
+    agreeing = {name: one for name, one in seen.items() if one.agrees or name == _GATED}
     chosen = min(agreeing, key=lambda name: agreeing[name].ms)
     parts = []
     for name, one in seen.items():
         if name == chosen:
             continue
-        if one.agrees:
+        if name in agreeing:
             parts.append(f"{name} passed over: {one.ms / seen[chosen].ms:.1f} times slower here")
         else:
             parts.append(f"{name} passed over: it moves p_ai by up to {one.max_difference:.3f}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,6 +68,30 @@ def tiny_bundle(tiny_run: Path, tiny_data: Path, tmp_path_factory: pytest.TempPa
     result = CliRunner().invoke(main, [str(tiny_run), "-o", str(bundle), "--reference", str(tiny_data)])
     assert result.exit_code == 0, result.output
     return bundle
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The shipped bundle as it is, whatever `aivsreal-export` has added to it on this machine."""
+    os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session")
+def small_model() -> Any:
+    """`model.onnx` as it is stored, of a levit_128s at 64 px whose weights are noise: cheaper than a trained one."""
+    import torch
+
+    from aivsreal.export.onnx_graph import onnx_from_network, with_half_weights
+    from aivsreal.runtime.backend_torch import fused_network, network_from_arch
+    from aivsreal.runtime.spec import PreprocessSpec
+
+    torch.manual_seed(0)
+    network = network_from_arch("levit_128s", 64)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    fused = fused_network(network.eval(), "levit_128s", 64)
+    return with_half_weights(onnx_from_network(fused, PreprocessSpec(64)))
 
 
 @pytest.fixture(scope="session")

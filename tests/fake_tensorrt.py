@@ -71,6 +71,7 @@ def fake_tensorrt(version: str, compute_capability: str = "8.7", dla_cores: int 
     for key in SURFACE:
         if "." not in key and module.has(key) and not hasattr(module, key):
             setattr(module, key, _NotPlayed(key))
+    module.ILogger = _Logger
     module.nptype = lambda kind: _NUMPY_TYPES[kind.name]
     module.volume = math.prod
     module.init_libnvinfer_plugins = lambda logger, namespace: True
@@ -126,7 +127,7 @@ class _HostMemory:
         return memoryview(self._content)
 
 
-class _Logger(_Bound):
+class _Logger:
     public = "Logger"
     Severity = enum.IntEnum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE", start=0)
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = Severity
@@ -149,9 +150,6 @@ class _Tensor(_Bound):
 class _Layer(_Bound):
     public = "ILayer"
     name = precision = None
-
-    def __init__(self, name: str) -> None:
-        self._name = name
 
 
 class _Network(_Bound):

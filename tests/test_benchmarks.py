@@ -11,11 +11,12 @@ from typing import Any
 import click
 import numpy
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 from conftest import write_image
 
-from aivsreal.benchmarks import ablation, geometry, imports, report, training
+from aivsreal.benchmarks import ablation, geometry, imports, onnx_graph, report, training
 from aivsreal.benchmarks.machine import machine_facts
 from aivsreal.runtime.images import pixels_from_file
 from aivsreal.runtime.spec import PreprocessSpec
@@ -176,6 +177,33 @@ def test_training_is_timed(tiny_data: Path) -> None:
     assert row["images"] == 16
     assert row["loading_images_per_s"].keys() == {"files", "cache"}
     assert min(*row["loading_images_per_s"].values(), *row["step_images_per_s"].values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("plain", "openvino", "holds"), [(10.0, 9.2, True), (9.9, 10.0, False), (10.0, 9.0, False), (12.0, 12.0, True)]
+)
+def test_our_graph_is_held_against_a_plain_export_and_openvino(plain: float, openvino: float, holds: bool) -> None:
+    times = {"ours": 10.0, "plain": plain, "plain_conv": 12.0, "openvino": openvino}
+    result = onnx_graph.judged({name: np.full(50, value) for name, value in times.items()})
+    assert result["holds"] is holds
+    assert result["ours_over"]["openvino"]["value"] == pytest.approx(10.0 / openvino)  # type: ignore[index]
+
+
+def test_contenders_take_turns_on_the_same_batch() -> None:
+    called: list[str] = []
+    runs = {name: lambda batch, name=name: called.append(name) for name in ("ours", "plain")}
+    times = onnx_graph.timed(runs, np.zeros((1, 3, 8, 8), np.float32), 0.01, 0.05)
+    assert len(times["ours"]) == len(times["plain"]) > 10
+    assert called[:4] == ["ours", "plain", "plain", "ours"]
+
+
+def test_the_plain_export_is_plain(tmp_path: Path) -> None:
+    kinds = {}
+    for fuse in (False, True):
+        content = onnx_graph._plain_export("levit_128s", 64, tmp_path / "plain.onnx", fuse)
+        kinds[fuse] = [node.op_type for node in onnx.load_from_string(content).graph.node]
+    assert kinds[False].count("BatchNormalization") > 20
+    assert "BatchNormalization" not in kinds[True]
 
 
 def test_a_report_shows_what_was_recorded(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +18,8 @@ from onnx import numpy_helper
 
 from aivsreal.export.cli import main
 from aivsreal.export.onnx_graph import onnx_from_network, with_half_weights
-from aivsreal.export.parity import check_rounding, check_same_weights, parity, reference_pixels
+from aivsreal.export.parity import Tolerance
+from aivsreal.export.reference import Reference
 from aivsreal.export.session import onnx_logits
 from aivsreal.runtime import Bundle
 from aivsreal.runtime.backend_torch import FusedLevit, fused_network, network_from_arch, round_to_half
@@ -72,6 +72,7 @@ def test_the_map_says_what_each_token_adds_and_its_mean_is_the_logit() -> None:
     fused = _fused(128)
     session = onnxruntime.InferenceSession(onnx_from_network(fused, PreprocessSpec(128)).SerializeToString())
     batch_BCHW = np.random.default_rng(0).standard_normal((3, 3, 128, 128)).astype(np.float32)
+    assert [output.shape for output in session.get_outputs()] == [["batch", 1], ["batch", 2, 2]]
     logits_B1, map_BHW = session.run(["logits", "map"], {"pixels_BCHW": batch_BCHW})
     assert (logits_B1.shape, map_BHW.shape) == ((3, 1), (3, 2, 2))
     assert np.abs(map_BHW.mean(axis=(1, 2)) - logits_B1[:, 0]).max() < 1e-6
@@ -119,43 +120,12 @@ def test_a_weight_past_half_is_refused(fused: FusedLevit) -> None:
         with_half_weights(model)
 
 
-def test_parity_counts_differences_and_flips() -> None:
-    figures = parity(np.array([1.0, -0.01, 3.0], np.float32), np.array([1.0, 0.01, 2.5], np.float32))
-    assert (figures.images, figures.flips) == (3, 1)
-    assert figures.max_logit == pytest.approx(0.5)
-    assert figures.mean_logit == pytest.approx(0.52 / 3)
-    assert figures.farthest_flip == pytest.approx(0.0025, abs=1e-5)
-    assert figures.max_probability == pytest.approx(1 / (1 + np.exp(-3)) - 1 / (1 + np.exp(-2.5)), abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("reference", "other", "check"),
-    [
-        ([1.0, 2.0], [1.0, 2.002], check_same_weights),
-        ([1.0, 1e-5], [1.0, -1e-5], check_same_weights),
-        ([1.0, 0.0], [1.0, 0.03], check_rounding),
-    ],
-)
-def test_a_difference_past_its_tolerance_is_refused(
-    reference: list[float], other: list[float], check: Callable[[Any], None]
-) -> None:
-    check(parity(np.array(reference, np.float32), np.array(reference, np.float32)))
-    with pytest.raises(ExportError, match="nothing was written"):
-        check(parity(np.array(reference, np.float32), np.array(other, np.float32)))
-
-
-@pytest.mark.parametrize("logits", [[1.0, np.nan], [np.inf, 0.0], [0.3, 0.3]])
-def test_logits_that_no_trained_network_gives_are_refused(logits: list[float]) -> None:
-    with pytest.raises(ExportError, match="nothing was written"):
-        parity(np.array(logits, np.float32), np.array(logits, np.float32))
-
-
 def test_synthetic_references_are_always_the_same(tmp_path: Path) -> None:
-    first, second = (list(reference_pixels(None, 5)) for _ in range(2))
+    first, second = (list(Reference(count=5).pixels()) for _ in range(2))
     assert all((a == b).all() for a, b in zip(first, second, strict=True))
     assert len({values.tobytes() for values in first}) == 5
     with pytest.raises(ExportError, match="no images"):
-        next(reference_pixels(tmp_path))
+        next(Reference(tmp_path).pixels())
 
 
 def test_a_bundle_tells_where_it_comes_from(tiny_bundle: Path, tiny_run: Path) -> None:
@@ -183,10 +153,14 @@ def test_the_result_is_one_json_object_on_request(run: Path, tmp_path: Path) -> 
     )
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)
-    assert printed["parity"]["images"] == 256
-    assert printed["parity"]["flips"] == 0
-    assert printed["parity"]["max_logit"] <= 1e-3
+    assert [row["against"] for row in printed["comparisons"]] == [
+        "PyTorch with the same weights", "PyTorch as trained"
+    ]  # fmt: skip
+    for row in printed["comparisons"]:
+        assert (row["file"], row["images"], row["flips"]) == ("model.onnx", 256, 0)
+    assert printed["comparisons"][0]["max_probability"] <= 1e-4
     assert printed["reference_images"] == "synthetic"
+    assert (printed["bundle"], printed["left"]) == (str(tmp_path / "bundle"), [])
     manifest = Bundle.open(tmp_path / "bundle").manifest
     assert (manifest.point().name, manifest.point().false_alarm_rate) == ("strict", 0.01)
     assert [point.name for point in manifest.points] == ["strict", "soft"]
@@ -245,10 +219,10 @@ def test_a_refused_export_keeps_the_bundle_that_is_there(
     run: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    monkeypatch.setattr("aivsreal.export.parity.MAX_LOGIT_DIFFERENCE", 0.0)
+    monkeypatch.setattr("aivsreal.export.draft.SAME_WEIGHTS", Tolerance(0.0, 0.0, 0.0, 0.0))
     result = _export(run, "-o", tmp_path / "bundle")
     assert result.exit_code == 2
-    assert "ONNX differs from PyTorch" in result.stderr
+    assert "model.onnx against PyTorch with the same weights: logit differs by" in result.stderr
     assert Bundle.open(tmp_path / "bundle").digest == Bundle.open(tiny_bundle).digest
 
 

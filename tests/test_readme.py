@@ -52,11 +52,10 @@ def test_the_commands_do_what_the_readme_says(folder: Path) -> None:
         f"aivsreal-{name}" for name in ("scan", "train", "export", "evaluate", "calibrate")
     }
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "XDG_DATA_HOME": str(folder / "home")}
     for line in lines:
         command = line + SMALL if line.startswith("aivsreal-train") else line
-        result = subprocess.run(
-            command, shell=True, cwd=folder, capture_output=True, text=True, env={**os.environ, "PATH": path}
-        )
+        result = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, env=environment)
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
 
 

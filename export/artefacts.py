@@ -1,0 +1,160 @@
+"""What a bundle may hold beside `model.onnx`: half graph, INT8 graph, engine. Each is made and proved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from aivsreal.export.draft import Draft
+from aivsreal.export.engine import BuildOptions, engine_from_onnx
+from aivsreal.export.half_graph import full_from_onnx, half_from_onnx
+from aivsreal.export.parity import FULL_ENGINE, HALF
+from aivsreal.export.session import engine_logits, onnx_logits
+from aivsreal.runtime.bundle import HALF_MODEL, INT8_MODEL, MODEL
+from aivsreal.runtime.engine import EngineKind
+from aivsreal.runtime.errors import BackendError, ExportError, MissingExtra
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """The GPU that is here."""
+
+    name: str
+    capability: str
+
+
+def add_half(draft: Draft) -> None:
+    """Make the half graph and hold it against FP32.
+
+    Raises:
+        ExportError: a weight does not fit FP16, or the difference is past its tolerance.
+    """
+    content: bytes = half_from_onnx(_model(draft)).SerializeToString(deterministic=True)
+    measured = draft.compare(HALF_MODEL, onnx_logits(content, draft.batch_BCHW), HALF)
+    draft.files[HALF_MODEL] = content
+    draft.record("half", {"parity": measured.to_json(), "reference_images": draft.reference.kind})
+
+
+def add_int8(draft: Draft, data: Path) -> None:
+    """Quantise for the CPU; it goes into the bundle only if it passes its gate on `data`.
+
+    Raises:
+        ExportError: it lost too much accuracy, or is not fast enough; the message says by how much.
+        DataError: `data` lacks a split.
+    """
+    from aivsreal.export.int8_gate import check_gate, labelled_batches, measure
+    from aivsreal.export.int8_graph import int8_from_onnx
+
+    spec = draft.manifest.spec
+    full: bytes = full_from_onnx(_model(draft)).SerializeToString()
+    started = time.monotonic()
+    content = int8_from_onnx(full, labelled_batches(data / "train", spec, 256))
+    draft.tell(f"quantised on images of {data / 'train'} in {time.monotonic() - started:.0f} s; measuring")
+    draft.compare(INT8_MODEL, onnx_logits(content, draft.batch_BCHW), None)
+    gate = measure(full, content, data / "val_unseen", spec)
+    draft.tell(f"INT8: {gate}")
+    check_gate(gate)
+    draft.files[INT8_MODEL] = content
+    draft.record("int8", gate.to_json())
+
+
+def add_engine(draft: Draft, options: BuildOptions, required: bool, rtx: bool) -> None:
+    """Build an engine where there is a library and a GPU for it, load it, and hold it against FP32.
+
+    Args:
+        options: what is asked of the builder.
+        required: whether it is an error that nothing can be built here.
+        rtx: whether it must be TensorRT-RTX.
+
+    Raises:
+        ExportError: nothing can be built and it is required, the build failed, or the engine is past its tolerance.
+    """
+    try:
+        kind, trt = _library(rtx)
+    except BackendError as error:
+        _leave(draft, str(error), required)
+        return
+    with _gpu() as found:
+        gpu = found if isinstance(found, Gpu) else None
+        if gpu is not None and kind is EngineKind.TENSORRT_RTX and not options.compute_capabilities:
+            options = replace(options, compute_capabilities=(gpu.capability,))
+        if gpu is None and not options.compute_capabilities:
+            _leave(draft, str(found), required)
+            return
+        targets = ", ".join(options.compute_capabilities)
+        place = f"for {targets}" if targets else f"on {gpu and gpu.name}"
+        draft.tell(f"building with {kind.product} {trt.__version__} {place}; this may take minutes")
+        graph = draft.files[HALF_MODEL] if options.half else full_from_onnx(_model(draft)).SerializeToString()
+        digest = hashlib.sha256(draft.files[MODEL]).hexdigest()
+        started = time.monotonic()
+        here = None if gpu is None else (gpu.name, gpu.capability)
+        engine = engine_from_onnx(trt, kind, graph, draft.manifest.spec, digest, options, here)
+    card = engine.card
+    draft.tell(
+        f"{card.file}: {len(engine.plan) / 1e6:.1f} MB in {time.monotonic() - started:.0f} s, "
+        f"{card.half_layers} of {card.layers} layers are half; {', '.join(card.flags)}"
+    )
+    files = {**draft.files, card.file: engine.plan, card.card_file: json.dumps(card.to_json(), indent=2).encode()}
+    if gpu is None or gpu.capability not in card.key.compute_capabilities:
+        draft.left.append(f"compare {card.file} on its GPU: aivsreal-export {draft.name}--verify")
+    else:
+        # Only this engine: the backend would else be free to take another that fits as well.
+        alone = {MODEL: draft.files[MODEL], **{name: files[name] for name in (card.file, card.card_file)}}
+        logits_B = engine_logits(alone, draft.manifest, draft.reference)
+        measured = draft.compare(card.file, logits_B, HALF if options.half else FULL_ENGINE)
+        files[card.card_file] = json.dumps(replace(card, parity=measured.to_json()).to_json(), indent=2).encode()
+    draft.files = files
+
+
+def _leave(draft: Draft, missing: str, required: bool) -> None:
+    if required:
+        raise ExportError(f"no engine can be built here: {missing}; nothing was written")
+    draft.left.append(
+        f"the engine ({missing}); with TensorRT and a GPU, run aivsreal-export {draft.name}--fp16 --engine"
+    )
+
+
+def _library(rtx: bool) -> tuple[EngineKind, Any]:
+    from aivsreal.runtime.tensorrt_engine import installed_libraries
+
+    libraries = installed_libraries()
+    if rtx and EngineKind.TENSORRT_RTX not in libraries:
+        raise BackendError("tensorrt-rtx is not installed (pip install tensorrt-rtx)")
+    if not libraries:
+        raise MissingExtra("tensorrt", "tensorrt", "build an engine")
+    kind = EngineKind.TENSORRT_RTX if rtx else next(iter(libraries))
+    return kind, libraries[kind]
+
+
+@contextmanager
+def _gpu() -> Iterator[Gpu | BackendError]:
+    """The GPU, current for this thread, or why there is none."""
+    from aivsreal.runtime.cuda import open_driver
+
+    try:
+        driver = open_driver()
+    except BackendError as error:
+        yield error
+        return
+    try:
+        with driver.current():
+            yield Gpu(driver.gpu.name, "{}.{}".format(*driver.gpu.capability))
+    finally:
+        driver.close()
+
+
+def _model(draft: Draft) -> Any:
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtra("export", error.name or "onnx", "make another graph of model.onnx") from None
+    try:
+        return onnx.load_from_string(draft.files[MODEL])
+    except Exception as error:  # protobuf's DecodeError, whose class differs between its versions
+        raise ExportError(f"{MODEL} is no ONNX model ({type(error).__name__}); make the bundle again") from None

@@ -1,0 +1,271 @@
+"""An ONNX graph becomes a TensorRT or TensorRT-RTX engine, and the engine is asked what it is.
+
+One builder for 8.6 to 11: what a version lacks is found with `hasattr`, never by its number. TensorRT 11 has no flag
+for FP16, so precision stands in the graph, and networks are strongly typed wherever TensorRT has that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aivsreal.runtime.backend import INPUT
+from aivsreal.runtime.engine import EngineCard, EngineKey, EngineKind, this_platform
+from aivsreal.runtime.errors import ExportError
+from aivsreal.runtime.spec import PreprocessSpec
+
+# A builder that ignores the wish for half leaves no half tensor at all, and one that heeds it leaves few layers without
+# one; the share of a good engine was never measured, so the bound is half way.
+MIN_HALF_SHARE = 0.5
+_HALF, _FULL = ("half", "fp16"), ("float", "fp32")
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """What a person may ask of the builder.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    half: bool = True
+    """Whether the graph is the half one, and the engine must turn out to be."""
+    max_batch: int = 32
+    workspace_mib: int | None = None
+    """Memory that a layer may use while it runs; None leaves it to TensorRT."""
+    version_compatible: bool = False
+    timing_cache: Path | None = None
+    """File with the timings of earlier builds; it is read if it is there, and written."""
+    dla_core: int | None = None
+    """Run what can on this deep-learning accelerator of a Jetson, the rest on the GPU."""
+    compute_capabilities: tuple[str, ...] = ()
+    """GPUs to build for, of which none need be here; TensorRT-RTX alone can do that."""
+
+    def __post_init__(self) -> None:
+        if self.max_batch < 1 or (self.workspace_mib is not None and self.workspace_mib < 1):
+            raise ValueError("max_batch and workspace_mib must be positive")
+
+    @property
+    def batches(self) -> tuple[int, int, int]:
+        """Smallest, most frequent and largest batch of the engine's profile."""
+        return (1, min(8, self.max_batch), self.max_batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A serialised engine with its card."""
+
+    plan: bytes
+    card: EngineCard
+
+
+def engine_from_onnx(
+    trt: Any, kind: EngineKind, graph: bytes, spec: PreprocessSpec, model_sha256: str, options: BuildOptions,
+    gpu: tuple[str, str] | None,
+) -> Engine:  # fmt: skip
+    """Build an engine, load it and read back what it is.
+
+    Args:
+        trt: the module `tensorrt` or `tensorrt_rtx`.
+        kind: which of them it is.
+        graph: the half graph, or the FP32 one where `options.half` is off.
+        spec: gives the input's size.
+        model_sha256: of the bundle's `model.onnx`.
+        options: what is asked for.
+        gpu: name and compute capability of the GPU that is here, or None, for TensorRT-RTX that builds for
+            `options.compute_capabilities`.
+
+    Raises:
+        ExportError: the graph is not accepted, the build failed, or the engine is not half.
+    """
+    logger = _logger(trt)
+    builder = trt.Builder(logger)
+    flags = [f"{kind.product} {trt.__version__}"]
+    network = builder.create_network(_creation_flags(trt, options, flags))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(graph):
+        found = "; ".join(str(parser.get_error(index).desc()) for index in range(parser.num_errors))
+        raise ExportError(f"{flags[0]} does not accept the graph: {found or 'it gives no reason'}")
+    config = builder.create_builder_config()
+    _configure(trt, kind, builder, config, spec.size, options, flags)
+    cache = _timing_cache(config, options.timing_cache)
+    serialised = builder.build_serialized_network(network, config)
+    if serialised is None:
+        raise ExportError(f"{flags[0]} could not build the engine: {'; '.join(logger.errors) or 'it gives no reason'}")
+    plan = bytes(serialised)
+    if cache is not None:
+        _write_cache(config, cache)
+    capabilities = options.compute_capabilities or ((gpu[1],) if gpu else ())
+    # TensorRT-RTX compiles its kernels when the engine is first run, so there its network says what it will be.
+    if kind is EngineKind.TENSORRT:
+        layers, half = _inspected(trt, plan, options, logger)
+    else:
+        layers, half = _typed(network)
+    if options.half and half < MIN_HALF_SHARE * layers:
+        raise ExportError(
+            f"{flags[0]} built an engine of which {half} of {layers} layers are half: it is not an FP16 engine, and "
+            "nothing was written; update TensorRT, or export with --no-engine"
+        )
+    low, usual, high = options.batches
+    precision = "fp16" if half >= MIN_HALF_SHARE * layers else "fp32"
+    key = EngineKey(
+        kind, str(trt.__version__), capabilities, this_platform(), precision, low, usual, high, model_sha256,
+        options.version_compatible, options.dla_core,
+    )  # fmt: skip
+    name = gpu[0] if gpu is not None and gpu[1] in capabilities else ""
+    return Engine(plan, EngineCard(key, spec, name, tuple(flags), layers, half, hashlib.sha256(graph).hexdigest()))
+
+
+def _creation_flags(trt: Any, options: BuildOptions, flags: list[str]) -> int:
+    known = trt.NetworkDefinitionCreationFlag
+    bits = 0
+    if hasattr(known, "EXPLICIT_BATCH"):  # 8 needs it, 10 takes it for granted, 11 has it no more
+        bits |= 1 << int(known.EXPLICIT_BATCH)
+    # Where there still is a flag for FP16, DLA takes its precision from there.
+    if hasattr(known, "STRONGLY_TYPED") and not (options.dla_core is not None and hasattr(trt.BuilderFlag, "FP16")):
+        bits |= 1 << int(known.STRONGLY_TYPED)
+        flags.append("strongly typed")
+    return bits
+
+
+def _configure(
+    trt: Any, kind: EngineKind, builder: Any, config: Any, size: int, options: BuildOptions, flags: list[str]
+) -> None:
+    if options.half and "strongly typed" not in flags and hasattr(trt.BuilderFlag, "FP16"):
+        config.set_flag(trt.BuilderFlag.FP16)
+        flags.append("FP16 flag")
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector gives names and no precision
+    if options.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+        flags.append(f"workspace {options.workspace_mib} MiB")
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        flags.append("version compatible")
+    if options.dla_core is not None:
+        if options.dla_core >= builder.num_DLA_cores:
+            raise ExportError(
+                f"there is no DLA core {options.dla_core}: {builder.num_DLA_cores} are here; leave --dla out"
+            )
+        config.default_device_type, config.DLA_core = trt.DeviceType.DLA, options.dla_core
+        config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+        flags.append(f"DLA core {options.dla_core} with GPU fallback")
+    if options.compute_capabilities:
+        _set_targets(trt, kind, config, options.compute_capabilities, flags)
+    profile = builder.create_optimization_profile()
+    profile.set_shape(INPUT, *((batch, 3, size, size) for batch in options.batches))
+    if config.add_optimization_profile(profile) < 0:
+        raise ExportError(f"{flags[0]} refuses batches of {options.batches}: try another --max-batch")
+
+
+def _set_targets(trt: Any, kind: EngineKind, config: Any, capabilities: Sequence[str], flags: list[str]) -> None:
+    if not hasattr(trt, "ComputeCapability"):
+        raise ExportError(f"{kind.product} builds only for the GPU that is here: leave --for-gpu out, or use --rtx")
+    config.num_compute_capabilities = len(capabilities)
+    for index, capability in enumerate(capabilities):
+        name = f"SM{capability.replace('.', '')}"
+        if not hasattr(trt.ComputeCapability, name):
+            known = sorted(item[2:] for item in dir(trt.ComputeCapability) if item.startswith("SM"))
+            raise ExportError(
+                f"{flags[0]} cannot build for compute capability {capability}: one of "
+                f"{', '.join(f'{item[:-1]}.{item[-1]}' for item in known)}"
+            )
+        config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
+    flags.append(f"for {', '.join(capabilities)}")
+
+
+def _timing_cache(config: Any, file: Path | None) -> Path | None:
+    if file is None:
+        return None
+    try:
+        content = file.read_bytes() if file.exists() else b""
+    except OSError as error:
+        raise ExportError(f"{file}: the timing cache cannot be read: {error.strerror}") from None
+    # A cache of another version or GPU, or a damaged one, is not an error: its timings are only taken anew.
+    for candidate in (content, b""):
+        cache = config.create_timing_cache(candidate)
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return file
+    return None
+
+
+def _write_cache(config: Any, file: Path) -> None:
+    cache = config.get_timing_cache()
+    if cache is None:
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = file.with_name(f".{file.name}.new")
+        fresh.write_bytes(bytes(cache.serialize()))
+        fresh.replace(file)
+    except OSError as error:
+        raise ExportError(
+            f"{file}: the timing cache cannot be written: {error.strerror}; nothing was written"
+        ) from None
+
+
+def _inspected(trt: Any, plan: bytes, options: BuildOptions, logger: Any) -> tuple[int, int]:
+    """Layers of floating point and those of them that touch half, as the loaded engine's inspector says."""
+    runtime = trt.Runtime(logger)
+    if options.version_compatible:
+        runtime.engine_host_code_allowed = True
+    if options.dla_core is not None:
+        runtime.DLA_core = options.dla_core
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise ExportError(
+            f"the engine does not load where it was built: {'; '.join(logger.errors)}; nothing was written"
+        )
+    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    return layers_from_inspection(text)
+
+
+def layers_from_inspection(text: str) -> tuple[int, int]:
+    """Count layers that compute in floating point, and those of them that read or write half.
+
+    A layer that fuses the whole transformer into one shows only its inputs and its FP32 outputs, so both count.
+
+    Raises:
+        ExportError: the inspector gave no details.
+    """
+    try:
+        listed = json.loads(text)["Layers"]
+        formats = [
+            [str(tensor["Format/Datatype"]).lower() for tensor in (*layer["Inputs"], *layer["Outputs"])]
+            for layer in listed
+        ]
+    except (ValueError, KeyError, TypeError):
+        raise ExportError(
+            "TensorRT's inspector does not say what precision the layers have: the engine is not trusted, and nothing "
+            "was written"
+        ) from None
+    half = [any(word in kind for kind in kinds for word in _HALF) for kinds in formats]
+    floating = [
+        found or any(word in kind for kind in kinds for word in _FULL)
+        for found, kinds in zip(half, formats, strict=True)
+    ]
+    return sum(floating), sum(half)
+
+
+def _typed(network: Any) -> tuple[int, int]:
+    """The same of a strongly typed network's layers, whose outputs have the types that they will have."""
+    kinds = [network.get_layer(index).get_output(0).dtype.name for index in range(network.num_layers)]
+    return sum(kind in ("HALF", "FLOAT") for kind in kinds), kinds.count("HALF")
+
+
+def _logger(trt: Any) -> Any:
+    """A logger of TensorRT that keeps its errors for our message instead of printing them."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]  # the base is known when TensorRT is loaded
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.errors.append(message.strip())
+
+    return Logger()

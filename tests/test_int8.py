@@ -1,0 +1,100 @@
+"""INT8 is admitted by what was measured: accuracy on unseen sources, and speed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from conftest import write_image
+
+from aivsreal.export.half_graph import full_from_onnx
+from aivsreal.export.int8_gate import Int8Gate, auc, check_gate, labelled_batches, measure
+from aivsreal.export.int8_graph import int8_from_onnx, quantised_share
+from aivsreal.runtime.cpu import has_int8_products
+from aivsreal.runtime.errors import DataError, ExportError
+from aivsreal.runtime.spec import PreprocessSpec
+
+SPEC = PreprocessSpec(64)
+GOOD = Int8Gate(885, 0.74, 0.738, 8.0, 4.0, 2.0, True)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("int8")
+    for split in ("train", "val_unseen"):
+        for label in ("real", "ai"):
+            for index in range(6):
+                write_image(root / split / label / f"{index}.png", index, smooth=label == "ai")
+    return root
+
+
+def test_the_convolutions_become_int8_and_the_gate_measures_both_graphs(small_model: Any, data: Path) -> None:
+    full = full_from_onnx(small_model).SerializeToString()
+    content = int8_from_onnx(full, labelled_batches(data / "train", SPEC, 8))
+    assert quantised_share(content) == 1.0
+    assert quantised_share(full) == 0.0
+    assert len(content) < 0.5 * len(full)
+    session = onnxruntime.InferenceSession(content)
+    assert session.get_modelmeta().custom_metadata_map["precision"] == "int8"
+    gate = measure(full, content, data / "val_unseen", SPEC)
+    assert gate.images == 12
+    assert 0.0 <= gate.auc_int8 <= 1.0
+    assert min(gate.ms_full, gate.ms_int8, gate.speedup) > 0
+    batch_BCHW = next(labelled_batches(data / "val_unseen", SPEC, 12))
+    outputs = [
+        onnxruntime.InferenceSession(graph).run(["logits"], {"pixels_BCHW": batch_BCHW})[0] for graph in (full, content)
+    ]
+    assert np.abs(outputs[0] - outputs[1]).max() > 0
+    assert np.corrcoef(outputs[0].ravel(), outputs[1].ravel())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        (replace(GOOD, auc_int8=0.7349), "loses too much accuracy: AUC 0.7349 against 0.7400"),
+        (replace(GOOD, speedup=1.59), "not fast enough: "),
+        (replace(GOOD, speedup=1.0, cpu_has_int8_products=False), "this CPU has no instructions"),
+        (replace(GOOD, auc_int8=float("nan")), "loses too much accuracy"),
+    ],
+)
+def test_the_gate_says_by_how_much_it_was_missed(gate: Int8Gate, words: str) -> None:
+    check_gate(GOOD)
+    check_gate(replace(GOOD, auc_int8=0.7351, speedup=1.6))
+    with pytest.raises(ExportError, match="INT8 stays out") as error:
+        check_gate(gate)
+    assert words in str(error.value)
+
+
+def test_the_auc_counts_pairs_and_halves_ties() -> None:
+    rng = np.random.default_rng(0)
+    logits_B = rng.integers(0, 8, 60).astype(np.float32)  # with ties
+    truth_B = rng.integers(0, 2, 60)
+    ai_B1, real_1B = logits_B[truth_B == 1][:, None], logits_B[truth_B == 0][None]
+    pairs = (ai_B1 > real_1B) + 0.5 * (ai_B1 == real_1B)
+    assert auc(logits_B, truth_B) == pytest.approx(pairs.mean())
+
+
+def test_data_without_a_class_is_one_clear_error(tmp_path: Path) -> None:
+    write_image(tmp_path / "train" / "real" / "0.png", 0)
+    with pytest.raises(DataError, match=r"train/ai: no images; --int8 needs --data"):
+        next(labelled_batches(tmp_path / "train", SPEC, 4))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("flags\t\t: fpu avx2 avx512_vnni\n", True),
+        ("flags : avx_vnni\n", True),
+        ("Features\t: fp asimd asimddp\n", True),
+        ("flags\t\t: fpu avx2\n", False),
+        ("model name : avx512_vnni\n", False),
+    ],
+)
+def test_the_processor_is_asked_for_int8_products(tmp_path: Path, text: str, found: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert has_int8_products(tmp_path / "cpuinfo") is found
+    assert not has_int8_products(tmp_path / "absent")
