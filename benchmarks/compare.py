@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -83,7 +83,7 @@ def peer_python(name: str, envs: Path, tell: Callable[[str], None]) -> Path:
 
 def compare_rows(
     bundle: Bundle,
-    files: dict[str, Sequence[Path]],
+    files: Mapping[str, Sequence[Path]],
     names: Sequence[str],
     pythons: dict[str, Path],
     rounds: int,

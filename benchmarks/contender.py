@@ -92,7 +92,7 @@ CONTENDERS: dict[str, Callable[[str], Judge]] = {
 
 def _timm_transform() -> Callable[[str], Any]:
     from PIL import Image
-    from timm.data import create_transform
+    from timm.data.transforms_factory import create_transform
 
     half = (0.5, 0.5, 0.5)
     transform: Any = create_transform(

@@ -9,7 +9,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
@@ -82,7 +82,7 @@ def start_row(image: Path, rounds: int, backend: str = "auto") -> Row:
     }  # fmt: skip
 
 
-def memory_rows(images: dict[str, Sequence[Path]], backends: Sequence[str]) -> Iterator[Row]:
+def memory_rows(images: Mapping[str, Sequence[Path]], backends: Sequence[str]) -> Iterator[Row]:
     """Peak memory of a process that scans these files."""
     for backend in backends:
         for shape, paths in images.items():
