@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import stat
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +51,8 @@ def write_whole(file: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written.
     """
+    import tempfile  # as in bundle: only writing needs it
+
     with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as part:
         try:
             part.write(content)

@@ -9,7 +9,6 @@ interrupted downloads leave it, decodes to a picture that nobody took.
 from __future__ import annotations
 
 import io
-import random
 import re
 import struct
 import zlib
@@ -70,6 +69,8 @@ def check_filled(content: bytes, image: Image.Image, reduction: int = 1) -> None
     if not np.isin(_last_pixel(image), (127, 128)).all():  # 127: inverted, as Adobe's CMYK is
         return
     end = _end_of_image(content)
+    import random  # a picture that ends in grey is rare
+
     # Noise that reaches to the last block: two bytes a pixel are more than it takes. It holds no marker.
     noise = random.Random(0).randbytes(1 << 16).replace(b"\xff", b"\x55")
     needed = 2 * image.width * image.height * reduction**2
