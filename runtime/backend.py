@@ -149,9 +149,9 @@ def _on_cpu(bundle: Bundle, threads: int | None, why: str) -> tuple[Backend, str
     from aivsreal.runtime.onnx_providers import has_gpu_provider
 
     if has_gpu_provider():
-        backend, reason = _opened(bundle, "onnx", threads, why)
+        backend, why = _opened(bundle, "onnx", threads, why)
         if backend.name != "onnx-cpu":
-            return backend, reason
+            return backend, why
         backend.close()
     backend, reason = fastest(cpu_openers(bundle, threads), bundle, threads)
     return backend, f"{why}; {reason}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from aivsreal.runtime.backend import INPUT
@@ -41,12 +40,12 @@ def providers_for(bundle: Bundle, asked: str | None, available: list[str]) -> li
 
 
 def has_gpu_provider() -> bool:
-    """Whether an installed ONNX Runtime was built with CUDA, whether or not that runs here. Loads nothing where not."""
+    """Whether an installed ONNX Runtime was built with CUDA, whether or not that runs here."""
     try:
-        version("onnxruntime-gpu")
-    except PackageNotFoundError:
+        import onnxruntime
+    except ImportError:
         return False
-    return True
+    return PROVIDERS["cuda"] in onnxruntime.get_available_providers()
 
 
 def check_running(asked: str | None, running: list[str]) -> None:
