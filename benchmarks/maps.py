@@ -171,7 +171,7 @@ def measured(
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.option("--bundle", metavar="FOLDER", help="[default: the shipped one]")
 @click.option("--split", default="test", show_default=True)
-@click.option("--limit", type=click.IntRange(2), default=16, show_default=True, help="Images of each class.")
+@click.option("--limit", type=click.IntRange(2), default=8, show_default=True, help="Images of each class.")
 @click.option(
     "--method", "methods", multiple=True, type=click.Choice([method.value for method in Method]),
     default=["gradcam", "hirescam", "layercam"], show_default=True,

@@ -47,30 +47,26 @@ def onnx_from_network(network: nn.Module, spec: PreprocessSpec, opset: int = 17)
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the exporter that replaces it writes no opset 17
         file = Path(scratch, "model.onnx")
+        example = torch.zeros(2, 3, spec.size, spec.size)
+        cells = shell.logits_and_map(example)[1].shape[1:]
         torch.onnx.export(
-            shell, (torch.zeros(2, 3, spec.size, spec.size),), file, dynamo=False, opset_version=opset,
+            shell, (example,), file, dynamo=False, opset_version=opset,
             input_names=[INPUT], output_names=[LOGITS, MAP],
             dynamic_axes={name: {0: "batch"} for name in (INPUT, LOGITS, MAP)},
         )  # fmt: skip
         model = onnx.load(file)
+    # The exporter loses sight of the map's height and width, and a runtime wants to know how much memory it needs.
+    (drawn,) = (output for output in model.graph.output if output.name == MAP)
+    for dim, size in zip(drawn.type.tensor_type.shape.dim[1:], cells, strict=True):
+        dim.dim_value = size
     initialisers = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, value in network.state_dict().items():
         if name not in initialisers:
             raise ExportError(f"the graph has no weight {name}: the network was not fused; nothing was written")
         initialisers[name].CopyFrom(numpy_helper.from_array(value.detach().cpu().numpy(), name))
     lift_constants(model)
-    _name_output_shapes(model, {LOGITS: [1], MAP: list(network.resolution)})
     _check(model)
     return model
-
-
-def _name_output_shapes(model: Any, shapes: dict[str, list[int]]) -> None:
-    """The exporter leaves sizes open that are known; whoever reads the graph without running it needs them."""
-    from onnx import helper
-
-    for output in model.graph.output:
-        kind = output.type.tensor_type.elem_type
-        output.CopyFrom(helper.make_tensor_value_info(output.name, kind, ["batch", *shapes[output.name]]))
 
 
 def lift_constants(model: Any) -> None:

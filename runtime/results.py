@@ -68,7 +68,10 @@ class ResultsFile:
         self._judge = judge
         self._by_content = by_content
         self._retry_errors = retry_errors
+        self.skipped_errors = 0
+        """Those of them that had ended in an error."""
         self._known: set[bytes] = set()
+        self._errors: set[bytes] = set()
         self._synced_s = time.monotonic()
         self._descriptor = self._opened()
         try:
@@ -92,9 +95,10 @@ class ResultsFile:
         """Whether a row is there for this state of the file, a verdict or an error."""
         if not self._known:
             return False
-        known = self._key(path, stamp_of(path, self._by_content)) in self._known
-        self.skipped += known
-        return known
+        key = self._key(path, stamp_of(path, self._by_content))
+        self.skipped += key in self._known
+        self.skipped_errors += key in self._errors
+        return key in self._known
 
     def write(self, scanned: Scanned) -> None:
         """Append one row and hand it to the system.
@@ -187,7 +191,9 @@ class ResultsFile:
                 raise ResultsError(f"{self.path} has rows without a SHA-256: go on without --by-content")
             key = self._key(scanned.path, scanned.stamp)
             # Of two rows for a path the later counts, here too.
+            (self._errors.add if scanned.error else self._errors.discard)(key)
             (self._known.discard if scanned.error and self._retry_errors else self._known.add)(key)
+        self._errors &= self._known
 
     def _key(self, path: Path, stamp: FileStamp | None) -> bytes:
         # 16 bytes for each row, since there may be millions.

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from aivsreal.runtime.errors import AivsrealError
+from aivsreal.runtime.scan_options import Options
 
 if TYPE_CHECKING:
     from aivsreal.runtime.detector import Detector
@@ -92,54 +91,6 @@ def main(**values: Any) -> None:
     sys.exit(code)
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What was typed; the fields are the command's options."""
-
-    paths: tuple[str, ...]
-    bundle: str | None
-    backend: str
-    batch_size: int
-    threads: int | None
-    operating_point: str | None
-    jsonl: bool
-    csv: bool
-    html: str | None
-    assets: bool
-    heatmaps: str | None
-    output: str | None
-    resume: bool
-    by_content: bool
-    retry_errors: bool
-    watch: bool
-    isolate: bool
-    time_limit: float | None
-    max_pixels: int | None
-    frames: int
-    trust_metadata: bool
-
-    def check(self) -> None:
-        """Refuse what contradicts itself, before anything is loaded.
-
-        Raises:
-            click.UsageError: options that need each other are not together.
-        """
-        if self.resume and self.output is None:
-            raise click.UsageError("--resume goes on with a results file: name it with --output")
-        if self.retry_errors and not self.resume:
-            raise click.UsageError("--retry-errors is for --resume")
-        if self.output is not None and self.jsonl:
-            raise click.UsageError("--output writes JSON lines already: leave --jsonl out")
-        if self.csv and (self.jsonl or self.output is not None):
-            raise click.UsageError("--csv, --jsonl and --output are different forms of the rows: choose one")
-        if self.assets and self.html is None:
-            raise click.UsageError("--assets is for --html")
-        if self.html is not None and self.resume:
-            raise click.UsageError("--html shows what this run judges, and with --resume that is not all: scan again")
-        if self.watch and any(not os.path.isdir(path) for path in self.paths):
-            raise click.UsageError("--watch is for folders that are there")
-
-
 def _scan(detector: Detector, options: Options) -> int:
     from aivsreal.runtime.artefacts import Artefacts
     from aivsreal.runtime.decode_pool import TIME_LIMIT_S
@@ -184,14 +135,14 @@ def _scan(detector: Detector, options: Options) -> int:
             if stop.signal is not None:
                 artefacts.complete = False
                 where = f"after {escaped(last.path)}" if last else "before the first file"
-                notes.append(f"stopped by {stop.signal.name} {where}; {_how_to_go_on(options)}")
-            known = results.skipped if results is not None else 0
-            told = [f"{known} files were in {escaped(options.output or '')} already"] if known else []
+                notes.append(f"stopped by {stop.signal.name} {where}; {options.how_to_go_on()}")
+            known, failed = (results.skipped, results.skipped_errors) if results is not None else (0, 0)
+            told = [f"in {escaped(options.output or '')} already: {known} files, errors {failed}"] if known else []
             for note in [*notes, *told, *artefacts.told(), tally.summary(time.perf_counter() - begin)]:
                 click.echo(note, err=True)
     if stop.signal is not None:
         return 128 + stop.signal
-    return 1 if notes or tally.errors else 0
+    return 1 if notes or tally.errors or failed else 0
 
 
 def _rounds(options: Options, stop: Stop, results: ResultsFile | None, notes: list[str]) -> Iterator[Iterator[Path]]:
@@ -211,16 +162,6 @@ def _rounds(options: Options, stop: Stop, results: ResultsFile | None, notes: li
         if ready := watcher.settled():
             yield unknown(ready)
         stop.sleep(watcher.pause_s)
-
-
-def _how_to_go_on(options: Options) -> str:
-    from aivsreal.runtime.report import escaped
-
-    if options.output is None:
-        return "the rows above are whole; with --output FILE a scan can be gone on with"
-    added = [] if options.resume else ["--resume"]
-    listed = ", with the same list on standard input" if "-" in options.paths else ""
-    return f"go on with: {escaped(shlex.join(['aivsreal-scan', *sys.argv[1:], *added]))}{listed}"
 
 
 def _drop_stdout() -> None:

@@ -287,6 +287,21 @@ def test_a_kernel_that_the_driver_does_not_know_is_compiled_here(install: Instal
     driver.check_empty()
 
 
+def test_an_exported_network_gives_the_same_logits_and_maps(
+    install: Install, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    exported = Bundle.open(tiny_bundle)
+    bundle = bundle_with_engine(tmp_path / "bundle", exported)
+    driver = install()
+    backend = TensorrtBackend(bundle)
+    logits_B, maps_Bhw = backend.logits_and_maps(_images(5))
+    wanted_B, wanted_Bhw = OnnxBackend(exported, provider="cpu").logits_and_maps(_images(5))
+    assert logits_B == pytest.approx(wanted_B, abs=1e-4)
+    np.testing.assert_allclose(maps_Bhw, wanted_Bhw, atol=1e-4)
+    backend.close()
+    driver.check_empty()
+
+
 def test_a_detector_scans_with_it(install: Install, with_engine: Bundle, tmp_path: Path) -> None:
     driver = install()
     files = [write_image(tmp_path / f"{index}.png", index) for index in range(9)]

@@ -78,6 +78,7 @@ def drive(driver: Driver) -> None:
     for spec, dtype in ((PreprocessSpec(20), np.float32), (PreprocessSpec(33, mean=(0.4, 0.5, 0.6)), np.float16)):
         _drive_batch(driver, pixels, spec, dtype)
     driver.close()
+    assert not {"torch", "timm", "onnx", "onnxruntime", "numba", "cupy"} & set(sys.modules)
     with pytest.raises(BackendError, match="there is no GPU 1: the driver finds 1"):
         open_driver(1)
 

@@ -296,3 +296,22 @@ def test_in_chromium_ten_thousand_rows_stay_usable(
     assert opened_s < 30
     assert filtered_s < 30
     page.check_quiet()
+
+
+def test_the_opening_of_a_report_is_measured(ran: Ran, tmp_path: Path) -> None:
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip("no chromium with chromedriver here: apt-get install chromium chromium-driver")
+    from click.testing import CliRunner
+
+    from aivsreal.benchmarks.report_opening import main
+
+    target = tmp_path / "report.html"
+    with HtmlReport(target, ran) as report:
+        report.write(_scanned(0, ran.point))
+    result = CliRunner().invoke(main, [str(target), "--rounds", "2"])
+    found = json.loads(result.stdout)
+    assert found["rows"] == 1
+    assert found["bytes"] == target.stat().st_size
+    assert 0 < found["median_processor_s"] < 20
+    assert result.exit_code == (0 if found["holds"] else 1)
+    assert found["holds"] == (found["median_s"] < 2)

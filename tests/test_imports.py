@@ -26,6 +26,9 @@ def _loaded(code: str) -> set[str]:
         "import aivsreal.runtime",
         "from aivsreal.runtime import Bundle, Detector, Label, Scanned, Verdict",
         "import aivsreal.runtime.scan",
+        "import aivsreal.runtime.backend_tensorrt, aivsreal.runtime.kernel",
+        "import aivsreal.runtime.doctor",
+        "import aivsreal.benchmarks.bench",
     ],
 )
 def test_the_runtime_is_imported_without_anything_heavy(code: str) -> None:

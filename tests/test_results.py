@@ -86,6 +86,7 @@ def test_errors_are_known_unless_they_are_to_be_tried_again(tmp_path: Path, phot
     with ResultsFile(tmp_path / "r.jsonl", JUDGE, resume=True) as file:
         assert file.is_known(photos[0])
         assert file.is_known(gone)
+        assert (file.skipped, file.skipped_errors) == (2, 2)
     with ResultsFile(tmp_path / "r.jsonl", JUDGE, resume=True, retry_errors=True) as file:
         assert not file.is_known(photos[0])
 
@@ -120,6 +121,15 @@ def test_results_of_another_judge_are_not_mixed_in(results: Path) -> None:
         with pytest.raises(ResultsError, match="name another file"):
             ResultsFile(results, judge, resume=True)
     ResultsFile(results, Judge(JUDGE.bundle, JUDGE.operating_point, "torch fp32"), resume=True).close()
+
+
+def test_a_scan_that_is_gone_on_with_counts_the_errors_that_are_there(tmp_path: Path, photos: list[Path]) -> None:
+    (photos[0].parent / "broken.jpg").write_bytes(b"broken")
+    command = [*SCAN, str(photos[0].parent), "--output", str(tmp_path / "r.jsonl"), "--resume"]
+    for _ in range(2):
+        again = subprocess.run(command, capture_output=True, text=True)
+        assert again.returncode == 1
+    assert "r.jsonl already: 6 files, errors 1" in again.stderr
 
 
 def test_two_scans_do_not_write_to_one_file(results: Path) -> None:
