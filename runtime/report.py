@@ -163,14 +163,17 @@ class Tally:
         else:
             self._labels[scanned.verdict.label.value] += 1
 
-    def summary(self, seconds: float) -> str:
-        """One line for the end of a scan."""
-        judged = self._labels.total()
+    def counts(self) -> str:
+        """How many of each label, and errors."""
         labels = ", ".join(
             f"{self._labels[label.value]} {label.value}" for label in (Label.AI, Label.REAL, Label.UNSURE)
         )
-        rate = judged / seconds if seconds > 0 else 0.0
-        return f"judged {judged}: {labels}; errors {self.errors}; {seconds:.1f} s, {rate:.1f} images/s"
+        return f"judged {self._labels.total()}: {labels}; errors {self.errors}"
+
+    def summary(self, seconds: float) -> str:
+        """One line for the end of a scan."""
+        rate = self._labels.total() / seconds if seconds > 0 else 0.0
+        return f"{self.counts()}; {seconds:.1f} s, {rate:.1f} images/s"
 
 
 def strongest_origin(evidence: Sequence[Evidence]) -> Origin | None:

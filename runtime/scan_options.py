@@ -53,7 +53,9 @@ class Options:
         if self.assets and self.html is None:
             raise click.UsageError("--assets is for --html")
         if self.html is not None and self.resume:
-            raise click.UsageError("--html shows what this run judges, and with --resume that is not all: scan again")
+            raise click.UsageError(
+                "--html shows what this run judges, and with --resume that is not all: use aivsreal-report"
+            )
         if self.watch and any(not os.path.isdir(path) for path in self.paths):
             raise click.UsageError("--watch is for folders that are there")
 

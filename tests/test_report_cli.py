@@ -1,0 +1,85 @@
+"""The report and the CSV of a results file, made after the scan."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from conftest import write_image
+
+from aivsreal.runtime.report_cli import main
+from aivsreal.runtime.scan import main as scan
+
+
+@pytest.fixture
+def scanned(tmp_path: Path, tiny_bundle: Path) -> tuple[Path, Path]:
+    """A folder of three images and one broken file, scanned in two runs, and its results file."""
+    folder, results = tmp_path / "photos", tmp_path / "results.jsonl"
+    write_image(folder / "a.png", 1)
+    (folder / "broken.png").write_bytes(b"no image")
+    arguments = [str(folder), "--bundle", str(tiny_bundle), "--output", str(results)]
+    assert CliRunner().invoke(scan, arguments).exit_code == 1
+    for index, name in enumerate(("b.png", "=c.png")):
+        write_image(folder / name, index + 2)
+    assert CliRunner().invoke(scan, [*arguments, "--resume"]).exit_code == 1
+    return folder, results
+
+
+def _run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_a_report_of_several_runs_has_them_all(scanned: tuple[Path, Path], tiny_bundle: Path, tmp_path: Path) -> None:
+    _, results = scanned
+    html, table = tmp_path / "report.html", tmp_path / "report.csv"
+    result = _run(results, "--html", html, "--csv", table, "--bundle", tiny_bundle)
+    assert result.exit_code == 0, result.output
+    assert "4 files of" in result.stderr
+    assert "with the 3 pictures" in result.stderr
+    with table.open(newline="") as file:
+        rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
+    assert rows.keys() == {"a.png", "b.png", "=c.png", "broken.png"}
+    judged = {Path(row["path"]).name: row for row in map(json.loads, results.read_text().splitlines())}
+    assert rows["b.png"]["p_ai"] == f"{judged['b.png']['p_ai']:.6f}"
+    assert rows["broken.png"]["label"] == "error"
+    assert all(name in html.read_text() for name in rows)
+
+
+def test_a_changed_file_gives_no_picture_and_its_verdict_stays(
+    scanned: tuple[Path, Path], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    folder, results = scanned
+    write_image(folder / "a.png", 9, size=(200, 100))
+    (folder / "b.png").unlink()
+    result = _run(results, "--html", tmp_path / "report.html", "--bundle", tiny_bundle)
+    assert result.exit_code == 0, result.output
+    assert "4 files of" in result.stderr
+    assert "with the 1 pictures" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["RESULTS"], "nothing to make"),
+        (["RESULTS", "--csv", "x.csv", "--assets"], "--assets is for --html"),
+        (["nowhere.jsonl", "--csv", "x.csv"], "nowhere.jsonl cannot be read"),
+        (["RESULTS", "--html", "x.html"], "name it with --bundle"),
+        (["RESULTS", "--csv", "no/folder/x.csv"], "cannot be written"),
+        (["empty.jsonl", "--csv", "x.csv"], "has no rows"),
+        (["other.jsonl", "--csv", "x.csv"], "is it a results file?"),
+    ],
+)
+def test_wrong_use_is_one_error(
+    scanned: tuple[Path, Path], arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.jsonl").touch()
+    Path("other.jsonl").write_text("{}\n")
+    result = _run(*(os.fspath(scanned[1]) if argument == "RESULTS" else argument for argument in arguments))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not list(tmp_path.glob("x.html"))
