@@ -65,18 +65,8 @@ def onnx_from_network(network: nn.Module, spec: PreprocessSpec, opset: int = 17)
             raise ExportError(f"the graph has no weight {name}: the network was not fused; nothing was written")
         initialisers[name].CopyFrom(numpy_helper.from_array(value.detach().cpu().numpy(), name))
     lift_constants(model)
-    _name_output_shapes(model, {LOGITS: [1], MAP: list(network.resolution)})
     _check(model)
     return model
-
-
-def _name_output_shapes(model: Any, shapes: dict[str, list[int]]) -> None:
-    """The exporter leaves sizes open that are known; whoever reads the graph without running it needs them."""
-    from onnx import helper
-
-    for output in model.graph.output:
-        kind = output.type.tensor_type.elem_type
-        output.CopyFrom(helper.make_tensor_value_info(output.name, kind, ["batch", *shapes[output.name]]))
 
 
 def lift_constants(model: Any) -> None:

@@ -47,13 +47,18 @@ def model_card(manifest: Manifest) -> str:
     )
 
 
-def rewritten(bundle: Bundle, manifest: Manifest, target: Path | None = None) -> Bundle:
+def rewritten(
+    bundle: Bundle, manifest: Manifest, target: Path | None = None, files: Mapping[str, bytes] | None = None
+) -> Bundle:
     """The bundle with another manifest and the model card that follows from it, in its place or at `target`.
+
+    Args:
+        files: what it holds besides the card, in place of its own files.
 
     Raises:
         BundleError: a file of the bundle is damaged, or the new one cannot be written.
     """
-    files = {name: bundle.read(name) for name in bundle.manifest.files}
+    files = {name: bundle.read(name) for name in bundle.manifest.files} if files is None else files
     return write_bundle(target or bundle.path, {**files, "README.md": model_card(manifest).encode()}, manifest)
 
 
@@ -197,11 +202,16 @@ def _points(manifest: Manifest, calibration: Json | None) -> str:
     header = ["point", "ai from p_ai", "real below", "real called ai", "ai called real", "answered"]
     how = (
         f"Temperature {manifest.temperature:.3f}, fitted with the points on `{calibration['split']}`: figures on the "
-        "images that they were chosen on."
+        f"images that they were chosen on.{_moved(calibration)}"
         if calibration
         else f"Temperature {manifest.temperature:g}: not calibrated, `p_ai` is the bare sigmoid."
     )
     return f"## Operating points\n\n{how}\n\n{_table(header, rows)}"
+
+
+def _moved(calibration: Json) -> str:
+    offset = float(calibration.get("offset", 0.0))
+    return f" Before that {offset:.3f} was taken from the network's logit, in its head's bias." if offset else ""
 
 
 def _data(provenance: Json) -> str:

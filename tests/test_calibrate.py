@@ -14,10 +14,19 @@ from click.testing import CliRunner
 from PIL import Image
 
 from aivsreal.runtime.bundle import Bundle, Manifest, write_bundle
+from aivsreal.runtime.detector import Detector
+from aivsreal.runtime.errors import BundleError
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import LABELS, Label, OperatingPoint, Verdict, verdict_from_logit
-from aivsreal.train.calibrate import measured_point, nll, points_from_logits, temperature_from_logits
+from aivsreal.train.calibrate import (
+    measured_point,
+    nll,
+    offset_from_logits,
+    points_from_logits,
+    temperature_from_logits,
+)
 from aivsreal.train.calibrate_cli import main
+from aivsreal.train.recentre import recentred_model
 
 Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
 Targets = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -162,3 +171,41 @@ def test_the_command_writes_a_new_bundle_with_what_it_printed(tmp_path: Path, mo
     assert [point.name for point in written.manifest.points] == ["balanced", "cautious", "sensitive"]
     assert (written.manifest.point().false_alarm_rate or 0) <= 0.01
     assert printed["nll"] <= printed["nll_before"]
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(0.0, 1.0), (2.0, 3.0), (-1.5, 0.5)])
+def test_the_offset_is_what_was_added_to_honest_logits(offset: float, scale: float) -> None:
+    target_B, logit_B = _honest(20_000)
+    assert offset_from_logits(target_B, scale * logit_B + offset) == pytest.approx(offset, abs=0.08 * scale)
+
+
+def test_the_offset_does_not_depend_on_how_many_images_a_class_has() -> None:
+    target_B, logit_B = _honest(20_000)
+    few_ai_B = (target_B == 0) | (np.arange(len(target_B)) % 5 == 0)
+    assert offset_from_logits(target_B[few_ai_B], logit_B[few_ai_B] + 1) == pytest.approx(1.0, abs=0.15)
+
+
+def test_logits_the_wrong_way_round_are_refused() -> None:
+    target_B, logit_B = _honest(500)
+    with pytest.raises(ValueError, match="do not mean ai"):
+        offset_from_logits(target_B, -logit_B)
+
+
+def test_a_recentred_bundle_gives_its_logits_less_the_offset(
+    tiny_bundle: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    new = tmp_path / "new"
+    result = CliRunner().invoke(main, [str(tiny_data), "--bundle", str(tiny_bundle), "--recentre", "-o", str(new)])
+    assert result.exit_code == 0, result.output
+    offset = json.loads(result.stdout)["offset"]
+    assert offset != 0.0
+    images = sorted((tiny_data / "val_unseen").rglob("*.png"))
+    with Detector.open(tiny_bundle, "onnx") as before, Detector.open(new, "onnx") as after:
+        for old, moved in zip(before.judge_many(images), after.judge_many(images), strict=True):
+            assert moved.logit == pytest.approx(old.logit - offset, abs=1e-4)
+    assert f"{offset:.3f} was taken from" in (new / "README.md").read_text()
+
+
+def test_a_model_without_a_head_cannot_be_moved() -> None:
+    with pytest.raises(BundleError, match="leave --recentre out"):
+        recentred_model(b"no model", 1.0)

@@ -69,7 +69,7 @@ def test_the_wheel_needs_four_small_packages_and_offers_the_extras(wheel: zipfil
 
 def test_every_command_can_be_loaded() -> None:
     commands = {point.name: point for point in entry_points(group="console_scripts") if point.name.startswith("aivsr")}
-    names = ("scan", "doctor", "bench", "explain", "train", "evaluate", "calibrate", "export")
+    names = ("scan", "doctor", "bench", "explain", "report", "train", "evaluate", "calibrate", "export")
     assert set(commands) == {f"aivsreal-{name}" for name in names}
     assert all(callable(point.load()) for point in commands.values())
 

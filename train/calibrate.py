@@ -68,6 +68,34 @@ def temperature_from_logits(target_B: TargetB, logit_B: FloatB) -> float:
     return math.exp((low + high) / 2)
 
 
+def offset_from_logits(target_B: TargetB, logit_B: FloatB) -> float:
+    """The `offset` that, with the best scale, has the least NLL of `sigmoid((logit - offset) / scale)` (Platt 1999).
+
+    Both classes weigh the same, so that the share of AI images in the data does not become a prior. Newton's method on
+    `z = slope * logit + shift`, in which the NLL is convex.
+
+    Raises:
+        ValueError: a class is empty, a logit is not finite, or higher logits do not mean ai.
+    """
+    _check(target_B, logit_B)
+    weight_B = np.where(target_B == 1, 0.5 / (target_B == 1).sum(), 0.5 / (target_B == 0).sum())
+    inputs_B2 = np.column_stack([np.asarray(logit_B, dtype=np.float64), np.ones(len(target_B))])
+    slope_shift = np.array([1.0, 0.0])
+    ridge = 1e-6 * np.eye(2)  # classes that are separated have no minimum
+    for _ in range(100):
+        p_ai_B = _sigmoid(inputs_B2 @ slope_shift)
+        gradient = inputs_B2.T @ (weight_B * (p_ai_B - target_B)) + ridge @ slope_shift
+        hessian = (inputs_B2.T * (weight_B * p_ai_B * (1 - p_ai_B))) @ inputs_B2 + ridge
+        step = np.linalg.solve(hessian, gradient)
+        slope_shift = slope_shift - step / max(1.0, np.abs(step).max())  # far from the minimum, small steps
+        if np.abs(step).max() < 1e-10:
+            break
+    slope, shift = slope_shift.tolist()
+    if slope <= 0:
+        raise ValueError("higher logits do not mean ai on these images: there is nothing to calibrate")
+    return float(-shift / slope)
+
+
 def points_from_logits(target_B: TargetB, logit_B: FloatB, temperature: float) -> dict[str, MeasuredPoint]:
     """Three operating points over `p_ai = sigmoid(logit / temperature)`, each with an unsure band.
 

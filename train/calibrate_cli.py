@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ from typing import Any
 import click
 import numpy as np
 
+from aivsreal.runtime.bundle import MODEL, Bundle
 from aivsreal.runtime.errors import AivsrealError, DataError
 from aivsreal.runtime.model_card import rewritten
 from aivsreal.runtime.verdict import LABELS, p_ai_from_logit
-from aivsreal.train.calibrate import nll, points_from_logits, temperature_from_logits
+from aivsreal.train.calibrate import nll, offset_from_logits, points_from_logits, temperature_from_logits
 from aivsreal.train.judging import judged_images
 from aivsreal.train.metrics import ece
+from aivsreal.train.recentre import recentred_model
 from aivsreal.train.samples import in_split, limited, samples_from_data
 from aivsreal.train.tiers import Tier
 
@@ -31,6 +33,7 @@ POINTS = ("balanced", "cautious", "sensitive")
 @click.option("--backend", default="auto", show_default=True, help="What runs the model.")
 @click.option("--tier", "tiers", multiple=True, type=click.Choice([tier.value for tier in Tier]), default=["clean"])
 @click.option("--default-point", type=click.Choice(POINTS), default="balanced", show_default=True)
+@click.option("--recentre", is_flag=True, help="Also take a constant from the logit, in the new bundle's model.onnx.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Write a new bundle with what was measured.")
 @click.option("--batch-size", type=click.IntRange(1, 4096), default=16, show_default=True)
 @click.option("--limit", type=click.IntRange(1), help="At most this many images of each class.")
@@ -48,7 +51,7 @@ def main(**options: Any) -> None:
 
 def _calibrate(
     data: Path, split: str | None, bundle: str | None, backend: str, tiers: Sequence[str], default_point: str,
-    out: Path | None, batch_size: int, limit: int | None,
+    recentre: bool, out: Path | None, batch_size: int, limit: int | None,
 ) -> int:  # fmt: skip
     from aivsreal.runtime.detector import Detector
 
@@ -69,18 +72,24 @@ def _calibrate(
     logit_B = np.array([result.verdict.logit for result in results])
     if len(set(target_B.tolist())) < len(LABELS):
         raise DataError(f"split {split!r} has no readable image of a class; both are needed")
+    try:
+        offset = offset_from_logits(target_B, logit_B) if recentre else 0.0
+    except ValueError as error:
+        raise DataError(f"split {split!r}: {error}") from None
+    raw_B, logit_B = logit_B, logit_B - offset
     temperature = temperature_from_logits(target_B, logit_B)
     measured = points_from_logits(target_B, logit_B, temperature)
     before_B, after_B = (
-        np.array([p_ai_from_logit(logit, value) for logit in logit_B.tolist()])
-        for value in (what.manifest.temperature, temperature)
+        np.array([p_ai_from_logit(logit, value) for logit in logits])
+        for logits, value in ((raw_B.tolist(), what.manifest.temperature), (logit_B.tolist(), temperature))
     )
     calibration: dict[str, object] = {
         "split": split,
         "tiers": [tier.value for tier in kinds],
         "real": int((target_B == 0).sum()),
         "ai": int((target_B == 1).sum()),
-        "nll_before": nll(target_B, logit_B, what.manifest.temperature),
+        "offset": offset,
+        "nll_before": nll(target_B, raw_B, what.manifest.temperature),
         "nll": nll(target_B, logit_B, temperature),
         "ece_before": ece(target_B, before_B),
         "ece": ece(target_B, after_B),
@@ -96,9 +105,19 @@ def _calibrate(
             # An earlier evaluation was made with other bounds: it is not true of the new bundle.
             metrics={"training": what.manifest.metrics["training"], "calibration": calibration},
         )
-        written = rewritten(what, manifest, out)
+        written = rewritten(what, manifest, out, _moved(what, offset, tell))
         tell(f"written: {out}, digest {written.digest}")
     return 1 if len({result.sample.path for result in results}) < len(part) else 0
+
+
+def _moved(bundle: Bundle, offset: float, tell: Callable[[str], None]) -> dict[str, bytes] | None:
+    """The files of a bundle whose logit is moved; what was made of the old model is left out."""
+    if not offset:
+        return None
+    left_out = sorted(set(bundle.manifest.files) - {MODEL, "README.md"})
+    if left_out:
+        tell(f"left out, made of the old model: {', '.join(left_out)}; add them again with aivsreal-export")
+    return {MODEL: recentred_model(bundle.read(MODEL), offset)}
 
 
 if __name__ == "__main__":
