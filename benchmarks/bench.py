@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import click
 
+from aivsreal.benchmarks.cpu_commands import compare, cpu, drift, memory
+from aivsreal.benchmarks.report import main as report
 from aivsreal.runtime.errors import AivsrealError
 
 
@@ -57,6 +59,11 @@ def gpu(bundle: str | None, batches: tuple[int, ...], size: tuple[int, int], sec
     for row in judged:
         told(row)
     sys.exit(int(any(row["holds"] is False for row in judged)))
+
+
+for command in (cpu, compare, drift, memory):
+    main.add_command(command)
+main.add_command(report, "report")
 
 
 if __name__ == "__main__":

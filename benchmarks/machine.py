@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("aivsreal", "numpy", "pillow", "click", "onnxruntime", "onnxruntime-gpu", "tensorrt", "torch", "timm")
+from aivsreal.runtime.machine import usable_cores
+
+PACKAGES = tuple("aivsreal numpy pillow click onnxruntime onnxruntime-gpu openvino tensorrt torch timm".split())
+_INSTRUCTIONS = frozenset({"avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "asimddp", "bf16"})
 
 
 def machine_facts(packages: tuple[str, ...] = PACKAGES) -> dict[str, object]:
-    """CPU model, cores that this process may use, system, Python, and versions of those `packages` that are installed.
+    """CPU, what makes networks fast on it, usable cores, system, Python, versions of those `packages` that are there.
 
     Versions are read from the metadata: asking costs no import.
     """
@@ -23,17 +25,12 @@ def machine_facts(packages: tuple[str, ...] = PACKAGES) -> dict[str, object]:
             continue
     return {
         "cpu": _cpu_model(),
-        "cores": _cores(),
+        "cores": usable_cores(),
+        "instructions": _instructions(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": versions,
     }
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -46,3 +43,13 @@ def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     board = Path("/proc/device-tree/model")
     on_board = board.read_text(errors="replace").strip("\0 ") if board.is_file() else ""
     return facts.get("model name") or on_board or platform.processor() or platform.machine()
+
+
+def _instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return sorted(
+        {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()} & _INSTRUCTIONS
+    )

@@ -13,6 +13,8 @@ from typing import Any
 
 import click
 
+from aivsreal.benchmarks import cpu_tables
+
 Row = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]  # header, rows
 
@@ -72,11 +74,12 @@ def _claim(row: Row) -> list[str]:
     return [f"{row['what']}: {figure}", *["-"] * 7, f"{row['bound']:g}", holds]
 
 
-TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
-    "gpu": gpu,
-    "ablation": ablation,
-    "geometry": geometry,
-    "training": training,
+TABLES: dict[str, tuple[Callable[[Sequence[Row]], Table], ...]] = {
+    "gpu": (gpu,),
+    "ablation": (ablation,),
+    "geometry": (geometry,),
+    "training": (training,),
+    **cpu_tables.TABLES,
 }
 
 
@@ -117,16 +120,23 @@ def _rate(value: float | None) -> str:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-def main(files: Sequence[Path]) -> None:
-    """Print a Markdown table for each benchmark that FILES hold."""
-    for name, rows in rows_from_files(files).items():
+@click.option("--plots", type=click.Path(path_type=Path), help="Write PNGs of cpu and compare into this folder.")
+def main(files: Sequence[Path], plots: Path | None) -> None:
+    """Print Markdown tables of what FILES hold, the benchmarks' lines."""
+    found = rows_from_files(files)
+    for path in cpu_tables.plots(found, plots) if plots else []:
+        click.echo(f"wrote {path}", err=True)
+    for name, rows in found.items():
         if name not in TABLES:
             click.echo(f"{name}: {len(rows)} lines, no table", err=True)
             continue
         machine = rows[-1]["machine"]
         versions = ", ".join(f"{package} {version}" for package, version in machine["packages"].items())
         click.echo(f"### {name}\n\n{machine['cpu']}, {machine['cores']} cores; {versions}\n")
-        click.echo(f"{markdown(TABLES[name](rows))}\n")
+        for table in TABLES[name]:
+            header, lines = table(rows)
+            if lines:
+                click.echo(f"{markdown((header, lines))}\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ of a map.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -26,7 +27,7 @@ HALF_FROM_ELEMENTS = 1024  # smaller tensors (biases) stay FP32 in model.onnx: t
 HALF_SUFFIX = ".half"  # of the name of a weight that model.onnx stores as FP16; its Cast has the plain name
 
 # onnx takes CUDA where it runs, else the CPU; the longer names run there or fail.
-BACKENDS = ("auto", "tensorrt", "onnx", "onnx-cpu", "onnx-cuda", "onnx-tensorrt", "torch")
+BACKENDS = ("auto", "tensorrt", "onnx", "onnx-cpu", "onnx-cuda", "onnx-tensorrt", "openvino", "torch")
 
 
 class Backend(Protocol):
@@ -111,6 +112,8 @@ def open_backend(bundle: Bundle, kind: str = "auto", threads: int | None = None)
             passed_over.append("tensorrt passed over: no engine in the bundle")
             continue
         try:
+            if candidate == "onnx" and find_spec("openvino") is not None:
+                return _on_cpu(bundle, threads, "; ".join(["auto", *passed_over]))
             return _opened(bundle, candidate, threads, "; ".join(["auto", *passed_over]))
         except BackendError as error:
             passed_over.append(f"{candidate} passed over: {error}")
@@ -130,7 +133,25 @@ def _opened(bundle: Bundle, kind: str, threads: int | None, why: str) -> tuple[B
         from aivsreal.runtime.backend_torch import TorchBackend
 
         return TorchBackend(bundle), why
+    if kind == "openvino":
+        from aivsreal.runtime.backend_openvino import OpenvinoBackend
+
+        return OpenvinoBackend(bundle, threads), why
     from aivsreal.runtime.backend_onnx import OnnxBackend
 
     backend = OnnxBackend(bundle, threads, kind.partition("-")[2] or None)
     return backend, f"{why}; {backend.passed_over}" if backend.passed_over else why
+
+
+def _on_cpu(bundle: Bundle, threads: int | None, why: str) -> tuple[Backend, str]:
+    """ONNX Runtime on a GPU where it has one, else the fastest backend on this CPU."""
+    from aivsreal.runtime.cpu_choice import cpu_openers, fastest
+    from aivsreal.runtime.onnx_providers import has_gpu_provider
+
+    if has_gpu_provider():
+        backend, why = _opened(bundle, "onnx", threads, why)
+        if backend.name != "onnx-cpu":
+            return backend, why
+        backend.close()
+    backend, reason = fastest(cpu_openers(bundle, threads), bundle, threads)
+    return backend, f"{why}; {reason}"

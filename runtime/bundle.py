@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -260,6 +259,8 @@ def write_bundle(target: Path, files: Mapping[str, bytes], manifest: Manifest) -
         BundleError: `target` holds something that is not a bundle's; or it cannot be written.
         ValueError: a name is not a plain file name, or a value of the manifest is no JSON.
     """
+    import tempfile  # with shutil and what that loads it takes 8 ms, which only writing needs
+
     whole = replace(manifest, files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
     text = json.dumps(whole.to_json(), indent=2, allow_nan=False).encode() + b"\n"
     manifest_from_json(json.loads(text))

@@ -6,7 +6,6 @@ process of its own it is killed, and one that crashes takes only that process wi
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
@@ -16,9 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from aivsreal.runtime.decode_process import DecodeProcess
 from aivsreal.runtime.decoding import Decoded, DecodePlan, decoded_from_file, undecoded
 from aivsreal.runtime.errors import Fault
+from aivsreal.runtime.machine import usable_cores
 from aivsreal.runtime.snapshot import stamp_of
 
 TIME_LIMIT_S = 60.0  # a progressive JPEG of 178 megapixels took 4.0 s of a core where this was written
@@ -43,7 +42,7 @@ class DecodePool:
 
     Args:
         plan: how files are decoded.
-        workers: how many at once; None takes one a core, at most four.
+        workers: how many at once; None takes one a core.
         time_limit_s: seconds that one file may take, from when its turn comes.
         isolate: decode in processes, so that a crash costs one file.
     """
@@ -63,8 +62,9 @@ class DecodePool:
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._decoders: list[_Decoder] = []
         self._closed = False
-        self._threads = workers or min(4, os.cpu_count() or 1)
-        for _ in range(self._threads):
+        self.workers = workers or usable_cores()
+        """How many files are decoded at once."""
+        for _ in range(self.workers):
             self._start()
 
     def __enter__(self) -> DecodePool:
@@ -104,7 +104,7 @@ class DecodePool:
         self._closed = True
         while not self._tasks.empty():
             self._tasks.get()
-        for _ in range(self._threads):
+        for _ in range(self.workers):
             self._tasks.put(None)
         for decoder in self._decoders:
             decoder.close()
@@ -114,7 +114,7 @@ class DecodePool:
         threading.Thread(target=self._run, name="aivsreal-decode", daemon=True).start()
 
     def _run(self) -> None:
-        decoder: _Decoder = DecodeProcess(self.plan, self._limit_s) if self._isolate else _InThread(self.plan)
+        decoder = self._decoder()
         self._decoders.append(decoder)
         try:
             while not self._closed and (task := self._tasks.get()) is not None:
@@ -131,6 +131,13 @@ class DecodePool:
                     return  # given up, and another thread has this one's place
         finally:
             decoder.close()
+
+    def _decoder(self) -> _Decoder:
+        if not self._isolate:
+            return _InThread(self.plan)
+        from aivsreal.runtime.decode_process import DecodeProcess  # 15 ms of imports that a plain scan does not need
+
+        return DecodeProcess(self.plan, self._limit_s)
 
     def _give_up(self, task: Task) -> None:
         message = f"decoding took more than {self._limit_s:g} s: allow more with --time-limit"

@@ -5,7 +5,6 @@ Legend: B image in a batch; H, W image height and width; S input size; C channel
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -19,10 +18,11 @@ from PIL import Image
 
 from aivsreal.runtime.backend import Backend, LogitsB, MapBackend, SquareBackend, SquareMapBackend, open_backend
 from aivsreal.runtime.bundle import Bundle
-from aivsreal.runtime.decode_pool import TIME_LIMIT_S, DecodePool, Task
+from aivsreal.runtime.decode_pool import TIME_LIMIT_S, DecodePool
 from aivsreal.runtime.decoding import Decoded, DecodePlan, reduced
 from aivsreal.runtime.errors import BackendError, Fault, ImageError
 from aivsreal.runtime.images import MAX_PIXELS, pixels_from_array, pixels_from_file, pixels_from_image
+from aivsreal.runtime.pipeline import judged_batches
 from aivsreal.runtime.preprocess import PixelsHWC, square_from_pixels
 from aivsreal.runtime.rows import Judge
 from aivsreal.runtime.verdict import (
@@ -94,7 +94,7 @@ class Detector:
             ImageError: it cannot be read or judged.
             BackendError: the backend failed.
         """
-        return self._verdict(float(self.backend.logits([pixels_from_any(image)])[0]))
+        return self._verdict(float(self.backend.logits([self._pixels(image)])[0]))
 
     def judge_many(self, images: Iterable[AnyImage], batch_size: int = BATCH_SIZE) -> Iterator[Verdict]:
         """Judge images in batches, in order; one batch is in memory at a time.
@@ -110,7 +110,7 @@ class Detector:
             pixels: list[PixelsHWC] = []
             try:
                 for image in islice(rest, batch_size):
-                    pixels.append(self._reduced(pixels_from_any(image)))  # noqa: PERF401  kept when one fails
+                    pixels.append(self._reduced(self._pixels(image)))  # noqa: PERF401  kept when one fails
             except ImageError as error:
                 failed = error
             for logit in self._logits(pixels):
@@ -130,13 +130,14 @@ class Detector:
     ) -> Iterator[Scanned]:
         """Judge files in order; one that cannot be judged becomes a result with its error.
 
-        Files are decoded in a few threads, at most two batches ahead, so memory does not grow with their number. For
-        a `SquareBackend` the threads also crop and resize, so that it does not grow with the images' size either.
+        Files are decoded in a thread a core, at most two batches ahead, so memory does not grow with their number. For
+        a `SquareBackend` the threads also crop and resize, so that it does not grow with the images' size either. The
+        first results come after one file; see `pipeline.judged_batches`.
 
         Args:
             paths: read as far as the window needs, so it may be an endless stream.
             batch_size: images that the network sees at once.
-            threads: decoding threads; None takes one a core, at most four.
+            threads: decoding threads; None takes one a core.
             pool: one of `decode_pool`, for its options or to keep its processes for the next scan; it stays open.
             trust_metadata: let what a file declares of its origin decide its label.
             views: put into each result what the network saw, with its map where the network gives one.
@@ -162,17 +163,13 @@ class Detector:
             BackendError: the backend failed.
         """
         _check_positive("batch_size", batch_size)
-        rest = iter(paths)
         running = pool or self.decode_pool(threads)
+
+        def judge(batch: Sequence[Decoded]) -> list[Scanned]:
+            return self._judged(batch, batch_size, trust_metadata, views)
+
         try:
-            window: deque[Task] = deque()
-            while True:
-                for path in islice(rest, 2 * batch_size - len(window)):
-                    window.append(running.submit(path))
-                if not window:
-                    return
-                batch = [window.popleft() for _ in range(min(batch_size, len(window)))]
-                yield self._judged([running.result(task) for task in batch], batch_size, trust_metadata, views)
+            yield from judged_batches(paths, running, judge, batch_size)
         finally:
             if pool is None:
                 running.close()
@@ -187,8 +184,10 @@ class Detector:
         by_content: bool = False,
     ) -> DecodePool:
         """Threads that decode for `scan`; close the pool when done. See `DecodePool` and `DecodePlan`."""
-        spec = self.bundle.manifest.spec if isinstance(self.backend, SquareBackend) else None
-        return DecodePool(DecodePlan(spec, frames, max_pixels, by_content), threads, time_limit_s, isolate)
+        spec = self.bundle.manifest.spec
+        seen = spec if isinstance(self.backend, SquareBackend) else None
+        plan = DecodePlan(seen, frames, max_pixels, by_content, spec.least_side)
+        return DecodePool(plan, threads, time_limit_s, isolate)
 
     def _judged(self, batch: Sequence[Decoded], batch_size: int, trust_metadata: bool, views: bool) -> list[Scanned]:
         pixels = [frame for decoded in batch for frame in decoded.pixels]
@@ -222,6 +221,9 @@ class Detector:
         if trust_metadata:
             verdict = verdict_from_declared(verdict, decoded.evidence)
         return Scanned(path, verdict, evidence=decoded.evidence, stamp=stamp, frames=frames)
+
+    def _pixels(self, image: AnyImage) -> PixelsHWC:
+        return pixels_from_any(image, self.bundle.manifest.spec.least_side)
 
     def _reduced(self, pixels_HWC: PixelsHWC) -> PixelsHWC:
         return reduced(pixels_HWC, self.bundle.manifest.spec if isinstance(self.backend, SquareBackend) else None)
@@ -262,14 +264,18 @@ class Detector:
             raise BackendError(f"{error}: the backend {self.backend.name} computed nonsense; try another") from None
 
 
-def pixels_from_any(image: AnyImage) -> PixelsHWC:
+def pixels_from_any(image: AnyImage, least_side: int = 0) -> PixelsHWC:
     """`pixels_HWC`, uint8 RGB, of a path, a Pillow image or an array.
+
+    Args:
+        image: a path, an image or an array.
+        least_side: as of `pixels_from_file`; it is for paths alone: an open image is its owner's.
 
     Raises:
         ImageError: it cannot be read.
     """
     if isinstance(image, (str, Path)):
-        return pixels_from_file(Path(image))
+        return pixels_from_file(Path(image), least_side=least_side)
     return pixels_from_image(image) if isinstance(image, Image.Image) else pixels_from_array(image)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageEnhance, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
 from aivsreal.runtime.errors import OutputError
 from aivsreal.runtime.preprocess import PixelsHWC
@@ -44,6 +44,8 @@ def overlay(pixels_HWC: PixelsHWC, map_hw: MapHW, box: Box | None = None, floor:
         box: the part that the network saw, outlined; the rest is dimmed. None: it saw all.
         floor: no smaller value than this gets full colour; `FLAT` for maps in logits.
     """
+    from PIL import ImageDraw, ImageEnhance  # fonts and all: 8 ms that a scan without maps does not need
+
     image = Image.fromarray(pixels_HWC)
     scale = min(1.0, SHOWN_SIDE / max(image.size))
     if scale < 1.0:

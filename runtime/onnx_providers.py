@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 from aivsreal.runtime.backend import INPUT
 from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.cache import cache_folder
 from aivsreal.runtime.errors import BackendError
 
 PROVIDERS = {
@@ -40,6 +39,15 @@ def providers_for(bundle: Bundle, asked: str | None, available: list[str]) -> li
     return [(PROVIDERS[name], _options(name, bundle)) for name in names[asked] if PROVIDERS[name] in available]
 
 
+def has_gpu_provider() -> bool:
+    """Whether an installed ONNX Runtime was built with CUDA, whether or not that runs here."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return False
+    return PROVIDERS["cuda"] in onnxruntime.get_available_providers()
+
+
 def check_running(asked: str | None, running: list[str]) -> None:
     """See that the provider asked for is the one that the session says it runs on.
 
@@ -52,11 +60,6 @@ def check_running(asked: str | None, running: list[str]) -> None:
             f"ONNX Runtime runs on {running[0]} and not on {PROVIDERS[asked]}: it did not find {libraries} of the "
             "versions that it was built for; run aivsreal-doctor"
         )
-
-
-def cache_folder() -> Path:
-    """Where what was built for this machine is kept: `$XDG_CACHE_HOME/aivsreal`, or `~/.cache/aivsreal`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "aivsreal")
 
 
 def _options(name: str, bundle: Bundle) -> dict[str, Any]:

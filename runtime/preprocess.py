@@ -42,12 +42,28 @@ def square_from_pixels(pixels_HWC: PixelsHWC, spec: PreprocessSpec, box: Box | N
     if part_HWC.shape[:2] == (spec.size, spec.size):
         return part_HWC
     # Crop first, then resize: the kernel's support ends at the box, so the pixels outside never reach the input.
-    image, resampling = Image.fromarray(part_HWC), _RESAMPLING[spec.filter]
+    return np.asarray(_resized(Image.fromarray(part_HWC), spec))
+
+
+def square_from_image(image: Image.Image, spec: PreprocessSpec) -> PixelsHWC:
+    """`square_from_pixels` of a loaded RGB image of Pillow, to the bit, with two copies of the pixels fewer.
+
+    Raises:
+        ValueError: the image is not RGB.
+    """
+    if image.mode != "RGB":
+        raise ValueError(f"the image must be RGB, not {image.mode}")
+    part = image.crop(spec.box(image.width, image.height))
+    return np.asarray(part if part.size == (spec.size, spec.size) else _resized(part, spec))
+
+
+def _resized(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    resampling = _RESAMPLING[spec.filter]
     if image.width != image.height:
         # Across first, then down, in two calls: each pass rounds, and Pillow 13 turns the order round where a box is
         # tall, Pillow 12 does not, so a verdict would depend on Pillow's version. A square box is always taken so.
         image = image.resize((spec.size, image.height), resampling)
-    return np.asarray(image.resize((spec.size, spec.size), resampling))
+    return image.resize((spec.size, spec.size), resampling)
 
 
 def batch_from_squares(squares: Sequence[PixelsHWC], spec: PreprocessSpec) -> BatchBCHW:

@@ -30,7 +30,7 @@ INTERRUPTED, PIPE_CLOSED = 130, 141
 @click.option("--bundle", metavar="FOLDER", help="Model to use.  [default: the shipped one]")
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "tensorrt", "onnx", "onnx-cpu", "onnx-cuda", "onnx-tensorrt", "torch"]),
+    type=click.Choice(["auto", "tensorrt", "onnx", "onnx-cpu", "onnx-cuda", "onnx-tensorrt", "openvino", "torch"]),
     default="auto",
     show_default=True,
     help="What runs the model; auto takes the best that is installed.",

@@ -64,7 +64,7 @@ def test_onnx_and_torch_agree(tiny_bundle: Path, tiny_data: Path) -> None:
 
 def test_a_batch_says_the_same_as_one_image(tiny_bundle: Path, tiny_data: Path) -> None:
     paths = sorted((tiny_data / "train").rglob("*.png"))[:7]
-    with Detector.open(tiny_bundle) as detector:
+    with Detector.open(tiny_bundle, "onnx") as detector:
         alone = [detector.judge(path).logit for path in paths]
         together = [verdict.logit for verdict in detector.judge_many(paths, batch_size=3)]
     assert together == pytest.approx(alone, abs=1e-4)
@@ -151,7 +151,7 @@ def test_unknown_backends_and_points_are_clear_errors(tiny_bundle: Path) -> None
 
 
 def test_a_backend_reads_its_precision_from_the_network(tiny_bundle: Path) -> None:
-    with Detector.open(tiny_bundle) as detector:
+    with Detector.open(tiny_bundle, "onnx") as detector:
         assert (detector.backend.name, detector.backend.precision) == ("onnx-cpu", "fp32")
         assert detector.backend.logits([]).shape == (0,)
 

@@ -48,6 +48,7 @@ def test_the_wheel_needs_four_small_packages_and_offers_the_extras(wheel: zipfil
     needed = {text.split(">")[0] for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text}
     assert needed == {"numpy", "pillow", "click", "rich"}
     extras = {
+        "openvino",
         "cpu",
         "gpu",
         "tensorrt",

@@ -9,17 +9,44 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aivsreal.runtime.spec import Geometry, PreprocessSpec, ResizeFilter, spec_from_json
+from aivsreal.runtime.spec import Geometry, PreprocessSpec, ResizeFilter, halvings, spec_from_json
 
 SIDES = st.integers(1, 5000)
 
 
 @given(SIDES, SIDES, st.floats(0.01, 1.0))
 def test_a_centre_crop_is_a_centred_square_inside_the_image(width: int, height: int, fraction: float) -> None:
-    left, top, right, bottom = PreprocessSpec(crop_fraction=fraction).box(width, height)
-    assert right - left == bottom - top == max(1, round(min(width, height) * fraction))
-    assert 0 <= left <= width - right <= left + 1
-    assert 0 <= top <= height - bottom <= top + 1
+    spec = PreprocessSpec(crop_fraction=fraction)
+    left, top, right, bottom = spec.box(width, height)
+    step = halvings(min(width, height), spec.least_side)  # 1 unless the picture is large enough to be decoded smaller
+    assert abs(right - left - max(1.0, min(width, height) * fraction)) < 2 * step
+    assert abs((right - left) - (bottom - top)) < step
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+    assert abs(width - right - left) <= 2 * step
+    assert abs(height - bottom - top) <= 2 * step
+    if step == 1:
+        assert right - left == bottom - top == max(1, round(min(width, height) * fraction))
+
+
+@given(st.integers(16, 40_000), st.integers(16, 40_000), st.sampled_from([0.5, 0.7, 0.875, 1.0]))
+def test_a_picture_decoded_at_a_smaller_scale_is_seen_in_the_same_box(width: int, height: int, fraction: float) -> None:
+    spec = PreprocessSpec(crop_fraction=fraction)
+    divisor = min(8, halvings(min(width, height), spec.least_side))
+    box = spec.box(-(-width // divisor), -(-height // divisor))
+    assert spec.box(width, height) == tuple(
+        min(edge * divisor, side) for edge, side in zip(box, (width, height) * 2, strict=True)
+    )
+
+
+def test_a_smaller_scale_still_holds_twice_the_input() -> None:
+    for spec in (PreprocessSpec(), PreprocessSpec(96, Geometry.SQUASH), PreprocessSpec(160, crop_fraction=0.5)):
+        for side in range(1, 9000, 37):
+            divisor = halvings(side, spec.least_side)
+            assert divisor == 1 or -(-side // divisor) >= spec.least_side
+            assert -(-side // (2 * divisor)) < spec.least_side
+        left, _, right, _ = spec.box(spec.least_side, spec.least_side)
+        assert right - left >= 2 * spec.size - 1
 
 
 def test_squash_sees_the_whole_image() -> None:

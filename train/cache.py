@@ -36,7 +36,7 @@ class FilePixels:
         Raises:
             ImageError: the file cannot be read.
         """
-        return reduced(pixels_from_file(sample.path), self.short_side)
+        return reduced(pixels_from_file(sample.path, least_side=2 * self.short_side), self.short_side)
 
 
 class CachedPixels:

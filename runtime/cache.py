@@ -1,0 +1,81 @@
+"""Where what was built for this machine is kept: engines, optimised networks, which backend is fastest here."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_CPU_LINES = ("flags", "Features", "model name", "CPU part")
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/aivsreal`, or `~/.cache/aivsreal`; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "aivsreal")
+
+
+def usable_cache_folder(name: str) -> Path | None:
+    """A folder in the cache that this user can write to and nobody else, or None where there is none.
+
+    What lies in it is loaded as it is, so a folder that others can write to is as good as none.
+    """
+    folder = cache_folder() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = folder.stat()
+    except (OSError, RuntimeError):  # no home folder
+        return None
+    alone = status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return folder if alone and os.access(folder, os.W_OK) else None
+
+
+def cpu_digest(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Twelve hexadecimal digits that differ between processors with other instructions."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    told = sorted({line for line in lines if line.startswith(_CPU_LINES)})
+    return hashlib.sha256("\n".join([platform.machine(), *told]).encode()).hexdigest()[:12]
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file so that it appears whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    import tempfile  # as in bundle: only writing needs it
+
+    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as part:
+        try:
+            part.write(content)
+            part.close()
+            os.replace(part.name, file)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(part.name)
+            raise
+
+
+def remembered(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of the cache; an empty one where it is missing or damaged."""
+    try:
+        values = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def remember(file: Path, key: str, value: Mapping[str, Any], most: int = 16) -> None:
+    """Put one entry last into the JSON object of `file`, and keep the last `most`; a full disk is no error."""
+    values = {**{name: old for name, old in remembered(file).items() if name != key}, key: dict(value)}
+    kept = dict(list(values.items())[-most:])
+    with contextlib.suppress(OSError):
+        write_whole(file, json.dumps(kept, indent=1).encode())

@@ -1,0 +1,61 @@
+"""OpenVINO on the shipped network, where it is installed; how its absence is told everywhere."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aivsreal.runtime.backend import SquareBackend, SquareMapBackend, open_backend
+from aivsreal.runtime.bundle import Bundle, write_bundle
+from aivsreal.runtime.cpu_choice import MAX_DIFFERENCE, MEAN_DIFFERENCE, measured, probe_squares
+from aivsreal.runtime.errors import BackendError, BundleError
+from aivsreal.runtime.spec import PreprocessSpec
+
+installed = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed: extra openvino")
+
+
+def test_without_openvino_its_backend_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BackendError, match=r"pip install 'aivsreal\[openvino\]'"):
+        open_backend(Bundle.open(), "openvino")
+
+
+@installed
+def test_openvino_agrees_with_onnx_runtime() -> None:
+    bundle = Bundle.open()
+    onnx, _ = open_backend(bundle, "onnx-cpu", 1)
+    openvino, why = open_backend(bundle, "openvino", 1)
+    assert why == "asked for"
+    assert isinstance(openvino, SquareBackend)
+    assert openvino.name == "openvino-cpu"
+    assert openvino.precision in ("bf16", "fp16", "fp32")
+    seen = measured({"onnx": onnx, "openvino": openvino}, bundle)["openvino"]
+    assert seen.mean_difference <= MEAN_DIFFERENCE
+    assert seen.max_difference <= MAX_DIFFERENCE
+    squares = probe_squares(bundle.manifest.spec.size, 5)
+    alone = np.concatenate([openvino.logits_from_squares([square]) for square in squares])
+    assert openvino.logits_from_squares(squares) == pytest.approx(alone, abs=0.02)
+    assert openvino.logits([]).shape == (0,)
+    if isinstance(openvino, SquareMapBackend) and openvino.has_maps:
+        logits_B, maps_Bhw = openvino.logits_and_maps_from_squares(squares)
+        assert maps_Bhw.mean(axis=(1, 2)) == pytest.approx(logits_B, abs=0.05)
+    else:
+        with pytest.raises(BackendError, match="no map"):
+            openvino.logits_and_maps(squares)  # type: ignore[attr-defined]
+
+
+@installed
+def test_a_network_that_openvino_cannot_use_is_a_clear_error(tmp_path: Path) -> None:
+    shipped = Bundle.open()
+    write_bundle(tmp_path / "junk", {"model.onnx": b"junk"}, replace(shipped.manifest, files={}))
+    with pytest.raises(BundleError, match=r"model\.onnx cannot be compiled"):
+        open_backend(Bundle.open(tmp_path / "junk"), "openvino")
+    other = replace(shipped.manifest, spec=PreprocessSpec(96))
+    write_bundle(tmp_path / "odd", {"model.onnx": shipped.read("model.onnx")}, other)
+    with pytest.raises(BundleError, match="96"):
+        open_backend(Bundle.open(tmp_path / "odd"), "openvino")

