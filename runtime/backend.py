@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aivsreal.runtime.bundle import Bundle
-from aivsreal.runtime.errors import BackendError
+from aivsreal.runtime.errors import BackendError, MissingExtra
 from aivsreal.runtime.preprocess import PixelsHWC
 
 LogitsB = npt.NDArray[np.float32]
@@ -104,6 +104,16 @@ def open_backend(bundle: Bundle, kind: str = "auto", threads: int | None = None)
     """
     if kind not in BACKENDS:
         raise BackendError(f"unknown backend {kind!r}: use one of {', '.join(BACKENDS)}")
+    if kind == "tensorrt":
+        try:
+            return _opened(bundle, kind, threads, "asked for")
+        except MissingExtra:
+            raise  # it says what to install
+        except BackendError as error:
+            raise BackendError(
+                f"TensorRT cannot run this bundle here: {error}; aivsreal-doctor says what is missing, and "
+                "--backend onnx runs without it"
+            ) from None
     if kind != "auto":
         return _opened(bundle, kind, threads, "asked for")
     passed_over = []

@@ -76,7 +76,7 @@ def test_every_option_in_the_readme_exists() -> None:
         for parameter in point.load().params
         for option in (*parameter.opts, *parameter.secondary_opts)
     } | {"--help"}
-    used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
+    used = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", README))
     assert used <= known | {"--quiet", "--system-site-packages"}, used - known
 
 
