@@ -97,7 +97,7 @@ def test_csv_has_a_heading_and_no_formulas(map_bundle: Path, photos: Path, monke
     [
         (["--csv", "--jsonl"], "choose one"),
         (["--assets"], "--assets is for --html"),
-        (["--html", "r.html", "--output", "r.jsonl", "--resume"], "scan again"),
+        (["--html", "r.html", "--output", "r.jsonl", "--resume"], "use aivsreal-report"),
         (["--html", "absent/r.html"], "absent/r.html: cannot be written"),
         (["--heatmaps", "photos/=cmd.png"], "cannot be written"),
     ],
