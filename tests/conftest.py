@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,12 @@ def write_image(path: Path, seed: int, size: tuple[int, int] = (96, 72), smooth:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.clip(slope_HWC + noise_HWC, 0, 255).astype(np.uint8)).save(path)
     return path
+
+
+# Started in the background of a script, pytest inherits a SIGINT that is ignored, and so would the commands that the
+# tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
