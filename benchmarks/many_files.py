@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from aivsreal.benchmarks.photos import write_photos
+from aivsreal.benchmarks.scanning import peak_of_process_mib
 
 MEMORY_BOUND = 1.2
 GROWTH_BOUND = 1.1  # of the time for a file, last tenth over first: noise of one run is about 5 %
@@ -56,15 +57,16 @@ def _scanned(folder: Path, count: int, backend: str, bundle: str | None) -> tupl
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert child.stdout
     marks = {count // 10: 0.0, 2 * count // 10: 0.0, 9 * count // 10: 0.0, count: 0.0}
-    rows, begun = 0, perf_counter()
+    rows, peak, begun = 0, 0.0, perf_counter()
     for _ in child.stdout:
         rows += 1
+        if rows % 50 == 0 or rows == count:
+            peak = max(peak, peak_of_process_mib(child.pid))
         if rows in marks:
             marks[rows] = perf_counter() - begun
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
     child.stdout.close()
+    child.wait()
     if child.returncode != 0 or rows != count:
         raise RuntimeError(f"the scan of {count} files ended with {child.returncode} after {rows} rows")
     first, second, ninth, last = marks.values()
-    return usage.ru_maxrss / 1024, 1000 * last / count, (last - ninth) / (second - first)
+    return peak, 1000 * last / count, (last - ninth) / (second - first)
