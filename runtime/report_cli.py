@@ -109,8 +109,8 @@ def _with_pictures(scanned: Iterable[Scanned], bundle: Bundle) -> Iterator[Scann
     from aivsreal.runtime.decoding import DecodePlan
     from aivsreal.runtime.verdict import View
 
-    rest = iter(scanned)
-    with DecodePool(DecodePlan(bundle.manifest.spec)) as pool:
+    rest, spec = iter(scanned), bundle.manifest.spec
+    with DecodePool(DecodePlan(spec, least_side=spec.least_side)) as pool:  # as a scan decodes
         window: deque[tuple[Scanned, Task | None]] = deque()
         while True:
             for one in islice(rest, _AHEAD - len(window)):
