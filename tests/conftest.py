@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fake_cuda import compiled_shim
 from PIL import Image
 
 ORIGINALS = Path(__file__).resolve().parents[2] / "shared" / "data" / "originals"
@@ -144,3 +146,11 @@ def map_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("maps") / "bundle"
     write_bundle(folder, {"model.onnx": model.SerializeToString(deterministic=True)}, manifest)
     return folder
+
+
+@pytest.fixture(scope="session")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The preprocessing kernel compiled for this CPU, for a fake GPU to run."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    return compiled_shim(tmp_path_factory.mktemp("shim") / "one.so", "-O2", "-DWARPS=1", "-fPIC", "-shared")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_image
-from fake_cuda import CARD, JETSON, FakeDriver, compiled_shim
+from fake_cuda import CARD, JETSON, FakeDriver
 from fake_gpu import bundle_with_engine, installed_gpu, small_bundle
 from fake_tensorrt import VERSIONS
 
@@ -26,13 +25,6 @@ from aivsreal.runtime.errors import BackendError, BundleError, GpuMemoryError, M
 from aivsreal.runtime.preprocess import PixelsHWC
 
 Install = Callable[..., FakeDriver]
-
-
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++")
-    return compiled_shim(tmp_path_factory.mktemp("shim") / "one.so", "-O2", "-DWARPS=1", "-fPIC", "-shared")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from conftest import write_image
-from fake_cuda import JETSON, FakeDriver, compiled_shim
+from fake_cuda import JETSON, FakeDriver
 from fake_gpu import installed_gpu
 from google.protobuf import text_format
 from onnx import numpy_helper
@@ -50,13 +49,6 @@ def folder(stored: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setattr("aivsreal.export.draft.COUNT", 24)
     write_bundle(tmp_path / "bundle", {"model.onnx": stored, "README.md": b"# card"}, MANIFEST)
     return tmp_path / "bundle"
-
-
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++")
-    return compiled_shim(tmp_path_factory.mktemp("shim") / "one.so", "-O2", "-DWARPS=1", "-fPIC", "-shared")
 
 
 @pytest.fixture
