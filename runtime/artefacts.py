@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from aivsreal.runtime.backend import no_maps
-from aivsreal.runtime.heatmap import FLAT, overlay, path_for, write_map
 from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.runtime.report import escaped
 from aivsreal.runtime.verdict import Scanned, View
@@ -93,6 +92,8 @@ class Artefacts:
         return lines
 
     def _draw(self, folder: Path, scanned: Scanned, view: View) -> None:
+        from aivsreal.runtime.heatmap import FLAT, overlay, path_for, write_map
+
         verdict, map_hw = scanned.verdict, view.map_hw
         assert verdict is not None
         assert map_hw is not None

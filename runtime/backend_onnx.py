@@ -170,8 +170,8 @@ def _session(ort: Any, bundle: Bundle, name: str, options: Any, providers: list[
     network = bundle.read(name)
     if kept is None:
         return ort.InferenceSession(network, options, providers=providers)
-    options.optimized_model_filepath = str(kept.part)
     try:
+        kept.ask_for(options)
         session = ort.InferenceSession(network, options, providers=providers)
         kept.keep()
     except Exception:  # a disk that is full, or a damaged network, which fails again

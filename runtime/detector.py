@@ -54,20 +54,28 @@ class Detector:
 
     @staticmethod
     def open(
-        bundle: Path | str | None = None,
+        bundle: Bundle | Path | str | None = None,
         backend: str = "auto",
         operating_point: str | None = None,
         threads: int | None = None,
+        images: int | None = None,
     ) -> Detector:
-        """Open a bundle (None: the shipped one) with a backend of `backend.BACKENDS`.
+        """Open a bundle with a backend.
+
+        Args:
+            bundle: an open one, its folder, or None for the shipped one.
+            backend: one of `backend.BACKENDS`.
+            operating_point: its name; None takes the bundle's default.
+            threads: CPU threads for the network; None leaves it to the backend.
+            images: how many will be judged, where that is known, as of `backend.open_backend`.
 
         Raises:
             BundleError: the bundle is missing or damaged, or has no such operating point.
             BackendError: no backend, or not the one asked for, can run here.
         """
-        opened = Bundle.open(bundle)
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         point = opened.manifest.point(operating_point)
-        running, why = open_backend(opened, backend, threads)
+        running, why = open_backend(opened, backend, threads, images)
         return Detector(opened, running, why, point)
 
     def __enter__(self) -> Detector:

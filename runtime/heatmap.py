@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from aivsreal.runtime.errors import OutputError
 from aivsreal.runtime.preprocess import PixelsHWC
@@ -84,6 +84,8 @@ def write_map(stem: Path, picture: Image.Image, map_hw: MapHW, about: dict[str, 
     Raises:
         OutputError: they cannot be written.
     """
+    from PIL import PngImagePlugin
+
     text = PngImagePlugin.PngInfo()
     for key, value in about.items():
         # A file name may hold bytes that are no UTF-8, which a PNG cannot.

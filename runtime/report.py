@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import unicodedata
 from collections import Counter
@@ -71,6 +70,8 @@ class CsvWriter:
             self._row((path, verdict.label.value, *figures, verdict.reason, evidence, "", ""))
 
     def _row(self, cells: Sequence[str]) -> None:
+        import csv
+
         line = io.StringIO()
         csv.writer(line).writerow(cells)
         _write(self._stream, line.getvalue())

@@ -9,12 +9,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
-FloatC = npt.NDArray[np.float32]
+    FloatC = npt.NDArray[np.float32]
+
 Box = tuple[int, int, int, int]
 
 
@@ -84,6 +86,8 @@ class PreprocessSpec:
 
     def affine(self) -> tuple[FloatC, FloatC]:
         """`(scale_C, bias_C)` with `input = value * scale_C + bias_C`: /255, mean and std folded into one step."""
+        import numpy as np  # so that a bundle can be hashed while a command still loads numpy, see scan
+
         mean_C = np.asarray(self.mean, dtype=np.float64)
         std_C = np.asarray(self.std, dtype=np.float64)
         return (1.0 / (255.0 * std_C)).astype(np.float32), (-mean_C / std_C).astype(np.float32)

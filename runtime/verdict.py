@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from aivsreal.runtime.errors import Fault
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 LABELS = ("real", "ai")  # in the order of the network's targets: 0, 1
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from aivsreal.runtime import backend as backends
+from aivsreal.runtime import scan
 from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.cpu_choice import Measured, choice, fastest, measured, probe_squares
 from aivsreal.runtime.errors import BackendError
 from aivsreal.runtime.preprocess import PixelsHWC
+from aivsreal.runtime.scan_options import Options
 
 
 class FakeBackend:
@@ -110,3 +115,27 @@ def test_the_probe_has_pictures_that_differ() -> None:
     assert np.ptp([square.mean() for square in squares]) > 60
     assert np.ptp([np.abs(np.diff(square.astype(int), axis=1)).mean() for square in squares]) > 30
     assert all((a == b).all() for a, b in zip(squares, probe_squares(64), strict=True))
+
+
+def test_a_few_images_do_not_wait_for_a_backend_that_starts_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "find_spec", lambda name: name == "openvino")
+    monkeypatch.setattr(backends, "_on_cpu", lambda *_: (FakeBackend("fastest"), "measured"))
+    bundle = Bundle.open()
+    for images in (1, backends.WORTH_A_SLOW_START - 1):
+        backend, why = backends.open_backend(bundle, images=images)
+        assert backend.name == "onnx-cpu"
+        assert "openvino passed over" in why
+        backend.close()
+    for many in (backends.WORTH_A_SLOW_START, None):
+        assert backends.open_backend(bundle, images=many)[0].name == "fastest"
+
+
+def test_only_files_that_are_named_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int | None] = []
+    monkeypatch.setattr(Options, "check", lambda options: seen.append(options.named_files()))
+    monkeypatch.setattr(scan, "_opened", lambda _: sys.exit(0))
+    monkeypatch.chdir(tmp_path)
+    Path("a.png").touch()
+    for arguments in (["a.png"], ["a.png", "a.png"], ["."], ["-"], ["a.png", "gone.png"], [".", "--watch"]):
+        assert CliRunner().invoke(scan.main, arguments).exit_code == 0
+    assert seen == [1, 2, None, None, None, None]

@@ -71,19 +71,37 @@ def _logits(bundle: Bundle) -> np.ndarray:
 def test_a_session_of_the_kept_network_says_the_same(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle.open()
     first_B = _logits(bundle)
-    (kept,) = (cache / "onnx-cpu").glob("*.onnx")
+    (network,) = (cache / "onnx-cpu").glob("*/network.onnx")
+    weights = network.with_name("weights.bin")
+    assert weights.stat().st_size > 20 * network.stat().st_size, "the weights can be mapped"
     monkeypatch.setattr(Bundle, "read", lambda *_: pytest.fail("the network was read again"))
     assert (_logits(bundle) == first_B).all()
     assert not list((cache / "onnx-cpu").glob("*.part"))
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
     # Another size or time than it was kept with: it is made anew, of the network that the manifest signs.
-    content = kept.read_bytes()
-    for damaged in (content[: len(content) // 2], bytes(len(content))):
-        kept.write_bytes(damaged)
+    for kept in (network, weights):
+        content = kept.read_bytes()
+        for damaged in (content[: len(content) // 2], bytes(len(content))):
+            kept.write_bytes(damaged)
+            assert (_logits(bundle) == first_B).all()
+            assert kept.stat().st_size == len(content)
+        kept.unlink()
         assert (_logits(bundle) == first_B).all()
-        assert kept.stat().st_size == len(content)
-    status = kept.stat()
-    kept.write_bytes(bytes(len(content)))
-    os.utime(kept, ns=(status.st_atime_ns, status.st_mtime_ns))  # looks whole and is not
+    assert [path.name for path in (cache / "onnx-cpu").iterdir() if path.is_dir()] == [network.parent.name]
+    content, status = network.read_bytes(), network.stat()
+    network.write_bytes(bytes(len(content)))
+    os.utime(network, ns=(status.st_atime_ns, status.st_mtime_ns))  # looks whole and is not
     assert (_logits(bundle) == first_B).all()
+
+
+def test_old_networks_go_and_files_of_older_versions_with_them(cache: Path) -> None:
+    folder = usable_cache_folder("onnx-cpu")
+    assert folder
+    (folder / "old.onnx").write_bytes(b"x")
+    os.utime(folder / "old.onnx", (1, 1))
+    for index in range(4):
+        (folder / f"older-{index}").mkdir()
+        os.utime(folder / f"older-{index}", (2 + index, 2 + index))
+    _logits(Bundle.open())
+    assert sorted(path.name for path in folder.glob("old*")) == ["older-1", "older-2", "older-3"]
