@@ -83,6 +83,18 @@ def test_contenders_are_compared_in_turns_and_one_that_ends_is_told(data: Path) 
     assert 2.5 < plain["times_ours"][0] < 4.5
     assert plain["times_ours"][1] <= plain["times_ours"][0] <= plain["times_ours"][2]
     assert (plain["bound"], plain["holds"]) == (3.0, plain["times_ours"][0] >= 3.0)
+    assert plain["whole_runs"] == compare.WHOLE_RUNS
+    assert 4 * 0.008 < plain["first_image_s"] + 4 * 0.008 < plain["whole_run_s"] + 0.02 < 60
+
+
+@pytest.mark.usefixtures("fakes")
+def test_a_detector_is_held_to_its_whole_run(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "WHOLE_BOUNDS", {"plain-onnx": 1000.0})
+    *_, row = compare.compare_rows(
+        Bundle.open(), {"1024px": spread(data, 2)}, ["plain-onnx"], {}, 2, 0.01, lambda _: None
+    )
+    assert (row["whole_run_bound"], row["holds"]) == (1000.0, False)
+    assert "bound" not in row
 
 
 @pytest.mark.usefixtures("fakes")
@@ -93,11 +105,12 @@ def test_without_ours_there_is_nothing_to_compare(data: Path, monkeypatch: pytes
 
 
 def test_the_real_contender_answers_for_a_scan(data: Path) -> None:
-    one = compare._started("aivsreal:onnx-cpu", {}, Bundle.open(), spread(data, 3), 0.01)
+    one = compare._warm(compare._begun("aivsreal:onnx-cpu", {}, Bundle.open()), spread(data, 3), 0.01)
     try:
+        compare._run_whole(one, {}, Bundle.open(), spread(data, 3))
         assert 0 < one.judge([*spread(data, 2), data / "absent.png"]) < 60
         assert one.failed == 1
-        assert one.cold_s > 0.05
+        assert 0.05 < one.first_s[0] < one.whole_s[0]
     finally:
         compare._end(one)
 
@@ -152,7 +165,8 @@ ROWS: list[dict[str, Any]] = [
      "ratio": 1.76, "ratio_bound": 2.0},
     {"benchmark": "cpu", "what": "memory", "backend": "auto", "shape": "1024px", "files": 24, "peak_mib": 300.0},
     {"benchmark": "compare", "shape": "1024px", "contender": "plain-onnx", "ms_per_image": 16.0,
-     "times_ours": [2.1, 2.0, 2.2], "bound": 2.0, "first_image_s": 2.5},
+     "times_ours": [2.1, 2.0, 2.2], "bound": 2.0, "first_image_s": 2.5, "files": 24, "whole_run_s": 3.5,
+     "whole_run_times_ours": [4.0, 3.9, 4.1]},
     {"benchmark": "compare", "contender": "prnu", "not_measured": "no index"},
     {"benchmark": "drift", "images": 500, "backend": "onnx-cpu", "mean": 0.001, "mean_bound": 0.003, "p99": 0.003,
      "max": 0.004, "flips_outside_unsure": 0},
@@ -172,7 +186,7 @@ def test_a_report_has_the_tables_and_the_plots(tmp_path: Path) -> None:
         "| 1024px | onnx-cpu fp32 | 0.10 ms | 2.00 ms | 3.00 ms | 14.00 ms | 100 | 0.90 [0.89, 0.91] (at least 0.85) |",
         "| auto | 300 ms | 170 ms | 1.76 | 2 |",
         "| auto | 1024px | 24 | 300 MiB |",
-        "| 1024px | plain-onnx | 16.0 | 2.10 [2.00, 2.20] | 2 | 2.50 s |",
+        "| 1024px | plain-onnx | 16.0 | 2.10 [2.00, 2.20] | 2 | 2.50 s | 24 in 3.50 s | 4.00 [3.90, 4.10] |  |",
         "| 500 | onnx-cpu | 0.00100 | 0.003 | 0.00300 | 0.00400 | 0 |",
         "| 100,000 | 1,000 | 300 MiB | 1.01 | 1.2 | 4.20 | 1.00 | 1.1 |",
     ):
