@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from aivsreal.benchmarks.report import markdown
 from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.errors import AivsrealError
+from aivsreal.runtime.markdown import markdown_table
 
 HEADER = [
     "split", "delivery", "AUC", "AUC of the baseline", "accuracy", "TPR at 5 % FPR", "ECE",
@@ -37,7 +37,7 @@ def row_of(result: Mapping[str, Any]) -> list[str]:
 def table_from_results(results: list[Mapping[str, Any]]) -> str:
     """Markdown: seen sources first, the ones that nothing was chosen on last."""
     ordered = sorted(results, key=lambda result: ["val_seen", "val_unseen", "test"].index(result["split"]))
-    return markdown((HEADER, [row_of(result) for result in ordered]))
+    return markdown_table(HEADER, [row_of(result) for result in ordered])
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

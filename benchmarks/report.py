@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from aivsreal.benchmarks import cpu_tables
+from aivsreal.runtime.markdown import markdown_table
 
 Row = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]  # header, rows
@@ -102,13 +103,6 @@ def rows_from_files(paths: Iterable[Path]) -> dict[str, list[Row]]:
     return found
 
 
-def markdown(table: Table) -> str:
-    """A header and rows as a Markdown table."""
-    header, rows = table
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
 def _interval(values: Sequence[float], sign: str = "") -> str:
     value, low, high = (format(number, f"{sign}.3f") for number in values)
     return f"{value} [{low}, {high}]"
@@ -136,7 +130,7 @@ def main(files: Sequence[Path], plots: Path | None) -> None:
         for table in TABLES[name]:
             header, lines = table(rows)
             if lines:
-                click.echo(f"{markdown((header, lines))}\n")
+                click.echo(f"{markdown_table(header, lines)}\n")
 
 
 if __name__ == "__main__":

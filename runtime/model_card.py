@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aivsreal.runtime.bundle import Bundle, Manifest, write_bundle
+from aivsreal.runtime.markdown import markdown_table
 
 Json = Mapping[str, Any]  # what the commands wrote into the manifest; this is where it leaves JSON
 
@@ -114,7 +115,7 @@ def _numbers(evaluation: Json | None) -> Iterable[str]:
         f"## Numbers\n\nBy `aivsreal-evaluate` with {about['backend']} {about['precision']}; 95 % bootstrap intervals. "
         f"Accuracies at `p_ai` 0.5; the last two columns at the point `{about['operating_point']}`. The pixel "
         "statistics are fifteen global numbers of an image in a linear model: a detector that does not beat them has "
-        f"learned nothing.\n\n{_table(header, rows)}"
+        f"learned nothing.\n\n{markdown_table(header, rows)}"
     )
     first = results[0]["tier"]
     rows = [
@@ -132,14 +133,14 @@ def _numbers(evaluation: Json | None) -> Iterable[str]:
         for row in result["sources"]
     ]
     header = ["split", "source", "label", "images", "right side of 0.5", "AUC against the other class", "called ai"]
-    yield f"### By source, {first}\n\n{_table(header, rows)}"
+    yield f"### By source, {first}\n\n{markdown_table(header, rows)}"
     rows = [
         [result["split"], result["tier"], *(_interval(result["macro"][name]) for name in _MEASURES)]
         for result in results
     ]
     yield (
         "### Macro average over sources\n\nEach source of a class weighs the same, whatever its size.\n\n"
-        + _table(["split", "delivery", *_MEASURES.values()], rows)
+        + markdown_table(["split", "delivery", *_MEASURES.values()], rows)
     )
     failing = sorted(
         (
@@ -166,7 +167,7 @@ def _mistakes(results: Sequence[Json], tier: str) -> Iterable[str]:
         for mistake in result["mistakes"]
     ]
     if rows:
-        yield f"The surest mistakes:\n\n{_table(['split', 'file', 'source', 'is', 'p_ai'], rows)}"
+        yield f"The surest mistakes:\n\n{markdown_table(['split', 'file', 'source', 'is', 'p_ai'], rows)}"
 
 
 def _training(training: Json, provenance: Json) -> Iterable[str]:
@@ -177,7 +178,7 @@ def _training(training: Json, provenance: Json) -> Iterable[str]:
     ]
     yield (
         "### As validated in training\n\n"
-        f"{_table(['split', 'accuracy at logit 0', 'AUC', 'loss'], rows)}\n\n"
+        f"{markdown_table(['split', 'accuracy at logit 0', 'AUC', 'loss'], rows)}\n\n"
         + (
             "Figures of splits that chose the epoch are optimistic."
             if provenance["chosen_on"]
@@ -206,7 +207,7 @@ def _points(manifest: Manifest, calibration: Json | None) -> str:
         if calibration
         else f"Temperature {manifest.temperature:g}: not calibrated, `p_ai` is the bare sigmoid."
     )
-    return f"## Operating points\n\n{how}\n\n{_table(header, rows)}"
+    return f"## Operating points\n\n{how}\n\n{markdown_table(header, rows)}"
 
 
 def _moved(calibration: Json) -> str:
@@ -221,16 +222,11 @@ def _data(provenance: Json) -> str:
         for split, sources in provenance["data_counts"].items()
         for source, count in sources.items()
     ]
+    header = ["split / label", "source", "images", "licence as its source states it"]
     return (
-        f"## Data\n\n{_table(['split / label', 'source', 'images', 'licence as its source states it'], rows)}\n\n"
+        f"## Data\n\n{markdown_table(header, rows)}\n\n"
         f"SHA-256 of the data list: `{provenance['data_digest']}`."
     )
-
-
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    titles = list(header)
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _interval(measure: Json | None) -> str:

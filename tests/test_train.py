@@ -27,12 +27,13 @@ from aivsreal.train.cli import main
 from aivsreal.train.config import PRESETS, TrainConfig, config_from_json
 from aivsreal.train.data import TrainDraws
 from aivsreal.train.distributed import Ranks
-from aivsreal.train.fit import Machine, fit, learning_rate
+from aivsreal.train.fit import Machine, fit, learning_rate, patched
 from aivsreal.train.samples import in_split, samples_from_data
 
 SMALL = "--arch levit_128s --size 64 --batch-size 8 --workers 0 --device cpu --no-amp".split()
 ALL_ON = replace(
     PRESETS["robust"], arch="levit_128s", spec=PreprocessSpec(64), batch_size=8, epochs=3, consistency=1.0,
+    cutmix_p=0.5,
 )  # fmt: skip
 
 
@@ -282,3 +283,19 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert rates[-1] < 0.01
     constant = replace(config, schedule="constant", warmup_epochs=0)
     assert {learning_rate(step, 10, constant) for step in range(100)} == {1.0}
+
+
+def test_cutmix_mixes_targets_by_the_area_that_was_replaced() -> None:
+    target_B = torch.tensor([0.0, 1.0] * 32)
+    batch_BCHW = target_B[:, None, None, None].expand(-1, 3, 20, 30).clone()
+    mixed_BCHW, mixed_B = patched(batch_BCHW, target_B, 1.0, (3, 1))
+    # Every pixel is its image's target here, so the mean of an image is its new target.
+    torch.testing.assert_close(mixed_BCHW.mean((1, 2, 3)), mixed_B)
+    assert 8 < int(((mixed_B > 0.1) & (mixed_B < 0.9)).sum()) < 64
+    again_BCHW, again_B = patched(batch_BCHW, target_B, 1.0, (3, 1))
+    assert torch.equal(again_BCHW, mixed_BCHW)
+    assert torch.equal(again_B, mixed_B)
+    assert torch.equal(batch_BCHW.mean((1, 2, 3)), target_B), "what came in is as it was"
+    untouched_BCHW, untouched_B = patched(batch_BCHW, target_B, 0.0, (3, 1))
+    assert torch.equal(untouched_BCHW, batch_BCHW)
+    assert torch.equal(untouched_B, target_B)

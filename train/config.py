@@ -76,6 +76,9 @@ class TrainConfig:
     consistency: float = 0.0
     """Noise Perturbation Regularisation: weight of the squared distance between the `p_ai` of an image and of the same
     image under noise, which is also trained on; 0 is off."""
+    cutmix_p: float = 0.0
+    """CutMix (Yun et al. 2019, arXiv:1905.04899): probability that a rectangle of an image is another image's, and its
+    target the mean of both by area: what is learned must be found in every part of an image."""
     balance: bool = False
     """Draw both classes equally often, and each source in proportion to a power of its size."""
     source_power: float = 0.5
@@ -189,4 +192,5 @@ PRESETS |= {
         augment=replace(_ROBUST.augment, rescale_p=0.0, blur_p=0.0, sharpen_p=0.0, noise_p=0.0, jpeg_p=0.0, webp_p=0.0),
     ),
     "noise-consistency": replace(_ROBUST, preset="noise-consistency", consistency=1.0),
+    "cutmix": replace(_ROBUST, preset="cutmix", cutmix_p=0.5),
 }

@@ -13,6 +13,7 @@ import click
 
 from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.errors import DataError, MissingExtra
+from aivsreal.runtime.markdown import markdown_table
 from aivsreal.runtime.model_card import rewritten
 from aivsreal.train.metrics import Measure
 
@@ -186,14 +187,10 @@ def _markdown(about: Mapping[str, object], splits: Sequence[SplitResult], plots:
     lines = ["# Evaluation", "", "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in about.items()), ""]
     for split in splits:
         for caption, header, rows in _tables(split, str(about["operating_point"])):
-            lines += [f"## {caption}", "", _row(header), _row(["---"] * len(header)), *map(_row, rows), ""]
+            lines += [f"## {caption}", "", markdown_table(header, rows), ""]
         if plots:
             lines += [f"![ROC]({_plot('roc', split)}) ![reliability]({_plot('reliability', split)})", ""]
     return "\n".join(lines)
-
-
-def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _plot(kind: str, split: SplitResult) -> str:
