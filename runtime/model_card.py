@@ -223,10 +223,7 @@ def _data(provenance: Json) -> str:
         for source, count in sources.items()
     ]
     header = ["split / label", "source", "images", "licence as its source states it"]
-    return (
-        f"## Data\n\n{markdown_table(header, rows)}\n\n"
-        f"SHA-256 of the data list: `{provenance['data_digest']}`."
-    )
+    return f"## Data\n\n{markdown_table(header, rows)}\n\nSHA-256 of the data list: `{provenance['data_digest']}`."
 
 
 def _interval(measure: Json | None) -> str:

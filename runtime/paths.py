@@ -62,6 +62,33 @@ def argument_paths(arguments: Iterable[str], notes: list[str]) -> Iterator[Path]
             notes.append("standard input: no paths")
 
 
+def count_if_few(arguments: Iterable[str], limit: int) -> int | None:
+    """How many files `argument_paths` would give, None where they are `limit` or more, or not known beforehand.
+
+    It looks at twenty entries a file at most: listing a large tree twice is not worth what is known then.
+    """
+    places, count, looks = list(arguments), 0, 20 * limit
+    if "-" in places:
+        return None
+    while places:
+        place = places.pop()
+        try:
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        places.append(entry.path)
+                    else:
+                        count += os.path.splitext(entry.name)[1].lower() in SUFFIXES
+                    looks -= 1
+                    if count >= limit or looks <= 0:
+                        return None
+        except OSError:
+            count += 1  # a file, or what will be an error
+        if count >= limit:
+            return None
+    return count
+
+
 def _lines_of_stdin() -> Iterator[str]:
     for line in sys.stdin.buffer:
         name = line.rstrip(b"\n")

@@ -100,11 +100,13 @@ def _opened(options: Options) -> Detector:
     with ThreadPoolExecutor(1) as beside:
         # Its files are hashed, 28 ms of a start, while Python loads what comes next.
         bundle = beside.submit(Bundle.open, options.bundle)
+        from aivsreal.runtime.backend import WORTH_A_SLOW_START
         from aivsreal.runtime.detector import Detector
+        from aivsreal.runtime.paths import count_if_few
 
         opened = bundle.result()
-    named = options.named_files()
-    return Detector.open(opened, options.backend, options.operating_point, options.threads, images=named)
+    few = None if options.watch else count_if_few(options.paths, WORTH_A_SLOW_START)
+    return Detector.open(opened, options.backend, options.operating_point, options.threads, images=few)
 
 
 def _scan(detector: Detector, options: Options) -> int:

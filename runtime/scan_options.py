@@ -59,11 +59,6 @@ class Options:
         if self.watch and any(not os.path.isdir(path) for path in self.paths):
             raise click.UsageError("--watch is for folders that are there")
 
-    def named_files(self) -> int | None:
-        """How many files will be judged, where all of them are named one by one; else None."""
-        named = not self.watch and all(path != "-" and os.path.isfile(path) for path in self.paths)
-        return len(self.paths) if named else None
-
     def how_to_go_on(self) -> str:
         """What to type to go on with a scan that was stopped."""
         from aivsreal.runtime.report import escaped

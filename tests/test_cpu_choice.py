@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from aivsreal.runtime import backend as backends
-from aivsreal.runtime import scan
 from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.cpu_choice import Measured, choice, fastest, measured, probe_squares
 from aivsreal.runtime.errors import BackendError
 from aivsreal.runtime.preprocess import PixelsHWC
-from aivsreal.runtime.scan_options import Options
 
 
 class FakeBackend:
@@ -128,14 +124,3 @@ def test_a_few_images_do_not_wait_for_a_backend_that_starts_slowly(monkeypatch: 
         backend.close()
     for many in (backends.WORTH_A_SLOW_START, None):
         assert backends.open_backend(bundle, images=many)[0].name == "fastest"
-
-
-def test_only_files_that_are_named_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int | None] = []
-    monkeypatch.setattr(Options, "check", lambda options: seen.append(options.named_files()))
-    monkeypatch.setattr(scan, "_opened", lambda _: sys.exit(0))
-    monkeypatch.chdir(tmp_path)
-    Path("a.png").touch()
-    for arguments in (["a.png"], ["a.png", "a.png"], ["."], ["-"], ["a.png", "gone.png"], [".", "--watch"]):
-        assert CliRunner().invoke(scan.main, arguments).exit_code == 0
-    assert seen == [1, 2, None, None, None, None]
