@@ -161,7 +161,15 @@ _ROBUST = PRESETS["robust"]
 PRESETS["shipped"] = replace(
     _ROBUST, preset="shipped", augment=replace(_ROBUST.augment, jitter_p=0.0, native_crop_p=0.0)
 )
+_SHIPPED = PRESETS["shipped"]
 PRESETS |= {
+    # One change to `shipped` each.
+    "shipped-grey": replace(_SHIPPED, preset="shipped-grey", augment=replace(_SHIPPED.augment, grey_p=0.2)),
+    "shipped-cutmix": replace(_SHIPPED, preset="shipped-cutmix", cutmix_p=0.3),
+    # Both of them: they cost little on seen sources and keep the AUC on unseen ones from falling in a long training.
+    "shipped-mixed": replace(
+        _SHIPPED, preset="shipped-mixed", cutmix_p=0.3, augment=replace(_SHIPPED.augment, grey_p=0.2)
+    ),
     # One change to `robust` each, for the ablation table.
     "residual": replace(_ROBUST, preset="residual", arch="levit_192_residual"),
     "frequency-noise": replace(
