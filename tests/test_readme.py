@@ -77,7 +77,7 @@ def test_every_option_in_the_readme_exists() -> None:
         for option in (*parameter.opts, *parameter.secondary_opts)
     } | {"--help"}
     used = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", README))
-    others = {"--quiet", "--system-site-packages", "--nproc-per-node"}  # of apt, python -m venv and torchrun
+    others = {"--quiet", "--system-site-packages", "--nproc-per-node"}  # other programs'
     assert used <= known | others, used - known
 
 
