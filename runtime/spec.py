@@ -117,7 +117,7 @@ def spec_from_json(values: Mapping[str, Any]) -> PreprocessSpec:
     if values["antialias"] is not True:
         raise ValueError("preprocessing without antialiasing is not supported")
     return PreprocessSpec(
-        size=int(values["size"]),
+        size=_whole(values["size"]),
         geometry=Geometry(values["geometry"]),
         crop_fraction=float(values["crop_fraction"]),
         filter=ResizeFilter(values["filter"]),
@@ -126,7 +126,13 @@ def spec_from_json(values: Mapping[str, Any]) -> PreprocessSpec:
     )
 
 
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"size must be a whole number, not {value!r}")
+    return value
+
+
 def _triple(values: object) -> tuple[float, float, float]:
-    if not isinstance(values, list) or len(values) != 3:
-        raise ValueError(f"mean and std need three numbers, not {values!r}")
+    if not isinstance(values, list) or len(values) != 3 or not all(math.isfinite(float(value)) for value in values):
+        raise ValueError(f"mean and std need three finite numbers, not {values!r}")
     return (float(values[0]), float(values[1]), float(values[2]))

@@ -135,7 +135,8 @@ def test_a_scan_of_an_endless_stream_reads_no_more_than_its_window(fake: Detecto
     for _ in range(9):
         next(scanned)
     scanned.close()  # type: ignore[attr-defined]
-    assert next(taken) <= 9 + 3 * 4
+    # The ninth result is of a batch that ends with the eleventh; a batch may wait for the network, two are decoded.
+    assert next(taken) <= 11 + 3 * 4
 
 
 def test_nonsense_of_a_backend_is_no_verdict(fake: Detector) -> None:

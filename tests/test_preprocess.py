@@ -116,3 +116,17 @@ def test_what_is_not_rgb_bytes_is_refused(pixels: PixelsHWC) -> None:
 if __name__ == "__main__":
     VECTORS.parent.mkdir(exist_ok=True)
     VECTORS.write_bytes(gzip.compress(json.dumps(reference_vectors()).encode(), mtime=0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": float("inf")}, {"size": 224.5}, {"size": True}, {"size": "224"}, {"mean": [0.5, float("inf"), 0.5]},
+        {"std": [float("nan"), 1.0, 1.0]}, {"mean": [0.5]},
+    ],
+)  # fmt: skip
+def test_nonsense_in_a_manifest_is_a_value_error(change: dict[str, object]) -> None:
+    values = PreprocessSpec().to_json()
+    assert spec_from_json(values) == PreprocessSpec()
+    with pytest.raises(ValueError, match=r"whole number|finite"):
+        spec_from_json({**values, **change})

@@ -166,7 +166,7 @@ PRESETS |= {
     # One change to `shipped` each.
     "shipped-grey": replace(_SHIPPED, preset="shipped-grey", augment=replace(_SHIPPED.augment, grey_p=0.2)),
     "shipped-cutmix": replace(_SHIPPED, preset="shipped-cutmix", cutmix_p=0.3),
-    # Both of them: they cost little on seen sources and keep the AUC on unseen ones from falling in a long training.
+    # Both of them, against over-fitting in a long training: what the shipped weights were trained with last.
     "shipped-mixed": replace(
         _SHIPPED, preset="shipped-mixed", cutmix_p=0.3, augment=replace(_SHIPPED.augment, grey_p=0.2)
     ),
