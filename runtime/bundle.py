@@ -150,7 +150,7 @@ class Bundle:
         try:
             text = (folder / MANIFEST).read_bytes()
             manifest = manifest_from_json(_mapping(json.loads(text, parse_constant=_no_constant)))
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise BundleError(f"{folder / MANIFEST} cannot be used: {error}; {again}") from None
         bundle = Bundle(folder, manifest, hashlib.sha256(text).hexdigest()[:12])
         for name in manifest.files:
@@ -201,7 +201,7 @@ class Bundle:
                     raise ValueError("it was built for another preprocessing than the manifest's")
                 if card.key.onnx_sha256 != self.manifest.files.get(MODEL):
                     raise ValueError(f"it was built of another model than {MODEL}")
-            except (ValueError, TypeError, KeyError, RecursionError) as error:
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
                 raise BundleError(
                     f"{self.path / file} cannot be used: {error}; build the engine again with aivsreal-export --fp16"
                 ) from None
@@ -241,7 +241,7 @@ def _shipped_or_extended() -> Path:
         more = {"files", "metrics", "provenance"}
         same = all(mine[name] == shipped[name] for name in _FIELDS - more)
         return folder if same and shipped["files"][MODEL] == mine["files"][MODEL] else SHIPPED
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return SHIPPED
 
 

@@ -67,7 +67,7 @@ def row_from_line(line: str | bytes) -> Row:
     """
     try:
         return _row_from_json(json.loads(line))
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"not a row of results: {type(error).__name__} {error}") from None
 
 

@@ -126,7 +126,7 @@ if __name__ == "__main__":
     ],
 )  # fmt: skip
 def test_nonsense_in_a_manifest_is_a_value_error(change: dict[str, object]) -> None:
-    values = PreprocessSpec().to_json()
+    values = json.loads(json.dumps(PreprocessSpec().to_json()))
     assert spec_from_json(values) == PreprocessSpec()
     with pytest.raises(ValueError, match=r"whole number|finite"):
         spec_from_json({**values, **change})

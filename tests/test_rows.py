@@ -55,6 +55,14 @@ def test_what_is_no_row_is_a_value_error(line: str) -> None:
         row_from_line(line)
 
 
+def test_a_size_without_end_is_a_value_error() -> None:
+    values = json.loads(line_from_row(Row(ROWS[0], JUDGE)))
+    for size in ("1e999", "9" * 400 + ".5"):
+        line = json.dumps({**values, "size": 0}).replace('"size": 0', f'"size": {size}')
+        with pytest.raises(ValueError, match="OverflowError"):
+            row_from_line(line)
+
+
 def test_of_two_rows_for_a_path_the_later_counts() -> None:
     newer = Scanned(Path("a.jpg"), error="empty file", fault=Fault.EMPTY, stamp=FileStamp(0, 9))
     rows = [Row(scanned, JUDGE) for scanned in (ROWS[0], ROWS[1], newer)]
