@@ -24,7 +24,7 @@ def image_paths(folder: Path) -> Iterator[Path]:
                 (entry.name, entry.is_dir(follow_symlinks=False))
                 for entry in entries
                 if entry.is_dir(follow_symlinks=False)
-                or (os.path.splitext(entry.name)[1].lower() in SUFFIXES and not os.path.isdir(entry.path))
+                or (_has_image_name(entry.name) and not os.path.isdir(entry.path))
             )
     except OSError:
         yield folder
@@ -78,7 +78,7 @@ def count_if_few(arguments: Iterable[str], limit: int) -> int | None:
                     if entry.is_dir(follow_symlinks=False):
                         places.append(entry.path)
                     else:
-                        count += os.path.splitext(entry.name)[1].lower() in SUFFIXES
+                        count += _has_image_name(entry.name)
                     looks -= 1
                     if count >= limit or looks <= 0:
                         return None
@@ -87,6 +87,10 @@ def count_if_few(arguments: Iterable[str], limit: int) -> int | None:
         if count >= limit:
             return None
     return count
+
+
+def _has_image_name(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def _lines_of_stdin() -> Iterator[str]:

@@ -105,7 +105,9 @@ def _opened(options: Options) -> Detector:
         from aivsreal.runtime.paths import count_if_few
 
         opened = bundle.result()
-    few = None if options.watch else count_if_few(options.paths, WORTH_A_SLOW_START)
+    # Only auto chooses, and only it needs the folders looked at.
+    choose = options.backend == "auto" and not options.watch
+    few = count_if_few(options.paths, WORTH_A_SLOW_START) if choose else None
     return Detector.open(opened, options.backend, options.operating_point, options.threads, images=few)
 
 

@@ -116,14 +116,14 @@ def fit(
                 group["lr"] = lr
             batch_BCHW = _sent(batch_from_tensors(squares_BSSC, config), device)
             target_B = target_B.to(device, torch.float32)
+            seed = (config.seed, epoch, step, ranks.rank)
             if config.cutmix_p:
-                seed = (config.seed, epoch, step, ranks.rank)
                 batch_BCHW, target_B = patched(batch_BCHW, target_B, config.cutmix_p, seed)
             smooth_B = target_B * (1 - config.label_smoothing) + config.label_smoothing / 2
             with _autocast(device, machine.amp):
                 if config.consistency:
                     # One batch of both views, so that BatchNorm sees them together.
-                    both_BCHW = torch.cat([batch_BCHW, _perturbed(batch_BCHW, (config.seed, epoch, step, ranks.rank))])
+                    both_BCHW = torch.cat([batch_BCHW, _perturbed(batch_BCHW, seed)])
                     logits_B, noisy_B = logits_from_output(forward(both_BCHW)).chunk(2)
                 else:
                     logits_B = noisy_B = logits_from_output(forward(batch_BCHW))
