@@ -129,7 +129,7 @@ class Detector:
 
     def scan(
         self,
-        paths: Iterable[Path],
+        paths: Iterable[Path | None],
         batch_size: int = BATCH_SIZE,
         threads: int | None = None,
         pool: DecodePool | None = None,
@@ -143,7 +143,8 @@ class Detector:
         first results come after one file; see `pipeline.judged_batches`.
 
         Args:
-            paths: read as far as the window needs, so it may be an endless stream.
+            paths: read as far as the window needs, so it may be an endless stream. One whose next path has yet to come
+                gives None before it waits for it, and the results of all before it come first.
             batch_size: images that the network sees at once.
             threads: decoding threads; None takes one a core.
             pool: one of `decode_pool`, for its options or to keep its processes for the next scan; it stays open.
@@ -158,7 +159,7 @@ class Detector:
 
     def scan_batches(
         self,
-        paths: Iterable[Path],
+        paths: Iterable[Path | None],
         batch_size: int = BATCH_SIZE,
         threads: int | None = None,
         pool: DecodePool | None = None,

@@ -82,6 +82,8 @@ def _explain(explained: Callable[[PixelsHWC], Explanation], bundle: Bundle, path
 
     drawn, failed, notes = 0, 0, list[str]()
     for path in argument_paths(paths, notes):
+        if path is None:  # rows are written as they come
+            continue
         try:
             pixels_HWC = pixels_from_file(path)
         except ImageError as error:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from io import BufferedReader
 
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .dib .tif .tiff .avif .heic .heif".split(),
@@ -36,8 +41,10 @@ def image_paths(folder: Path) -> Iterator[Path]:
             yield folder / name
 
 
-def argument_paths(arguments: Iterable[str], notes: list[str]) -> Iterator[Path]:
+def argument_paths(arguments: Iterable[str], notes: list[str]) -> Iterator[Path | None]:
     """Files of a command's arguments, streamed: files, folders, and `-` for a list on standard input.
+
+    None comes where whoever writes that list has to be waited for, so that what is known can be given before.
 
     Args:
         arguments: as they were typed.
@@ -48,6 +55,9 @@ def argument_paths(arguments: Iterable[str], notes: list[str]) -> Iterator[Path]
     for argument in arguments:
         found = False
         for name in _lines_of_stdin() if argument == "-" else [argument]:
+            if name is None:
+                yield None
+                continue
             found = True
             if not os.path.isdir(name):
                 yield Path(name)
@@ -93,8 +103,24 @@ def _has_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def _lines_of_stdin() -> Iterator[str]:
-    for line in sys.stdin.buffer:
-        name = line.rstrip(b"\n")
-        if name:
-            yield os.fsdecode(name)
+def _lines_of_stdin() -> Iterator[str | None]:
+    if sys.stdin is None:  # it was closed before the command began
+        return
+    stream, torn = cast("BufferedReader", sys.stdin.buffer), b""
+    while True:
+        if not _has_more(stream, 0):
+            yield None
+            _has_more(stream, None)  # where it was set not to block, reading now would look like its end
+        some = stream.read1(1 << 16)
+        *names, torn = (torn + some).split(b"\n")
+        yield from (os.fsdecode(name) for name in [*names, b"" if some else torn] if name)
+        if not some:
+            return
+
+
+def _has_more(stream: BufferedReader, wait_s: float | None) -> bool:
+    """Whether reading returns at once, waiting up to so long for that; None waits as long as it takes."""
+    try:
+        return bool(select.select([stream], [], [], wait_s)[0])
+    except (OSError, ValueError):  # no file of the system's, or a system that cannot tell
+        return True

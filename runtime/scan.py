@@ -166,12 +166,14 @@ def _scan(detector: Detector, options: Options) -> int:
     return 1 if notes or tally.errors or failed else 0
 
 
-def _rounds(options: Options, stop: Stop, results: ResultsFile | None, notes: list[str]) -> Iterator[Iterator[Path]]:
+def _rounds(
+    options: Options, stop: Stop, results: ResultsFile | None, notes: list[str]
+) -> Iterator[Iterator[Path | None]]:
     """The files to judge: all that were named, or again and again what has settled since."""
     from aivsreal.runtime.paths import argument_paths
 
-    def unknown(paths: Iterable[Path]) -> Iterator[Path]:
-        return stop.until(path for path in paths if results is None or not results.is_known(path))
+    def unknown(paths: Iterable[Path | None]) -> Iterator[Path | None]:
+        return stop.until(path for path in paths if path is None or results is None or not results.is_known(path))
 
     if not options.watch:
         yield unknown(argument_paths(options.paths, notes))

@@ -87,3 +87,20 @@ def test_what_the_network_raises_comes_out_and_ends_it(pool: DecodePool, image: 
 
 def test_nothing_gives_nothing(pool: DecodePool) -> None:
     assert list(judged_batches([], pool, _paths, 4)) == []
+
+
+def test_all_before_a_path_that_has_yet_to_come_is_given_before_it_is_waited_for(pool: DecodePool, image: Path) -> None:
+    given = 0
+    seen: list[tuple[int, int]] = []
+
+    def feed() -> Iterator[Path | None]:
+        yield None
+        for asked in range(1, 30):
+            yield image
+            if asked in (1, 4, 5, 29):
+                yield None
+                seen.append((asked, given))
+
+    for batch in judged_batches(feed(), pool, _paths, 8):
+        given += len(batch)
+    assert seen == [(1, 1), (4, 4), (5, 5), (29, 29)]

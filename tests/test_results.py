@@ -187,11 +187,11 @@ def test_a_signal_finishes_the_batch_and_says_how_to_go_on(
         assert process.stderr
         process.stdin.write(names)  # the list stays open: the scan waits for more of it when the signal comes
         process.stdin.flush()
-        _wait_for(output, 1)
+        _wait_for(output, len(photos))  # all of them: none waits for a name that has not come
         process.send_signal(number)
         errors = process.communicate(timeout=60)[1].decode()
     assert process.returncode == code
-    assert f"stopped by {number.name} after {photos[0].parent}" in errors
+    assert f"stopped by {number.name} after {photos[-1]}" in errors
     assert f"--output {output} --batch-size 2 --resume, with the same list on standard input" in errors
     assert output.read_bytes().endswith(b"}\n")
     again = subprocess.run([*command, "--resume"], input=names, capture_output=True)

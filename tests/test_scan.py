@@ -169,6 +169,33 @@ def test_a_reader_that_goes_away_ends_the_scan_quietly(tiny_bundle: Path, photos
     assert b"Exception ignored" not in errors
 
 
+@pytest.mark.parametrize("blocks", [True, False])
+def test_each_name_on_a_list_that_stays_open_is_answered_at_once(tiny_bundle: Path, photos: Path, blocks: bool) -> None:
+    """As from a camera that writes a name for each picture: no answer waits for a later name."""
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, blocks)
+    command = [*SCAN, "-", "--bundle", str(tiny_bundle)]
+    with subprocess.Popen(command, stdin=ours, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        os.close(ours)
+        assert process.stdout
+        name = os.fsencode(photos / "b.png")
+        for count in (1, 1, 5, 2, 40):
+            os.write(theirs, (name + b"\n") * count)
+            assert [process.stdout.readline().split(b"\t")[0] for _ in range(count)] == [name] * count
+        os.write(theirs, name)  # a last line without an end
+        os.close(theirs)
+        assert process.stdout.read().count(b"\n") == 1
+    assert process.returncode == 0
+
+
+def test_a_standard_input_that_is_closed_is_an_empty_list(tiny_bundle: Path) -> None:
+    command = [*SCAN, "-", "--bundle", str(tiny_bundle)]
+    result = subprocess.run(command, preexec_fn=lambda: os.close(0), capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "standard input: no paths" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_an_interrupted_scan_keeps_whole_rows_and_says_so(tiny_bundle: Path, photos: Path) -> None:
     command = [*SCAN, "-", "--bundle", str(tiny_bundle)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
