@@ -240,13 +240,13 @@ class TorchBackend:
         del self.network
 
 
-def fold_attention_scale(module: nn.Module) -> None:
+def fold_attention_scale(module: nn.Module, *, undo: bool = False) -> None:
     """Multiply the weights of the queries by the attention's scale, which the forward pass then leaves out."""
     with torch.no_grad():
         for child in module.modules():
             if isinstance(child, (_Attention, _AttentionDownsample)):
                 for query in child.query_parameters():
-                    query.mul_(child.scale)
+                    query.mul_(1 / child.scale if undo else child.scale)
 
 
 class _Attention(torch.nn.Module):

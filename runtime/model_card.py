@@ -78,8 +78,9 @@ def _origin(provenance: Json) -> str:
     start: Json | None = provenance.get("started_from")
     if start is None:
         return "from scratch"
+    what = f"bundle `{start['bundle']}`" if "bundle" in start else f"weights `{start['weights_sha256'][:12]}`"
     return (
-        f"on from the weights `{start['weights_sha256'][:12]}` (epoch {start['epoch']} of the preset "
+        f"on from the {what} (epoch {start['epoch']} of the preset "
         f"`{start['config']['preset']}`, trained {_origin(start)})"
     )
 

@@ -21,7 +21,11 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import load_file
 
+from aivsreal.export.checkpoint import checkpoint_from_path, network_from_checkpoint
+from aivsreal.runtime.backend_torch import network_from_bundle
+from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.errors import CheckpointError
+from aivsreal.runtime.model_card import _origin
 from aivsreal.runtime.spec import PreprocessSpec, spec_from_json
 from aivsreal.train.cli import main
 from aivsreal.train.config import PRESETS, TrainConfig, config_from_json
@@ -245,6 +249,28 @@ def test_a_run_starts_from_the_weights_of_another(tiny_data: Path, tiny_run: Pat
     for name, value in one.items():
         if "running" not in name and "num_batches" not in name:
             assert torch.allclose(value, other[name], atol=1e-6), name
+
+
+def test_a_run_starts_from_a_bundle(tiny_data: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    result = _train(tiny_data, "-o", tmp_path / "run", "--init", tiny_bundle, "--epochs", 1, "--lr", 1e-9)
+    assert result.exit_code == 0, result.output
+    card = json.loads((tmp_path / "run" / "best.json").read_text())
+    bundle = Bundle.open(tiny_bundle)
+    assert card["started_from"]["bundle"] == bundle.digest
+    assert card["config"]["init"] == card["started_from"]["weights_sha256"] == bundle.manifest.files["model.onnx"]
+    before, after = network_from_bundle(bundle), network_from_checkpoint(checkpoint_from_path(tmp_path / "run"))
+    size = bundle.manifest.spec.size
+    batch_BCHW = torch.rand(4, 3, size, size) * 2 - 1
+    with torch.inference_mode():
+        assert torch.allclose(before(batch_BCHW), after(batch_BCHW), atol=0.02 * float(before(batch_BCHW).abs().max()))
+    assert f"on from the bundle `{bundle.digest}`" in _origin(card)
+
+
+def test_a_bundle_of_another_arch_is_no_start(tiny_data: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, [str(tiny_data), "-o", str(tmp_path / "run"), "--init", str(tiny_bundle)])
+    assert result.exit_code == 2
+    assert "give --arch" in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("what", ["missing", "damaged", "other"])

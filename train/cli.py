@@ -34,7 +34,7 @@ from aivsreal.train.config import PRESETS
 @click.option(
     "--init",
     type=click.Path(path_type=Path),
-    help="Run whose weights to start from, also of another --size.  [default: from scratch]",
+    help="Run or bundle whose weights to start from, also of another --size.  [default: from scratch]",
 )
 @click.option("--short-side", type=click.IntRange(32), help="Scale larger training images down to it as they are read.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps the images decoded between epochs.")
@@ -68,13 +68,15 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
     except ImportError as error:
         raise MissingExtra("train", error.name or "torch", "train") from None
     from aivsreal.runtime.backend_torch import ARCHS
-    from aivsreal.train.cache import cached_pixels
+    from aivsreal.runtime.bundle import MANIFEST, Bundle
+    from aivsreal.train.cache import FilePixels, cached_pixels
     from aivsreal.train.distributed import Ranks
     from aivsreal.train.fit import Machine, fit
     from aivsreal.train.plot import draw_curves
     from aivsreal.train.progress import TrainDisplay
     from aivsreal.train.samples import counts_of, digest_of, in_split, licences_of, readable, samples_from_data
     from aivsreal.train.store import starting_point
+    from aivsreal.train.unfuse import told_of_bundle, weights_from_bundle
 
     config = PRESETS[preset]
     changes = {
@@ -89,8 +91,13 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
         raise DataError(f"--arch {config.arch}: unknown; use one of {', '.join(ARCHS)}")
     start: dict[str, Any] = {}
     values = None
+    bundle = None
     if options["init"] is not None:
-        values, start = starting_point(options["init"], config.arch)
+        if (options["init"] / MANIFEST).is_file():
+            bundle = Bundle.open(options["init"])
+            start = told_of_bundle(bundle, config.arch)
+        else:
+            values, start = starting_point(options["init"], config.arch)
         config = replace(config, init=start["weights_sha256"])
     ranks = Ranks.from_environment()
     if config.batch_size % ranks.world:
@@ -134,6 +141,8 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
     for split in choose_on:
         if split not in val_samples:
             raise DataError(f"--choose-on {split}: no such validation split; there are {', '.join(vals)}")
+    if bundle is not None:
+        values = weights_from_bundle(bundle, train_samples, config, pixels_of or FilePixels(config.short_side))
     used = train_samples + [sample for split in vals for sample in val_samples[split]]
     root = data if data.is_dir() else data.parent
     card: dict[str, Any] = {
