@@ -12,6 +12,7 @@ from pathlib import Path
 
 from aivsreal.runtime.backend import INPUT, LOGITS, MAP
 from aivsreal.runtime.bundle import MODEL, Bundle
+from aivsreal.runtime.bundle_engines import engines_of
 from aivsreal.runtime.engine import EngineKind
 from aivsreal.runtime.errors import ExportError
 
@@ -85,7 +86,7 @@ def _models(bundle: Bundle) -> Iterator[TritonModel]:
     content = bundle.read(MODEL)
     map_sides = _map_sides(content)
     yield TritonModel(f"{NAME}_onnx", "onnxruntime", "model.onnx", content, False, MAX_BATCH, map_sides, False)
-    cards = [card for card in bundle.engines() if card.key.kind is EngineKind.TENSORRT]
+    cards = [card for card in engines_of(bundle) if card.key.kind is EngineKind.TENSORRT]
     for card in cards:
         targets = "_".join(f"sm{item.replace('.', '')}" for item in card.key.compute_capabilities)
         name = f"{NAME}_tensorrt" if len(cards) == 1 else f"{NAME}_tensorrt_{targets}_{card.key.version}"

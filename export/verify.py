@@ -7,8 +7,8 @@ from pathlib import Path
 from aivsreal.export.draft import Draft, Tell, draft_from_bundle
 from aivsreal.export.parity import FULL_ENGINE, HALF, SAME_WEIGHTS
 from aivsreal.export.session import engine_logits, onnx_logits, torch_logits
-from aivsreal.runtime.bundle import HALF_MODEL, INT8_MODEL, Bundle
-from aivsreal.runtime.engine import CARD_SUFFIX, ENGINE_SUFFIX
+from aivsreal.runtime.bundle import CARD_SUFFIX, ENGINE_SUFFIX, HALF_MODEL, INT8_MODEL, Bundle
+from aivsreal.runtime.bundle_engines import engines_of
 from aivsreal.runtime.errors import BackendError, ExportError, MissingExtra
 
 
@@ -21,7 +21,7 @@ def verify(bundle: Bundle, folder: Path | None, tell: Tell) -> Draft:
         BundleError: a file is damaged, or an engine's card does not belong to it.
         ExportError: a difference is past its tolerance, or INT8 is there without having passed its gate.
     """
-    cards = bundle.engines()
+    cards = engines_of(bundle)
     draft = draft_from_bundle(bundle, folder, tell)
     files = bundle.manifest.files
     try:

@@ -125,7 +125,7 @@ def open_backend(
         return _opened(bundle, kind, threads, "asked for")
     passed_over = []
     for candidate in ("tensorrt", "onnx", "torch"):
-        if candidate == "tensorrt" and not bundle.engines():
+        if candidate == "tensorrt" and not bundle.has_engines:
             passed_over.append("tensorrt passed over: no engine in the bundle")
             continue
         try:

@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from aivsreal.runtime.engine import CARD_SUFFIX, ENGINE_SUFFIX, Device, EngineCard, card_from_json
-from aivsreal.runtime.errors import BackendError, BundleError
+from aivsreal.runtime.errors import BundleError
 from aivsreal.runtime.spec import PreprocessSpec, spec_from_json
 from aivsreal.runtime.verdict import LABELS, OperatingPoint
 
@@ -22,6 +21,8 @@ MANIFEST = "manifest.json"
 MODEL = "model.onnx"  # FP32 arithmetic; each bundle has it, and everything else is made of it
 HALF_MODEL = "model.fp16.onnx"  # half arithmetic, what an fp16 engine is built of
 INT8_MODEL = "model.int8.onnx"  # quantised, for CPUs with VNNI
+ENGINE_SUFFIX = ".engine"
+CARD_SUFFIX = ".engine.json"
 SHIPPED = Path(__file__).resolve().parent / "models" / "levit192"
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -149,7 +150,7 @@ class Bundle:
             raise BundleError(f"{folder} {what}; {again}")
         try:
             text = (folder / MANIFEST).read_bytes()
-            manifest = manifest_from_json(_mapping(json.loads(text, parse_constant=_no_constant)))
+            manifest = manifest_from_json(object_from_json(text))
         except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise BundleError(f"{folder / MANIFEST} cannot be used: {error}; {again}") from None
         bundle = Bundle(folder, manifest, hashlib.sha256(text).hexdigest()[:12])
@@ -161,6 +162,11 @@ class Bundle:
     def is_shipped(self) -> bool:
         """Whether it is the one that came with aivsreal."""
         return self.path.resolve() == SHIPPED
+
+    @property
+    def has_engines(self) -> bool:
+        """Whether engines are listed; `bundle_engines` says what they are for."""
+        return any(name.endswith(ENGINE_SUFFIX) for name in self.manifest.files)
 
     def read(self, name: str) -> bytes:
         """The bytes of one file, verified as they are read, so that what is used is what was checked.
@@ -181,48 +187,6 @@ class Bundle:
                 "or make it again with aivsreal-export"
             )
         return content
-
-    def engines(self) -> tuple[EngineCard, ...]:
-        """Cards of the engines in the bundle, in the order of their names. The bytes are `read(card.file)`.
-
-        Raises:
-            BundleError: a card is damaged, missing, or for another model or preprocessing than the bundle's.
-        """
-        cards = []
-        names = {name for name in self.manifest.files if name.endswith((ENGINE_SUFFIX, CARD_SUFFIX))}
-        for name in sorted(name for name in names if name.endswith(ENGINE_SUFFIX)):
-            file = name.removesuffix(ENGINE_SUFFIX) + CARD_SUFFIX
-            content = self.read(file)
-            try:
-                card = card_from_json(_mapping(json.loads(content, parse_constant=_no_constant)))
-                if card.file != name:
-                    raise ValueError(f"it describes {card.file}")
-                if card.spec != self.manifest.spec:
-                    raise ValueError("it was built for another preprocessing than the manifest's")
-                if card.key.onnx_sha256 != self.manifest.files.get(MODEL):
-                    raise ValueError(f"it was built of another model than {MODEL}")
-            except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-                raise BundleError(
-                    f"{self.path / file} cannot be used: {error}; build the engine again with aivsreal-export --fp16"
-                ) from None
-            cards.append(card)
-        return tuple(cards)
-
-    def engine_for(self, device: Device) -> EngineCard:
-        """The card of the best engine that fits: of that very version before a compatible one, GPU before DLA, fp16.
-
-        Raises:
-            BackendError: there is none; the message names what the engines are for, and what this device is.
-            BundleError: a card is damaged.
-        """
-        cards = self.engines()
-        fitting = [card for card in cards if card.key.fits(device)]
-        if fitting:
-            return max(fitting, key=lambda card: _rank(card, device))
-        if not cards:
-            raise BackendError(f"no engine in the bundle for {device}: run aivsreal-export --fp16")
-        built = "; ".join(f"{card.file} was built for {card.key}" for card in cards)
-        raise BackendError(f"{built}; this is {device}: run aivsreal-export --fp16")
 
 
 def extended_folder() -> Path:
@@ -287,11 +251,6 @@ def write_bundle(target: Path, files: Mapping[str, bytes], manifest: Manifest) -
     return replace(bundle, path=Path(target))
 
 
-def _rank(card: EngineCard, device: Device) -> tuple[bool, bool, bool, int]:
-    key = card.key
-    return (key.version == device.version, key.dla_core is None, key.precision == "fp16", key.max_batch)
-
-
 def _check_replaceable(place: Path) -> None:
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
@@ -315,6 +274,15 @@ def _write_synced(file: Path, content: bytes) -> None:
 def _exactly(values: Mapping[str, Any], fields: frozenset[str], what: str) -> None:
     if set(_mapping(values)) != fields:
         raise ValueError(f"{what} needs exactly the fields {sorted(fields)}, not {sorted(values)}")
+
+
+def object_from_json(content: bytes) -> Mapping[str, Any]:
+    """A JSON object that has finite numbers only.
+
+    Raises:
+        ValueError, RecursionError: it is none.
+    """
+    return _mapping(json.loads(content, parse_constant=_no_constant))
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -93,10 +93,11 @@ def _packages() -> str:
 
 def _bundle(path: str | None) -> tuple[Bundle | None, Finding]:
     from aivsreal.runtime.bundle import Bundle
+    from aivsreal.runtime.bundle_engines import engines_of
 
     try:
         bundle = Bundle.open(path)
-        engines = len(bundle.engines())
+        engines = len(engines_of(bundle))
     except AivsrealError as error:
         return None, Finding("bundle", BROKEN, str(error), "aivsreal-doctor --bundle FOLDER for another one")
     where = "shipped" if bundle.is_shipped else str(bundle.path)

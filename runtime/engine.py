@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any
 
+from aivsreal.runtime.bundle import CARD_SUFFIX, ENGINE_SUFFIX
 from aivsreal.runtime.spec import PreprocessSpec, spec_from_json
 
 FORMAT = 1
-ENGINE_SUFFIX = ".engine"
-CARD_SUFFIX = ".engine.json"
 _MAJORS = (8, 10, 11)  # there is no TensorRT 9 outside of NVIDIA's language-model tools
 _VERSION = re.compile(r"\d+(\.\d+)+")
 _CAPABILITY = re.compile(r"\d+\.\d")

@@ -102,13 +102,15 @@ def _opened(options: Options) -> Detector:
         bundle = beside.submit(Bundle.open, options.bundle)
         from aivsreal.runtime.backend import WORTH_A_SLOW_START
         from aivsreal.runtime.detector import Detector
+        from aivsreal.runtime.own_process import load_decoders
         from aivsreal.runtime.paths import count_if_few
 
         opened = bundle.result()
-    # Only auto chooses, and only it needs the folders looked at.
-    choose = options.backend == "auto" and not options.watch
-    few = count_if_few(options.paths, WORTH_A_SLOW_START) if choose else None
-    return Detector.open(opened, options.backend, options.operating_point, options.threads, images=few)
+        # Only auto chooses, and only it needs the folders looked at.
+        choose = options.backend == "auto" and not options.watch
+        few = count_if_few(options.paths, WORTH_A_SLOW_START) if choose else None
+        beside.submit(load_decoders)  # while the network is loaded, which for the most part is not Python
+        return Detector.open(opened, options.backend, options.operating_point, options.threads, images=few)
 
 
 def _scan(detector: Detector, options: Options) -> int:

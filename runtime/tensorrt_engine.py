@@ -12,6 +12,7 @@ import numpy as np
 
 from aivsreal.runtime.backend import INPUT, LOGITS, MAP
 from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.bundle_engines import engine_for
 from aivsreal.runtime.cuda import Gpu
 from aivsreal.runtime.engine import Device, EngineCard, EngineKind, this_platform
 from aivsreal.runtime.engine_slot import EngineTensors, Floats
@@ -49,7 +50,7 @@ def fitting_engine(bundle: Bundle, libraries: dict[EngineKind, Any], gpu: Gpu) -
     for kind, trt in libraries.items():
         device = Device(kind, trt.__version__, "{}.{}".format(*gpu.capability), this_platform())
         try:
-            return kind, bundle.engine_for(device)
+            return kind, engine_for(bundle, device)
         except BackendError as error:
             refusals.append(str(error))
     raise BackendError("; ".join(refusals))

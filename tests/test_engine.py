@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from aivsreal.runtime.bundle import Bundle, Manifest, write_bundle
+from aivsreal.runtime.bundle_engines import engine_for, engines_of
 from aivsreal.runtime.engine import Device, EngineCard, EngineKey, EngineKind, card_from_json
 from aivsreal.runtime.errors import BackendError, BundleError
 from aivsreal.runtime.spec import PreprocessSpec
@@ -80,23 +81,23 @@ def test_the_best_engine_that_fits_is_taken(tmp_path: Path) -> None:
     full = replace(CARD, key=replace(KEY, precision="fp32"))
     elsewhere = replace(CARD, key=replace(KEY, compute_capabilities=("9.0",)))
     bundle = _bundle(tmp_path / "bundle", compatible, on_dla, full, elsewhere, CARD)
-    assert len(bundle.engines()) == 5
-    assert bundle.engine_for(ORIN).file == CARD.file
-    assert bundle.read(bundle.engine_for(ORIN).file) == CARD.file.encode()
-    assert bundle.engine_for(replace(ORIN, version="10.4.0")).file == compatible.file
+    assert len(engines_of(bundle)) == 5
+    assert engine_for(bundle, ORIN).file == CARD.file
+    assert bundle.read(engine_for(bundle, ORIN).file) == CARD.file.encode()
+    assert engine_for(bundle, replace(ORIN, version="10.4.0")).file == compatible.file
 
 
 def test_an_engine_for_another_place_names_both_and_the_command(tmp_path: Path) -> None:
     bundle = _bundle(tmp_path / "bundle", CARD)
     with pytest.raises(BackendError) as error:
-        bundle.engine_for(Device(EngineKind.TENSORRT, "11.4.0", "9.0", "linux-x86_64"))
+        engine_for(bundle, Device(EngineKind.TENSORRT, "11.4.0", "9.0", "linux-x86_64"))
     for words in ("sm_87 with TensorRT 10.3.0", "sm_90 with TensorRT 11.4.0", "run aivsreal-export --fp16"):
         assert words in str(error.value)
 
 
 def test_a_bundle_without_an_engine_says_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"no engine in the bundle for sm_87 .* aivsreal-export --fp16"):
-        _bundle(tmp_path / "bundle").engine_for(ORIN)
+        engine_for(_bundle(tmp_path / "bundle"), ORIN)
 
 
 def _values(**key: object) -> dict[str, Any]:
@@ -150,13 +151,13 @@ def test_an_engine_whose_card_does_not_belong_to_it_is_refused(
     files = {name: bundle.read(name) for name in bundle.manifest.files}
     change(files, CARD.file)
     with pytest.raises(BundleError, match=words):
-        write_bundle(tmp_path / "other", files, MANIFEST).engine_for(ORIN)
+        engine_for(write_bundle(tmp_path / "other", files, MANIFEST), ORIN)
 
 
 def test_an_engine_that_was_changed_is_never_read(tmp_path: Path) -> None:
     bundle = _bundle(tmp_path / "bundle", CARD)
     (tmp_path / "bundle" / CARD.file).write_bytes(b"something else")
     with pytest.raises(BundleError, match="damaged or was changed"):
-        bundle.read(bundle.engine_for(ORIN).file)
+        bundle.read(engine_for(bundle, ORIN).file)
     with pytest.raises(BundleError, match="damaged or was changed"):
         Bundle.open(tmp_path / "bundle")

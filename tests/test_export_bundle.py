@@ -27,6 +27,7 @@ from aivsreal.export.parity import Tolerance
 from aivsreal.runtime import Detector
 from aivsreal.runtime.backend import open_backend
 from aivsreal.runtime.bundle import Bundle, Manifest, extended_folder, write_bundle
+from aivsreal.runtime.bundle_engines import engines_of
 from aivsreal.runtime.errors import BackendError
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import LABELS, OperatingPoint
@@ -112,7 +113,7 @@ def test_with_a_gpu_the_bundle_gets_an_engine_that_the_runtime_takes(
     with_gpu(version)
     result = _export(folder, "--fp16", "--max-batch", 16, "--json")
     assert result.exit_code == 0, result.output
-    (card,) = Bundle.open(folder).engines()
+    (card,) = engines_of(Bundle.open(folder))
     assert (card.key.precision, card.key.max_batch, card.key.compute_capabilities) == ("fp16", 16, ("8.7",))
     assert card.parity is not None
     assert card.parity["images"] == 24
@@ -146,7 +147,7 @@ def test_tensorrt_rtx_builds_an_engine_for_another_gpu_and_leaves_its_comparison
     monkeypatch.setattr("aivsreal.runtime.cuda.open_driver", no_driver)
     result = _export(folder, "--rtx", "8.6", "--json")
     assert result.exit_code == 0, result.output
-    (card,) = Bundle.open(folder).engines()
+    (card,) = engines_of(Bundle.open(folder))
     assert (card.key.kind.value, card.key.compute_capabilities, card.key.precision) == (
         "tensorrt-rtx", ("8.6",), "fp16"
     )  # fmt: skip
