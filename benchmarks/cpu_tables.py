@@ -31,12 +31,13 @@ def paired(rows: Sequence[Row]) -> Table:
         "precision",
         "ms an image",
         "times as fast as ONNX Runtime FP32",
+        "at least",
         "p_ai differs by (mean, max)",
     ]
     return header, [
         [
             row["backend"], row["precision"], f"{row['ms_per_image']:.2f}",
-            _interval(row["times_as_fast_as_onnx_fp32"]),
+            _interval(row["times_as_fast_as_onnx_fp32"]), f"{row['bound']:g}" if "bound" in row else "",
             f"{row['p_ai_difference']['mean']:.4f}, {row['p_ai_difference']['max']:.4f}",
         ]
         for row in _only(rows, "paired")

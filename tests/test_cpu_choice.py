@@ -19,9 +19,8 @@ from aivsreal.runtime.preprocess import PixelsHWC
 class FakeBackend:
     """A fake: its logit is the mean brightness, moved by `off`, and it burns `ms` of processor time an image."""
 
-    precision = "fp32"
-
     def __init__(self, name: str, ms: float = 0.0, off: float = 0.0) -> None:
+        self.precision = "fp32"
         self.name, self._ms, self._off, self.closed = name, ms, off, False
 
     def logits_from_squares(self, squares: Sequence[PixelsHWC]) -> np.ndarray:
