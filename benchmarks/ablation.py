@@ -20,7 +20,7 @@ from aivsreal.benchmarks.machine import machine_facts
 from aivsreal.train.config import PRESETS
 
 Row = dict[str, Any]
-RESIDUAL = "_residual"  # the suffix of `backend_torch.RESIDUAL`, whose import would cost torch
+RESIDUAL = "_residual"  # the suffix of `levit.RESIDUAL`, whose import would cost torch
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,9 @@ from time import perf_counter
 from typing import Any
 
 from aivsreal.benchmarks.pairs import ratio, rounded
-from aivsreal.runtime.bundle import MODEL, Bundle
+from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.errors import AivsrealError
+from aivsreal.runtime.manifest import MODEL
 
 OURS = "aivsreal:auto"
 PLAIN = ("plain-torch", "plain-onnx", "plain-openvino")

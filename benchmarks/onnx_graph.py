@@ -23,8 +23,9 @@ import numpy.typing as npt
 
 from aivsreal.benchmarks.machine import machine_facts
 from aivsreal.runtime.backend import INPUT, LOGITS
-from aivsreal.runtime.bundle import INT8_MODEL, MODEL, Bundle
+from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.errors import AivsrealError
+from aivsreal.runtime.manifest import INT8_MODEL, MODEL
 
 PLAIN_RATIO = 1.0  # our time over that of a plain export, at most
 OPENVINO_RATIO = 1.1  # our time over OpenVINO's in FP32, at most
@@ -55,7 +56,7 @@ def _plain_export(arch: str, size: int, file: Path, fuse: bool) -> bytes:
     """timm's model through `torch.onnx.export`, as anyone would write it, or with timm's own `fuse()` first."""
     import torch
 
-    from aivsreal.runtime.backend_torch import network_from_arch
+    from aivsreal.runtime.levit import network_from_arch
 
     network: Any = network_from_arch(arch, size).eval()
     if fuse:

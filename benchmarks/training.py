@@ -41,7 +41,7 @@ def step_rate(config: TrainConfig, device: str, amp: bool, compiled: bool, steps
     import torch
     from torch.nn.functional import binary_cross_entropy_with_logits
 
-    from aivsreal.runtime.backend_torch import logits_from_output, network_from_arch
+    from aivsreal.runtime.levit import logits_from_output, network_from_arch
 
     torch.manual_seed(config.seed)
     network = network_from_arch(config.arch, config.spec.size).to(device).train()

@@ -16,9 +16,9 @@ from aivsreal.export.engine import BuildOptions, engine_from_onnx
 from aivsreal.export.half_graph import full_from_onnx, half_from_onnx
 from aivsreal.export.parity import FULL_ENGINE, HALF
 from aivsreal.export.session import engine_logits, onnx_logits
-from aivsreal.runtime.bundle import HALF_MODEL, INT8_MODEL, MODEL
 from aivsreal.runtime.engine import EngineKind
 from aivsreal.runtime.errors import BackendError, ExportError, MissingExtra
+from aivsreal.runtime.manifest import HALF_MODEL, INT8_MODEL, MODEL
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ from pathlib import Path
 from aivsreal.export.parity import SAME_WEIGHTS, STORED_WEIGHTS, LogitsB, Parity, Tolerance, check, parity, thresholds
 from aivsreal.export.reference import COUNT, Reference
 from aivsreal.export.session import SLOW_COUNT, has_onnxruntime, onnx_logits, torch_logits
-from aivsreal.runtime.bundle import MODEL, Bundle, Manifest
+from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.errors import ExportError, MissingExtra
+from aivsreal.runtime.manifest import MODEL, Manifest
 from aivsreal.runtime.preprocess import BatchBCHW
 from aivsreal.runtime.verdict import OperatingPoint
 
@@ -122,7 +123,7 @@ def draft_from_checkpoint(
         raise MissingExtra("export", error.name or "onnx", "export") from None
     from aivsreal.export.checkpoint import checkpoint_from_path, network_from_checkpoint
     from aivsreal.export.onnx_graph import onnx_from_network, with_half_weights
-    from aivsreal.runtime.backend_torch import fused_network, round_to_half
+    from aivsreal.runtime.levit import fused_network, round_to_half
 
     source = checkpoint_from_path(path)
     network = network_from_checkpoint(source)

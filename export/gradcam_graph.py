@@ -24,7 +24,7 @@ from aivsreal.runtime.spec import PreprocessSpec
 if TYPE_CHECKING:
     import torch
 
-    from aivsreal.runtime.backend_torch import FusedLevit
+    from aivsreal.runtime.levit import FusedLevit
 
 STAGES = ("stage1", "stage2", "stage3")
 MAX_MAP_DIFFERENCE = 1e-4  # of the map's largest value, ONNX against PyTorch
@@ -84,7 +84,7 @@ def gradcam_from_network(
     import torch
 
     from aivsreal.export.onnx_graph import with_half_weights
-    from aivsreal.runtime.backend_torch import round_to_half
+    from aivsreal.runtime.levit import round_to_half
 
     rounded = round_to_half(network)
     model = with_half_weights(gradcam_graph_from_network(rounded, spec, stage, opset))

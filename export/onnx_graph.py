@@ -33,7 +33,7 @@ def onnx_from_network(network: nn.Module, spec: PreprocessSpec, opset: int = 17)
     import torch
     from onnx import numpy_helper
 
-    from aivsreal.runtime.backend_torch import FusedLevit
+    from aivsreal.runtime.levit import FusedLevit
 
     if not isinstance(network, FusedLevit):
         raise ExportError("the network was not fused; nothing was written")

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
-from aivsreal.runtime.bundle import Manifest
 from aivsreal.runtime.errors import ExportError
+from aivsreal.runtime.manifest import Manifest
 
 LogitsB = npt.NDArray[np.float32]
 

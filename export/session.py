@@ -22,7 +22,7 @@ from aivsreal.runtime.preprocess import BatchBCHW
 if TYPE_CHECKING:
     from torch import nn
 
-    from aivsreal.runtime.bundle import Manifest
+    from aivsreal.runtime.manifest import Manifest
 
 CHUNK = 32  # images at once: bounds memory, and shows that the batch is dynamic when the last chunk is shorter
 SLOW_COUNT = 8  # images where only onnx's own evaluator is there: it takes 6 s for one on a desktop's core

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aivsreal.runtime.backend import INPUT, LOGITS, MAP
-from aivsreal.runtime.bundle import MODEL, Bundle
+from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.bundle_engines import engines_of
 from aivsreal.runtime.engine import EngineKind
 from aivsreal.runtime.errors import ExportError
+from aivsreal.runtime.manifest import MODEL
 
 NAME = "aivsreal"
 MAX_BATCH = 64  # of the ONNX model, whose batch is free; an engine's is in its profile

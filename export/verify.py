@@ -7,9 +7,10 @@ from pathlib import Path
 from aivsreal.export.draft import Draft, Tell, draft_from_bundle
 from aivsreal.export.parity import FULL_ENGINE, HALF, SAME_WEIGHTS
 from aivsreal.export.session import engine_logits, onnx_logits, torch_logits
-from aivsreal.runtime.bundle import CARD_SUFFIX, ENGINE_SUFFIX, HALF_MODEL, INT8_MODEL, Bundle
+from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.bundle_engines import engines_of
 from aivsreal.runtime.errors import BackendError, ExportError, MissingExtra
+from aivsreal.runtime.manifest import CARD_SUFFIX, ENGINE_SUFFIX, HALF_MODEL, INT8_MODEL
 
 
 def verify(bundle: Bundle, folder: Path | None, tell: Tell) -> Draft:

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from aivsreal.runtime.backend import LOGITS, MAP, LogitsB, MapsBhw, no_maps
-from aivsreal.runtime.bundle import INT8_MODEL, MODEL, Bundle
+from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.cpu import has_int8_products
 from aivsreal.runtime.errors import BackendError, BundleError, MissingExtra
 from aivsreal.runtime.machine import usable_cores
+from aivsreal.runtime.manifest import INT8_MODEL, MODEL
 from aivsreal.runtime.onnx_providers import MAX_TENSORRT_BATCH, PROVIDERS, Provider, check_running, providers_for
 from aivsreal.runtime.optimised import OptimisedModel
 from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, batch_from_pixels, batch_from_squares

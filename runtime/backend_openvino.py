@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from aivsreal.runtime.backend import INPUT, LOGITS, MAP, LogitsB, MapsBhw, no_maps
-from aivsreal.runtime.bundle import MODEL, Bundle
+from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.cache import usable_cache_folder
 from aivsreal.runtime.errors import BackendError, BundleError, MissingExtra
 from aivsreal.runtime.machine import usable_cores
+from aivsreal.runtime.manifest import MODEL
 from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, batch_from_pixels, batch_from_squares
 
 _PRODUCTS = ("Convolution", "FullyConnected", "MatMul")  # layers whose precision is the network's

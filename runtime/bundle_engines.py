@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from aivsreal.runtime.bundle import CARD_SUFFIX, ENGINE_SUFFIX, MODEL, Bundle, object_from_json
+from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.engine import Device, EngineCard, card_from_json
 from aivsreal.runtime.errors import BackendError, BundleError
+from aivsreal.runtime.manifest import CARD_SUFFIX, ENGINE_SUFFIX, MODEL, object_from_json
 
 
 def engines_of(bundle: Bundle) -> tuple[EngineCard, ...]:

@@ -12,10 +12,11 @@ from time import process_time
 import numpy as np
 
 from aivsreal.runtime.backend import Backend, LogitsB, SquareBackend
-from aivsreal.runtime.bundle import INT8_MODEL, Bundle
+from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.cache import cpu_digest, remember, remembered, usable_cache_folder
 from aivsreal.runtime.cpu import has_int8_products
 from aivsreal.runtime.errors import BackendError
+from aivsreal.runtime.manifest import INT8_MODEL
 from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.runtime.verdict import p_ai_from_logit
 

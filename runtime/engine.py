@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any
 
-from aivsreal.runtime.bundle import CARD_SUFFIX, ENGINE_SUFFIX
+from aivsreal.runtime.manifest import CARD_SUFFIX, ENGINE_SUFFIX
 from aivsreal.runtime.spec import PreprocessSpec, spec_from_json
 
 FORMAT = 1

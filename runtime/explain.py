@@ -27,7 +27,7 @@ from aivsreal.runtime.verdict import Label, Verdict, verdict_from_logit
 if TYPE_CHECKING:
     import torch
 
-    from aivsreal.runtime.backend_torch import FusedLevit
+    from aivsreal.runtime.levit import FusedLevit
 
 MAX_PARITY = 1e-3  # logit; what `aivsreal-export` allows between ONNX and PyTorch
 

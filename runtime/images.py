@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from aivsreal.runtime.errors import Fault, ImageError
 from aivsreal.runtime.integrity import PartialPicture, check_container, check_filled
 from aivsreal.runtime.preprocess import PixelsHWC
+from aivsreal.runtime.signatures import announced_format, is_heif
 from aivsreal.runtime.snapshot import Snapshot, snapshot_from_file
 from aivsreal.runtime.spec import halvings
 
@@ -28,14 +29,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF")
 MAX_PIXELS = 178_956_970  # Pillow's own limit: past it `Image.open` refuses, unless `own_process` moved it
 MIN_SIDE = 16  # below this there is nothing to judge: the network would look at interpolation alone
 
-_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
-_SIGNATURES = (
-    ("JPEG", b"\xff\xd8\xff"),
-    ("PNG", b"\x89PNG\r\n\x1a\n"),
-    ("GIF", b"GIF8"),
-    ("TIFF", b"II*\0"),
-    ("TIFF", b"MM\0*"),
-)
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -81,12 +74,12 @@ def opened(snapshot: Snapshot, max_pixels: int = MAX_PIXELS) -> Iterator[Image.I
         ImageError: it is not an image, damaged, partial, too large or too small.
     """
     path, content = snapshot.path, snapshot.content
-    heif = _is_heif(content)
+    heif = is_heif(content)
     if heif:
         _register_heif(path)
     with (
         _QUIET,
-        _damage_as_image_error(path, max_pixels, _signature(content)),
+        _damage_as_image_error(path, max_pixels, announced_format(content)),
         Image.open(io.BytesIO(content), formats=("HEIF",) if heif else FORMATS) as image,
     ):
         _check_size(path, image.width, image.height, max_pixels)  # before anything is decoded
@@ -240,23 +233,6 @@ def _check_size(name: Path | str, width: int, height: int, max_pixels: int) -> N
 
 def _too_many(max_pixels: int) -> str:
     return f"more than {max_pixels:,} pixels: scale it down, or allow more with --max-pixels"
-
-
-def _signature(content: bytes) -> str | None:
-    """The format that the first bytes announce."""
-    if content[4:8] == b"ftyp" and content[8:12] in (b"avif", b"avis"):
-        return "AVIF"
-    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        return "WebP"
-    return next((name for name, start in _SIGNATURES if content.startswith(start)), None)
-
-
-def _is_heif(content: bytes) -> bool:
-    if content[4:8] != b"ftyp":
-        return False
-    size = min(int.from_bytes(content[:4], "big"), 256)
-    brands = {content[8:12], *(content[at : at + 4] for at in range(16, size, 4))}
-    return bool(brands & _HEIF_BRANDS) and not brands & {b"avif", b"avis"}
 
 
 def _register_heif(path: Path) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aivsreal.runtime.bundle import Bundle, Manifest, write_bundle
+from aivsreal.runtime.bundle import Bundle, write_bundle
+from aivsreal.runtime.manifest import Manifest
 from aivsreal.runtime.markdown import markdown_table
 
 Json = Mapping[str, Any]  # what the commands wrote into the manifest; this is where it leaves JSON

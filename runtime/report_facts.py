@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aivsreal.runtime.bundle import Bundle, Manifest
+from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.manifest import Manifest
 from aivsreal.runtime.spec import Geometry
 from aivsreal.runtime.verdict import OperatingPoint
 

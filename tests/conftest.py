@@ -91,7 +91,7 @@ def small_model() -> Any:
     import torch
 
     from aivsreal.export.onnx_graph import onnx_from_network, with_half_weights
-    from aivsreal.runtime.backend_torch import fused_network, network_from_arch
+    from aivsreal.runtime.levit import fused_network, network_from_arch
     from aivsreal.runtime.spec import PreprocessSpec
 
     torch.manual_seed(0)
@@ -120,8 +120,9 @@ def map_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from aivsreal.export.onnx_graph import onnx_from_network, with_half_weights
-    from aivsreal.runtime.backend_torch import fused_network, network_from_arch
-    from aivsreal.runtime.bundle import Manifest, write_bundle
+    from aivsreal.runtime.bundle import write_bundle
+    from aivsreal.runtime.levit import fused_network, network_from_arch
+    from aivsreal.runtime.manifest import Manifest
     from aivsreal.runtime.spec import PreprocessSpec
     from aivsreal.runtime.verdict import LABELS, OperatingPoint
 

@@ -15,9 +15,10 @@ from fake_tensorrt import fake_tensorrt
 
 from aivsreal.runtime import backend_tensorrt, cuda
 from aivsreal.runtime.backend import INPUT, LOGITS, MAP
-from aivsreal.runtime.bundle import Bundle, Manifest, write_bundle
+from aivsreal.runtime.bundle import Bundle, write_bundle
 from aivsreal.runtime.cuda import Gpu
 from aivsreal.runtime.engine import EngineCard, EngineKey, EngineKind, this_platform
+from aivsreal.runtime.manifest import Manifest
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import LABELS, OperatingPoint
 

@@ -24,9 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from hostile import encoded, good_files, picture
 
-from aivsreal.runtime.bundle import SHIPPED, Bundle, manifest_from_json
+from aivsreal.runtime.bundle import SHIPPED, Bundle
 from aivsreal.runtime.decoding import DecodePlan, decoded_from_file
 from aivsreal.runtime.errors import BundleError
+from aivsreal.runtime.manifest import manifest_from_json
 from aivsreal.runtime.own_process import set_up_pillow
 from aivsreal.runtime.rows import row_from_line
 

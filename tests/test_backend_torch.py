@@ -10,17 +10,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from aivsreal.runtime.backend_torch import (
-    ARCHS,
-    Residual,
-    fused_network,
-    logits_from_output,
-    network_from_arch,
-    network_from_bundle,
-    round_to_half,
-)
+from aivsreal.runtime.backend_torch import network_from_bundle
 from aivsreal.runtime.bundle import Bundle, write_bundle
 from aivsreal.runtime.errors import BundleError
+from aivsreal.runtime.levit import ARCHS, Residual, fused_network, logits_from_output, network_from_arch, round_to_half
 
 
 def _trained(arch: str, size: int) -> torch.nn.Module:

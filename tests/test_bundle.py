@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from aivsreal.runtime.bundle import Bundle, Manifest, manifest_from_json, write_bundle
+from aivsreal.runtime.bundle import Bundle, write_bundle
 from aivsreal.runtime.errors import BundleError
+from aivsreal.runtime.manifest import Manifest, manifest_from_json
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import LABELS, OperatingPoint
 

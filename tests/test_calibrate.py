@@ -13,9 +13,10 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from aivsreal.runtime.bundle import Bundle, Manifest, write_bundle
+from aivsreal.runtime.bundle import Bundle, write_bundle
 from aivsreal.runtime.detector import Detector
 from aivsreal.runtime.errors import BundleError
+from aivsreal.runtime.manifest import Manifest
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import LABELS, Label, OperatingPoint, Verdict, verdict_from_logit
 from aivsreal.train.calibrate import (

@@ -22,8 +22,8 @@ from aivsreal.export.parity import Tolerance
 from aivsreal.export.reference import Reference
 from aivsreal.export.session import onnx_logits
 from aivsreal.runtime import Bundle
-from aivsreal.runtime.backend_torch import FusedLevit, fused_network, network_from_arch, round_to_half
 from aivsreal.runtime.errors import ExportError
+from aivsreal.runtime.levit import FusedLevit, fused_network, network_from_arch, round_to_half
 from aivsreal.runtime.spec import PreprocessSpec
 
 SPEC = PreprocessSpec(64)

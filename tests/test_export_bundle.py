@@ -26,9 +26,10 @@ from aivsreal.export.int8_gate import Int8Gate
 from aivsreal.export.parity import Tolerance
 from aivsreal.runtime import Detector
 from aivsreal.runtime.backend import open_backend
-from aivsreal.runtime.bundle import Bundle, Manifest, extended_folder, write_bundle
+from aivsreal.runtime.bundle import Bundle, extended_folder, write_bundle
 from aivsreal.runtime.bundle_engines import engines_of
 from aivsreal.runtime.errors import BackendError
+from aivsreal.runtime.manifest import Manifest
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import LABELS, OperatingPoint
 

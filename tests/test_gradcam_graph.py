@@ -12,9 +12,10 @@ import torch
 
 from aivsreal.export.gradcam_graph import STAGES, gradcam_from_network, gradcam_graph_from_network
 from aivsreal.export.onnx_graph import with_half_weights
-from aivsreal.runtime.backend_torch import FusedLevit, network_from_bundle
+from aivsreal.runtime.backend_torch import network_from_bundle
 from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.errors import ExportError
+from aivsreal.runtime.levit import FusedLevit
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from aivsreal.runtime.backend_torch import network_from_arch
+from aivsreal.runtime.levit import network_from_arch
 from aivsreal.train.resolution import weights_at_size
 
 

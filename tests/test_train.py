@@ -27,11 +27,12 @@ from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.errors import CheckpointError
 from aivsreal.runtime.model_card import _origin
 from aivsreal.runtime.spec import PreprocessSpec, spec_from_json
+from aivsreal.train.batch_changes import patched
 from aivsreal.train.cli import main
 from aivsreal.train.config import PRESETS, TrainConfig, config_from_json
 from aivsreal.train.data import TrainDraws
 from aivsreal.train.distributed import Ranks
-from aivsreal.train.fit import Machine, fit, learning_rate, patched
+from aivsreal.train.fit import Machine, fit, learning_rate
 from aivsreal.train.samples import in_split, samples_from_data
 
 SMALL = "--arch levit_128s --size 64 --batch-size 8 --workers 0 --device cpu --no-amp".split()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_backend_torch import _trained
 
-from aivsreal.runtime.backend_torch import fused_network, logits_from_output
+from aivsreal.runtime.levit import fused_network, logits_from_output
 from aivsreal.train.unfuse import unfused
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import click
 import numpy as np
 
-from aivsreal.runtime.bundle import MODEL, Bundle
+from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.errors import AivsrealError, DataError
+from aivsreal.runtime.manifest import MODEL
 from aivsreal.runtime.model_card import rewritten
 from aivsreal.runtime.verdict import LABELS, p_ai_from_logit
 from aivsreal.train.calibrate import nll, offset_from_logits, points_from_logits, temperature_from_logits

@@ -67,8 +67,9 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
         import torchvision  # noqa: F401
     except ImportError as error:
         raise MissingExtra("train", error.name or "torch", "train") from None
-    from aivsreal.runtime.backend_torch import ARCHS
-    from aivsreal.runtime.bundle import MANIFEST, Bundle
+    from aivsreal.runtime.bundle import Bundle
+    from aivsreal.runtime.levit import ARCHS
+    from aivsreal.runtime.manifest import MANIFEST
     from aivsreal.train.cache import FilePixels, cached_pixels
     from aivsreal.train.distributed import Ranks
     from aivsreal.train.fit import Machine, fit

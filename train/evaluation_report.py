@@ -18,7 +18,7 @@ from aivsreal.runtime.model_card import rewritten
 from aivsreal.train.metrics import Measure
 
 if TYPE_CHECKING:
-    from aivsreal.train.evaluate import SplitResult, TierResult
+    from aivsreal.train.tier_result import SplitResult, TierResult
 
 FORMAT = 1
 _NAMES = {

@@ -16,9 +16,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from aivsreal.runtime.backend_torch import FusedLevit, fold_attention_scale, network_from_arch, network_from_bundle
-from aivsreal.runtime.bundle import MODEL, Bundle
+from aivsreal.runtime.backend_torch import network_from_bundle
+from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.errors import CheckpointError
+from aivsreal.runtime.levit import FusedLevit, fold_attention_scale, network_from_arch
+from aivsreal.runtime.manifest import MODEL
 from aivsreal.train.config import TrainConfig
 from aivsreal.train.data import PixelsOf, ValImages, batch_from_tensors
 from aivsreal.train.samples import Sample
