@@ -18,7 +18,7 @@ from aivsreal.runtime.images import pixels_from_file
 from aivsreal.runtime.paths import image_paths
 from aivsreal.runtime.preprocess import PixelsHWC
 
-GRAIN = 6.0  # standard deviation of the noise in 8-bit values: a 12-megapixel file then has 4 to 6 MB, as cameras write
+GRAIN = 6.0  # standard deviation of the noise in 8-bit values: a 12-megapixel file then has 3 to 4 MB, as cameras write
 _TILE = 512  # side of the noise that is repeated
 SHAPES = {"12-megapixel": (4000, 3000), "1024px": (1024, 768), "256px": (340, 256)}
 
