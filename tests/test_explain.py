@@ -55,7 +55,7 @@ def test_a_map_is_that_of_pytorch_grad_cam(explainer: Explainer, method: Method,
 def test_many_images_can_be_explained_and_their_verdicts_are_the_detectors(explainer: Explainer) -> None:
     found = [explainer.explain(_pixels(seed), layer=Layer.STAGE1) for seed in range(3)]
     again = explain(_pixels(0), explainer.bundle, layer=Layer.STAGE1)
-    with Detector.open(explainer.bundle.path) as detector:
+    with Detector.open(explainer.bundle.path, "onnx") as detector:
         for seed, explanation in enumerate(found):
             verdict = detector.judge(_pixels(seed))
             assert explanation.verdict.label is verdict.label
