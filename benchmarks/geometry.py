@@ -24,7 +24,8 @@ from aivsreal.runtime.errors import AivsrealError, BackendError
 from aivsreal.runtime.images import pixels_from_file
 from aivsreal.runtime.preprocess import PixelsHWC, square_from_pixels
 from aivsreal.runtime.spec import Box, Geometry, PreprocessSpec
-from aivsreal.train.metrics import auc, measures
+from aivsreal.train.bootstrap import measures
+from aivsreal.train.metrics import auc
 from aivsreal.train.samples import Sample, in_split, limited, samples_from_data
 
 Views = Callable[[PixelsHWC, PreprocessSpec], list[PixelsHWC]]

@@ -7,12 +7,12 @@ for FP16, so precision stands in the graph, and networks are strongly typed wher
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aivsreal.export.layers import layers_from_inspection, layers_from_network
 from aivsreal.runtime.backend import INPUT
 from aivsreal.runtime.engine import EngineCard, EngineKey, EngineKind, this_platform
 from aivsreal.runtime.errors import ExportError
@@ -21,7 +21,6 @@ from aivsreal.runtime.spec import PreprocessSpec
 # A builder that ignores the wish for half leaves no half tensor at all, and one that heeds it leaves few layers without
 # one; the share of a good engine was never measured, so the bound is half way.
 MIN_HALF_SHARE = 0.5
-_HALF, _FULL = ("half", "fp16"), ("float", "fp32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +103,7 @@ def engine_from_onnx(
     if kind is EngineKind.TENSORRT:
         layers, half = _inspected(trt, plan, options, logger)
     else:
-        layers, half = _typed(network)
+        layers, half = layers_from_network(network)
     if options.half and half < MIN_HALF_SHARE * layers:
         raise ExportError(
             f"{flags[0]} built an engine of which {half} of {layers} layers are half: it is not an FP16 engine, and "
@@ -221,39 +220,6 @@ def _inspected(trt: Any, plan: bytes, options: BuildOptions, logger: Any) -> tup
         )
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     return layers_from_inspection(text)
-
-
-def layers_from_inspection(text: str) -> tuple[int, int]:
-    """Count layers that compute in floating point, and those of them that read or write half.
-
-    A layer that fuses the whole transformer into one shows only its inputs and its FP32 outputs, so both count.
-
-    Raises:
-        ExportError: the inspector gave no details.
-    """
-    try:
-        listed = json.loads(text)["Layers"]
-        formats = [
-            [str(tensor["Format/Datatype"]).lower() for tensor in (*layer["Inputs"], *layer["Outputs"])]
-            for layer in listed
-        ]
-    except (ValueError, KeyError, TypeError):
-        raise ExportError(
-            "TensorRT's inspector does not say what precision the layers have: the engine is not trusted, and nothing "
-            "was written"
-        ) from None
-    half = [any(word in kind for kind in kinds for word in _HALF) for kinds in formats]
-    floating = [
-        found or any(word in kind for kind in kinds for word in _FULL)
-        for found, kinds in zip(half, formats, strict=True)
-    ]
-    return sum(floating), sum(half)
-
-
-def _typed(network: Any) -> tuple[int, int]:
-    """The same of a strongly typed network's layers, whose outputs have the types that they will have."""
-    kinds = [network.get_layer(index).get_output(0).dtype.name for index in range(network.num_layers)]
-    return sum(kind in ("HALF", "FLOAT") for kind in kinds), kinds.count("HALF")
 
 
 def _logger(trt: Any) -> Any:

@@ -14,8 +14,9 @@ import pytest
 from fake_tensorrt import fake_tensorrt
 from onnx import TensorProto, helper, numpy_helper
 
-from aivsreal.export.engine import BuildOptions, engine_from_onnx, layers_from_inspection
+from aivsreal.export.engine import BuildOptions, engine_from_onnx
 from aivsreal.export.half_graph import full_from_onnx, half_from_onnx
+from aivsreal.export.layers import layers_from_inspection
 from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.engine import EngineKind, card_from_json
 from aivsreal.runtime.errors import ExportError

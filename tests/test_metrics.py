@@ -7,6 +7,7 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
+from aivsreal.train.bootstrap import measures, share
 from aivsreal.train.metrics import (
     MEASURES,
     accuracy,
@@ -14,10 +15,8 @@ from aivsreal.train.metrics import (
     average_precision,
     balanced_accuracy,
     ece,
-    measures,
     reliability,
     roc,
-    share,
     tpr_at_fpr,
 )
 

@@ -15,7 +15,7 @@ from aivsreal.runtime.bundle import Bundle
 from aivsreal.runtime.errors import DataError, MissingExtra
 from aivsreal.runtime.markdown import markdown_table
 from aivsreal.runtime.model_card import rewritten
-from aivsreal.train.metrics import Measure
+from aivsreal.train.bootstrap import Measure
 
 if TYPE_CHECKING:
     from aivsreal.train.tier_result import SplitResult, TierResult

@@ -6,7 +6,7 @@ for ai and 0 for real. An image is called ai where its score is at or above the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,17 +17,6 @@ TargetB = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.float64]
 
 BINS = 15  # of the calibration error, as in Guo et al. 2017
-DRAWS = 1000
-_CELLS = 4_000_000  # draws x distinct scores that are held at once: 32 MB an array
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """A measured value with its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +40,7 @@ class Roc:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Tally:
+class Tally:
     """Images of each class at each distinct score: all that any measure here needs, for many draws at once."""
 
     score_K: Floats
@@ -67,31 +56,31 @@ class _Tally:
         return float(self.real_DK[0].sum())
 
 
-def _tally(target_B: TargetB, score_B: FloatB) -> _Tally:
+def tally_of(target_B: TargetB, score_B: FloatB) -> Tally:
     if len(target_B) != len(score_B) or not np.isfinite(score_B).all():
         raise ValueError("each image needs one finite score")
     if not (target_B == 1).any() or not (target_B == 0).any():
         raise ValueError("this measure needs images of both classes")
     score_K, inverse_B = np.unique(-np.asarray(score_B, dtype=np.float64), return_inverse=True)
     ai_K, real_K = (np.bincount(inverse_B[target_B == label], minlength=len(score_K)) for label in (1, 0))
-    return _Tally(-score_K, ai_K[None].astype(np.float64), real_K[None].astype(np.float64))
+    return Tally(-score_K, ai_K[None].astype(np.float64), real_K[None].astype(np.float64))
 
 
-def _auc(tally: _Tally) -> Floats:
+def _auc(tally: Tally) -> Floats:
     above_DK = np.cumsum(tally.ai_DK, axis=1) - tally.ai_DK / 2
     area_D: Floats = (above_DK * tally.real_DK).sum(axis=1) / (tally.ai * tally.real)
     return area_D
 
 
-def _average_precision(tally: _Tally) -> Floats:
+def _average_precision(tally: Tally) -> Floats:
     ai_DK = np.cumsum(tally.ai_DK, axis=1)
     called_DK = ai_DK + np.cumsum(tally.real_DK, axis=1)
     precision_D: Floats = (tally.ai_DK * ai_DK / np.maximum(called_DK, 1)).sum(axis=1) / tally.ai
     return precision_D
 
 
-def _tpr_at(fpr: float) -> Callable[[_Tally], Floats]:
-    def tpr(tally: _Tally) -> Floats:
+def _tpr_at(fpr: float) -> Callable[[Tally], Floats]:
+    def tpr(tally: Tally) -> Floats:
         allowed_DK = np.cumsum(tally.real_DK, axis=1) <= fpr * tally.real + 1e-9
         share_D: Floats = (tally.ai_DK * allowed_DK).sum(axis=1) / tally.ai
         return share_D
@@ -99,22 +88,22 @@ def _tpr_at(fpr: float) -> Callable[[_Tally], Floats]:
     return tpr
 
 
-def _rates(tally: _Tally) -> tuple[Floats, Floats]:
+def _rates(tally: Tally) -> tuple[Floats, Floats]:
     called_K = tally.score_K >= 0.5
     return tally.ai_DK[:, called_K].sum(axis=1), tally.real_DK[:, ~called_K].sum(axis=1)
 
 
-def _accuracy(tally: _Tally) -> Floats:
+def _accuracy(tally: Tally) -> Floats:
     ai_D, real_D = _rates(tally)
     return (ai_D + real_D) / (tally.ai + tally.real)
 
 
-def _balanced_accuracy(tally: _Tally) -> Floats:
+def _balanced_accuracy(tally: Tally) -> Floats:
     ai_D, real_D = _rates(tally)
     return (ai_D / tally.ai + real_D / tally.real) / 2
 
 
-def _ece(tally: _Tally) -> Floats:
+def _ece(tally: Tally) -> Floats:
     p_ai_K = _probabilities(tally.score_K)
     in_bin_KN = np.eye(BINS)[_bin_index(p_ai_K, BINS)]
     gap_DN = (tally.ai_DK * (1 - p_ai_K) - tally.real_DK * p_ai_K) @ in_bin_KN
@@ -138,27 +127,27 @@ def auc(target_B: TargetB, score_B: FloatB) -> float:
     Raises:
         ValueError: a class is empty or a score is not finite; so do all measures here.
     """
-    return float(_auc(_tally(target_B, score_B))[0])
+    return float(_auc(tally_of(target_B, score_B))[0])
 
 
 def average_precision(target_B: TargetB, score_B: FloatB) -> float:
     """`sum_k (recall_k - recall_(k-1)) * precision_k` over the distinct scores, highest first, not interpolated."""
-    return float(_average_precision(_tally(target_B, score_B))[0])
+    return float(_average_precision(tally_of(target_B, score_B))[0])
 
 
 def tpr_at_fpr(target_B: TargetB, score_B: FloatB, fpr: float) -> float:
     """Highest share of AI images found where at most `fpr` of the real ones are called ai; no interpolation."""
-    return float(_tpr_at(fpr)(_tally(target_B, score_B))[0])
+    return float(_tpr_at(fpr)(tally_of(target_B, score_B))[0])
 
 
 def accuracy(target_B: TargetB, p_ai_B: FloatB) -> float:
     """Share of images on the right side of `p_ai` 0.5."""
-    return float(_accuracy(_tally(target_B, p_ai_B))[0])
+    return float(_accuracy(tally_of(target_B, p_ai_B))[0])
 
 
 def balanced_accuracy(target_B: TargetB, p_ai_B: FloatB) -> float:
     """Mean over the two classes of the share on the right side of `p_ai` 0.5."""
-    return float(_balanced_accuracy(_tally(target_B, p_ai_B))[0])
+    return float(_balanced_accuracy(tally_of(target_B, p_ai_B))[0])
 
 
 def ece(target_B: TargetB, p_ai_B: FloatB) -> float:
@@ -166,12 +155,12 @@ def ece(target_B: TargetB, p_ai_B: FloatB) -> float:
 
     `sum_n (images_n / images) * |mean(target)_n - mean(p_ai)_n|`; bin n is `n/15 <= p_ai < (n+1)/15`, 1 in the last.
     """
-    return float(_ece(_tally(target_B, p_ai_B))[0])
+    return float(_ece(tally_of(target_B, p_ai_B))[0])
 
 
 def roc(target_B: TargetB, score_B: FloatB) -> Roc:
     """False and true positive rates at each distinct score."""
-    tally = _tally(target_B, score_B)
+    tally = tally_of(target_B, score_B)
     fpr_T, tpr_T = (
         np.concatenate([[0.0], np.cumsum(row_DK[0]) / total])
         for row_DK, total in ((tally.real_DK, tally.real), (tally.ai_DK, tally.ai))
@@ -192,7 +181,7 @@ def reliability(target_B: TargetB, p_ai_B: FloatB, bins: int = BINS) -> list[Rel
     ]
 
 
-MEASURES: dict[str, Callable[[_Tally], Floats]] = {
+MEASURES: dict[str, Callable[[Tally], Floats]] = {
     "accuracy": _accuracy,
     "balanced_accuracy": _balanced_accuracy,
     "auc": _auc,
@@ -201,81 +190,3 @@ MEASURES: dict[str, Callable[[_Tally], Floats]] = {
     "tpr_at_5_fpr": _tpr_at(0.05),
     "ece": _ece,
 }
-
-
-def measures(
-    target_B: TargetB,
-    p_ai_B: FloatB,
-    names: Sequence[str] = tuple(MEASURES),
-    draws: int = DRAWS,
-    seed: int = 0,
-    source_B: Sequence[str] | None = None,
-) -> dict[str, Measure]:
-    """Measures with 95 % percentile intervals of a bootstrap that keeps the number of images of each class.
-
-    An image drawn with replacement is a draw from the empirical scores of its class, so one multinomial count for each
-    distinct score stands for the whole resample (Efron and Tibshirani 1993, ch. 13). The ECE is a sum of absolute
-    values and grows with noise: its interval lies a little high and may leave the value itself out.
-
-    Args:
-        names: keys of `MEASURES`; `p_ai_B` may be logits where no name needs probabilities.
-        source_B: source of each image. Each source of a class then has the same weight, whatever its size, and keeps
-            its number of images in the bootstrap: the macro average over sources. The accuracy becomes the mean of the
-            sources' accuracies.
-    """
-    tally = _tally(target_B, p_ai_B)
-    strata = _strata(tally.score_K, target_B, p_ai_B, source_B)
-    whole = _drawn(tally.score_K, strata, None, 1)
-    rng = np.random.default_rng(seed)
-    values: dict[str, list[Floats]] = {name: [] for name in names}
-    chunk = max(1, _CELLS // len(tally.score_K))
-    for start in range(0, draws, chunk):
-        drawn = _drawn(tally.score_K, strata, rng, min(chunk, draws - start))
-        for name in names:
-            values[name].append(MEASURES[name](drawn))
-    result = {}
-    for name in names:
-        low, high = np.percentile(np.concatenate(values[name]), [2.5, 97.5])
-        result[name] = Measure(float(MEASURES[name](whole)[0]), float(low), float(high))
-    return result
-
-
-def share(is_so_B: npt.NDArray[np.bool_], draws: int = DRAWS, seed: int = 0) -> Measure:
-    """Share of the images that are so, with the 95 % percentile interval of the same bootstrap."""
-    value = float(is_so_B.mean())
-    low, high = np.percentile(np.random.default_rng(seed).binomial(len(is_so_B), value, draws), [2.5, 97.5])
-    return Measure(value, float(low) / len(is_so_B), float(high) / len(is_so_B))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Stratum:
-    """Images that the bootstrap draws among themselves: a class, or a source of it."""
-
-    label: int
-    images: int
-    share_K: Floats
-    weight: float
-    """Of one image."""
-
-
-def _strata(score_K: Floats, target_B: TargetB, score_B: FloatB, source_B: Sequence[str] | None) -> list[_Stratum]:
-    at_B = np.searchsorted(-score_K, -np.asarray(score_B, dtype=np.float64))
-    names_B = np.zeros(len(target_B), dtype=np.int64)
-    if source_B is not None:
-        names_B = np.unique(np.asarray(source_B), return_inverse=True)[1]
-    strata = []
-    for label in (1, 0):
-        for name in np.unique(names_B[target_B == label]):
-            inside_B = at_B[(target_B == label) & (names_B == name)]
-            share_K = np.bincount(inside_B, minlength=len(score_K)) / len(inside_B)
-            strata.append(_Stratum(label, len(inside_B), share_K, 1.0 if source_B is None else 1.0 / len(inside_B)))
-    return strata
-
-
-def _drawn(score_K: Floats, strata: Sequence[_Stratum], rng: np.random.Generator | None, draws: int) -> _Tally:
-    """A resample of each stratum, or without `rng` the images themselves."""
-    sums = {label: np.zeros((draws, len(score_K))) for label in (1, 0)}
-    for part in strata:
-        count_DK = part.images * part.share_K if rng is None else rng.multinomial(part.images, part.share_K, size=draws)
-        sums[part.label] += part.weight * count_DK
-    return _Tally(score_K, sums[1], sums[0])

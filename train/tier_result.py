@@ -15,8 +15,9 @@ import numpy as np
 from aivsreal.runtime.errors import DataError, ImageError
 from aivsreal.runtime.images import pixels_from_file
 from aivsreal.runtime.verdict import LABELS, Label
+from aivsreal.train.bootstrap import Measure, measures, share
 from aivsreal.train.judging import Judged
-from aivsreal.train.metrics import Measure, ReliabilityBin, Roc, measures, reliability, roc, share
+from aivsreal.train.metrics import ReliabilityBin, Roc, reliability, roc
 from aivsreal.train.samples import Sample
 from aivsreal.train.shortcuts import Baseline, baseline_from_statistics, property_aucs, statistics_from_pixels
 from aivsreal.train.tiers import Tier
