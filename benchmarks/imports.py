@@ -17,6 +17,7 @@ from aivsreal.benchmarks.machine import machine_facts
 
 IMPORT_RATIO = 1.5  # the runtime over import numpy, PIL.Image
 HELP_EXTRA_MS = 100.0  # aivsreal-scan --help beyond import click
+MOST_PASSES = 4  # of --rounds each while a bound seems missed: a busy machine has held all of 10 rounds up by 25 ms
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "dependencies": ("-c", "import numpy, PIL.Image"),
@@ -52,6 +53,11 @@ def _elapsed_ms(arguments: Sequence[str]) -> float:
     return (perf_counter() - start) * 1000
 
 
+def least(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    """The shorter of two times for each command."""
+    return {name: min(elapsed, other[name]) for name, elapsed in one.items()}
+
+
 def judged(best: dict[str, float]) -> dict[str, object]:
     """The comparisons and whether all of them hold."""
     ratio = best["runtime"] / best["dependencies"]
@@ -69,14 +75,22 @@ def judged(best: dict[str, float]) -> dict[str, object]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Fresh interpreters of each.")
+@click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Fresh interpreters a pass.")
 def main(rounds: int) -> None:
-    """Time imports in fresh interpreters and compare them with their bounds."""
+    """Time imports in fresh interpreters and compare them with their bounds; up to four passes where one seems missed.
+
+    More passes cannot hide a slow import: every command's shortest time is over all of them, its yardstick's too.
+    """
     try:
-        result = judged(best_ms(COMMANDS, rounds))
+        best = best_ms(COMMANDS, rounds)
+        passes = 1
+        while not judged(best)["holds"] and passes < MOST_PASSES:
+            best = least(best, best_ms(COMMANDS, rounds))
+            passes += 1
     except subprocess.CalledProcessError as error:
         raise click.ClickException(f"python {' '.join(error.cmd[1:])} failed with {error.returncode}") from None
-    click.echo(json.dumps({"benchmark": "imports", "rounds": rounds, **result, "machine": machine_facts()}))
+    result = judged(best)
+    click.echo(json.dumps({"benchmark": "imports", "rounds": rounds * passes, **result, "machine": machine_facts()}))
     sys.exit(0 if result["holds"] else 1)
 
 
