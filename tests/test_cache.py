@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from conftest import write_image
 
 from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.images import pixels_from_file
+from aivsreal.train import cache as cache_module
 from aivsreal.train.cache import CachedPixels, FilePixels, cached_pixels, reduced
 from aivsreal.train.samples import Sample
 
@@ -45,12 +49,56 @@ def test_a_cache_is_built_once_and_anew_when_a_file_changes(tmp_path: Path, samp
     cache, _, told = _open(tmp_path / "cache", samples)
     assert "built anew" in told[0]
     np.testing.assert_array_equal(cache(samples[3]), pixels_from_file(samples[3].path))
+    del cache
     assert "built anew" in _open(tmp_path / "cache", samples, short_side=16)[2][0]
 
 
-def test_a_half_written_cache_is_built_anew(tmp_path: Path, samples: list[Sample]) -> None:
+def test_a_cache_that_is_used_is_not_replaced(tmp_path: Path, samples: list[Sample]) -> None:
+    cache, _, _ = _open(tmp_path / "cache", samples)
+    same, _, told = _open(tmp_path / "cache", samples)
+    assert told == []
+    with pytest.raises(DataError, match="another training uses it with other images; give another --cache"):
+        _open(tmp_path / "cache", samples[:-1])
+    np.testing.assert_array_equal(cache(samples[3]), pixels_from_file(samples[3].path))
+    del cache
+    with pytest.raises(DataError, match="another training uses it"):
+        _open(tmp_path / "cache", samples[:-1])
+    del same
+    assert len(_open(tmp_path / "cache", samples[:-1])[0].places) == 19
+
+
+def test_trainings_that_start_together_build_one_cache(
+    tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    building, waiting = Event(), Event()
+    write_pixels = cache_module._write_pixels
+    told: list[str] = []
+
+    def slow(*arguments: Any) -> Any:
+        building.set()
+        assert waiting.wait(60)
+        return write_pixels(*arguments)
+
+    def tell(text: str) -> None:
+        told.append(text)
+        if text.endswith("waiting"):
+            waiting.set()
+
+    monkeypatch.setattr(cache_module, "_write_pixels", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cached_pixels, tmp_path / "cache", samples, 0, 1, tell)
+        assert building.wait(60)
+        second = pool.submit(cached_pixels, tmp_path / "cache", samples, 0, 1, tell)
+        caches = [future.result(60)[0] for future in (first, second)]
+    assert [text.rpartition(" ")[2] for text in told] == ["waiting", "MiB"]
+    for cache in caches:
+        np.testing.assert_array_equal(cache(samples[3]), pixels_from_file(samples[3].path))
+
+
+@pytest.mark.parametrize("name", ["pixels.bin", "index.json.part"])
+def test_a_half_written_cache_is_built_anew(tmp_path: Path, samples: list[Sample], name: str) -> None:
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "pixels.bin").write_bytes(b"half")
+    (tmp_path / "cache" / name).write_bytes(b"half")
     cache, _, _ = _open(tmp_path / "cache", samples)
     np.testing.assert_array_equal(cache(samples[0]), pixels_from_file(samples[0].path))
 

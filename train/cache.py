@@ -6,12 +6,14 @@ Legend: H, W image height and width; C channel (3, RGB).
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -22,6 +24,9 @@ from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.train.samples import Sample
 
 FORMAT = 1
+PIXELS, INDEX, INDEX_PART = "pixels.bin", "index.json", "index.json.part"
+BUILD_LOCK = "build.lock"  # held while the cache is checked and built: trainings that start together build it once
+USE_LOCK = "use.lock"  # shared by all that train from the cache: nobody builds another one under their maps
 
 
 class FilePixels:
@@ -52,7 +57,7 @@ class CachedPixels:
     def __call__(self, sample: Sample) -> PixelsHWC:
         """`pixels_HWC`, uint8, a read-only view of the file."""
         if self._bytes is None:
-            self._bytes = np.memmap(self.folder / "pixels.bin", np.uint8, "r")
+            self._bytes = np.memmap(self.folder / PIXELS, np.uint8, "r")
         start, height, width = self.places[str(sample.path)]
         return np.asarray(self._bytes[start : start + height * width * 3]).reshape(height, width, 3)
 
@@ -72,34 +77,84 @@ def cached_pixels(
 ) -> tuple[CachedPixels, list[str]]:
     """Open the cache of these samples, or build it where there is none or a file has changed since.
 
-    The index is written last: a half-written cache is built anew.
+    The index is written last: a half-written cache is built anew. Trainings may share a cache: one builds it and the
+    others wait.
 
     Returns:
         The cache, and a message for each sample that cannot be read and so is not in it.
 
     Raises:
-        DataError: the folder cannot be written, or holds something else.
+        DataError: the folder cannot be written, holds something else, or another training uses it with other images.
     """
     try:
-        stamps = {str(sample.path): _stamp(sample.path) for sample in samples}
-        index = folder / "index.json"
-        if index.is_file():
-            values = _index_from_file(index)
-            if values["short_side"] == short_side and values["stamps"] == stamps:
-                places = {name: (place[0], place[1], place[2]) for name, place in values["places"].items()}
-                return CachedPixels(folder, places), values["problems"]
-            tell(f"{folder}: of other images; it is built anew")
-        elif folder.is_dir() and any(path.name != "pixels.bin" for path in folder.iterdir()):
-            raise DataError(f"{folder}: holds something that is no cache; give an empty or new folder")
-        index.unlink(missing_ok=True)
+        _check_that_it_is_a_cache(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        places, problems, size = _write_pixels(folder / "pixels.bin", samples, short_side, workers)
-        part = folder / "index.json.part"
-        values = {"format": FORMAT, "short_side": short_side, "stamps": stamps, "places": places, "problems": problems}
-        part.write_text(json.dumps(values), encoding="utf-8")
-        os.replace(part, index)
+        with _lock_file(folder / BUILD_LOCK) as build:
+            if not _locked(build, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                tell(f"{folder}: another training builds it; waiting")
+                _locked(build, fcntl.LOCK_EX)
+            use = _lock_file(folder / USE_LOCK)
+            try:
+                cache, problems = _opened_or_built(folder, use, samples, short_side, workers, tell)
+            except BaseException:
+                use.close()
+                raise
+            weakref.finalize(cache, use.close)  # the lock lasts as long as the cache that was opened
+            return cache, problems
     except OSError as error:
         raise DataError(f"{error.filename or folder}: {error.strerror or error}; give another --cache") from None
+
+
+def _check_that_it_is_a_cache(folder: Path) -> None:
+    if (folder / INDEX).is_file():
+        _index_from_file(folder / INDEX)
+    elif folder.is_dir() and not {path.name for path in folder.iterdir()} <= {PIXELS, INDEX_PART, BUILD_LOCK, USE_LOCK}:
+        raise DataError(f"{folder}: holds something that is no cache; give an empty or new folder")
+
+
+def _lock_file(path: Path) -> IO[str]:
+    """Opened for reading, so that a finished cache can lie where nothing can be written."""
+    return open(path, opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))
+
+
+def _locked(file: IO[str], operation: int) -> bool:
+    """Whether the lock was taken; on a drive without locks, as some network drives are, nobody else is looked for."""
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _opened_or_built(
+    folder: Path,
+    use: IO[str],
+    samples: Sequence[Sample],
+    short_side: int,
+    workers: int,
+    tell: Callable[[str], None],
+) -> tuple[CachedPixels, list[str]]:
+    stamps = {str(sample.path): _stamp(sample.path) for sample in samples}
+    index = folder / INDEX
+    if index.is_file():
+        values = _index_from_file(index)
+        if values["short_side"] == short_side and values["stamps"] == stamps:
+            _locked(use, fcntl.LOCK_SH)
+            places = {name: (place[0], place[1], place[2]) for name, place in values["places"].items()}
+            return CachedPixels(folder, places), values["problems"]
+    if not _locked(use, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        raise DataError(f"{folder}: another training uses it with other images; give another --cache")
+    if index.is_file():
+        tell(f"{folder}: of other images; it is built anew")
+        index.unlink()
+    places, problems, size = _write_pixels(folder / PIXELS, samples, short_side, workers)
+    part = folder / INDEX_PART
+    values = {"format": FORMAT, "short_side": short_side, "stamps": stamps, "places": places, "problems": problems}
+    part.write_text(json.dumps(values), encoding="utf-8")
+    os.replace(part, index)
+    _locked(use, fcntl.LOCK_SH)
     tell(f"{folder}: {len(places)} images, {size / 2**20:.0f} MiB")
     return CachedPixels(folder, places), problems
 
