@@ -9,6 +9,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import click
@@ -34,6 +35,24 @@ def ablation(rows: Sequence[Row]) -> Table:
             ]
         )  # fmt: skip
     return header, lines
+
+
+def ablation_over_seeds(rows: Sequence[Row]) -> Table:
+    """Presets that were trained with several seeds: means, and the changes as mean [least, most]."""
+    splits = [name for name in rows[0]["last"] if name.startswith("val")]
+    header = ["preset", "seeds", *(f"AUC {name}" for name in splits), *(f"change {name}" for name in splits)]
+    by_preset: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_preset[row["preset"]].append(row)
+    found = []
+    for preset, group in by_preset.items():
+        if len(group) < 2 or any("auc_change" not in row for row in group):
+            continue
+        aucs = [fmean(row["last"][name]["auc"] for row in group) for name in splits]
+        changes = [[row["auc_change"][name] for row in group] for name in splits]
+        ranges = [_interval((fmean(values), min(values), max(values)), "+") for values in changes]
+        found.append((aucs[-1], [f"`{preset}`", str(len(group)), *(f"{auc:.3f}" for auc in aucs), *ranges]))
+    return header, [line for _, line in sorted(found, reverse=True)]
 
 
 def geometry(rows: Sequence[Row]) -> Table:
@@ -77,7 +96,7 @@ def _claim(row: Row) -> list[str]:
 
 TABLES: dict[str, tuple[Callable[[Sequence[Row]], Table], ...]] = {
     "gpu": (gpu,),
-    "ablation": (ablation,),
+    "ablation": (ablation, ablation_over_seeds),
     "geometry": (geometry,),
     "training": (training,),
     **cpu_tables.TABLES,

@@ -230,6 +230,19 @@ def test_a_report_shows_what_was_recorded(tmp_path: Path) -> None:
     assert rows[1].startswith("| `robust` | 0 | 0.700 | 0.600 |")
 
 
+def test_a_report_of_several_seeds_gives_means_and_ranges() -> None:
+    def row(preset: str, seed: int, seen: float, unseen: float) -> dict[str, Any]:
+        last = {"val_seen": {"auc": 0.7 + seen}, "val_unseen": {"auc": 0.6 + unseen}}
+        return {"preset": preset, "seed": seed, "last": last, "auc_change": {"val_seen": seen, "val_unseen": unseen}}
+
+    rows = [row("robust", 0, 0, 0), row("robust", 1, 0, 0), row("once", 0, 0.2, 0.2)]
+    rows += [row("grey", 0, -0.01, 0.02), row("grey", 1, -0.03, 0.04)]
+    assert report.ablation_over_seeds(rows)[1] == [
+        ["`grey`", "2", "0.680", "0.630", "-0.020 [-0.030, -0.010]", "+0.030 [+0.020, +0.040]"],
+        ["`robust`", "2", "0.700", "0.600", "+0.000 [+0.000, +0.000]", "+0.000 [+0.000, +0.000]"],
+    ]
+
+
 def test_a_report_of_something_else_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").write_text("{}\n")
     for name, message in (("other.jsonl", "no benchmark wrote"), ("nowhere.jsonl", "No such file")):
