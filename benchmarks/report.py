@@ -81,6 +81,49 @@ def gpu(rows: Sequence[Row]) -> Table:
     return header, [_claim(row) if "bound" in row else _part(row) for row in rows]
 
 
+def imports(rows: Sequence[Row]) -> Table:
+    """What the runtime adds to the import of its dependencies."""
+    return ["imports over numpy and Pillow", "with Detector", "at most", "--help over click", "at most", "holds"], [
+        [
+            f"{row['import_ratio']:.2f}", f"{row['detector_ratio']:.2f}", f"{row['import_ratio_bound']:g}",
+            f"{row['help_extra_ms']:.0f} ms", f"{row['help_extra_ms_bound']:.0f} ms", _yes(row["holds"]),
+        ]
+        for row in rows
+    ]  # fmt: skip
+
+
+def onnx_graph(rows: Sequence[Row]) -> Table:
+    """The exported graph beside plain exports of the same network, batch 1."""
+    return ["graph", "nodes", "TensorRT layers", "p50 ms", "p90 ms", "p99 ms"], [
+        [
+            name, str(row["nodes"].get(name, "-")), str(row.get("tensorrt_layers", {}).get(name, "-")),
+            *(f"{times[quantile]:.2f}" for quantile in ("p50", "p90", "p99")),
+        ]
+        for row in rows
+        for name, times in row["ms"].items()
+    ]  # fmt: skip
+
+
+def maps(rows: Sequence[Row]) -> Table:
+    """Whether a map names what moved the score: high insertion, low deletion, and pointing at what was changed."""
+    names = ["deletion", "insertion", "road", "pointing_generated", "iou_generated"]
+    return ["map", "layer", *(name.replace("_", " ") for name in names)], [
+        [row["map"], row.get("layer") or "-", *(_interval(row[name]) if row.get(name) else "-" for name in names)]
+        for row in rows
+    ]
+
+
+def report_opening(rows: Sequence[Row]) -> Table:
+    """How long a browser takes to open the HTML report."""
+    return ["rows", "MB", "median", "at most", "worst", "holds"], [
+        [
+            str(row["rows"]), f"{row['bytes'] / 1e6:.1f}", f"{row['median_s']:.2f} s", f"{row['median_s_bound']:g} s",
+            f"{row['worst_s']:.2f} s", _yes(row["holds"]),
+        ]
+        for row in rows
+    ]  # fmt: skip
+
+
 def _part(row: Row) -> list[str]:
     missing = "not measured" if "not_measured" in row else "-"
     times = [f"{row[name]:.3f}" if name in row else missing for name in ("p50_ms", "p90_ms", "p99_ms")]
@@ -90,8 +133,11 @@ def _part(row: Row) -> list[str]:
 
 def _claim(row: Row) -> list[str]:
     figure = "not measured" if row["figure"] is None else f"{row['figure']:g}"
-    holds = {None: "not measured", True: "yes", False: "no"}[row["holds"]]
-    return [f"{row['what']}: {figure}", *["-"] * 7, f"{row['bound']:g}", holds]
+    return [f"{row['what']}: {figure}", *["-"] * 7, f"{row['bound']:g}", _yes(row["holds"])]
+
+
+def _yes(holds: bool | None) -> str:
+    return {None: "not measured", True: "yes", False: "no"}[holds]
 
 
 TABLES: dict[str, tuple[Callable[[Sequence[Row]], Table], ...]] = {
@@ -99,6 +145,10 @@ TABLES: dict[str, tuple[Callable[[Sequence[Row]], Table], ...]] = {
     "ablation": (ablation, ablation_over_seeds),
     "geometry": (geometry,),
     "training": (training,),
+    "imports": (imports,),
+    "onnx_graph": (onnx_graph,),
+    "maps": (maps,),
+    "report_opening": (report_opening,),
     **cpu_tables.TABLES,
 }
 

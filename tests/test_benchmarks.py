@@ -243,6 +243,14 @@ def test_a_report_of_several_seeds_gives_means_and_ranges() -> None:
     ]
 
 
+def test_every_recorded_benchmark_has_a_table() -> None:
+    paths = sorted((Path(__file__).parent.parent / "benchmarks" / "results").glob("*.jsonl"))
+    result = CliRunner().invoke(report.main, [str(path) for path in paths])
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    assert [line for line in result.stdout.splitlines() if line.startswith("### ")] == [f"### {p.stem}" for p in paths]
+
+
 def test_a_report_of_something_else_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").write_text("{}\n")
     for name, message in (("other.jsonl", "no benchmark wrote"), ("nowhere.jsonl", "No such file")):
