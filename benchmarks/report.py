@@ -23,8 +23,7 @@ Table = tuple[list[str], list[list[str]]]  # header, rows
 
 def ablation(rows: Sequence[Row]) -> Table:
     """Presets, best on unseen sources first; each with its change against the reference preset of the same seed."""
-    splits = [name for name in rows[0]["last"] if name.startswith("val")]
-    header = ["preset", "seed", *(f"AUC {name}" for name in splits), *(f"change {name}" for name in splits)]
+    splits, header = _ablation_columns(rows, "seed")
     lines = []
     for row in sorted(rows, key=lambda row: -float(row["last"][splits[-1]]["auc"])):
         changes = row.get("auc_change", {})
@@ -39,8 +38,7 @@ def ablation(rows: Sequence[Row]) -> Table:
 
 def ablation_over_seeds(rows: Sequence[Row]) -> Table:
     """Presets that were trained with several seeds: means, and the changes as mean [least, most]."""
-    splits = [name for name in rows[0]["last"] if name.startswith("val")]
-    header = ["preset", "seeds", *(f"AUC {name}" for name in splits), *(f"change {name}" for name in splits)]
+    splits, header = _ablation_columns(rows, "seeds")
     by_preset: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_preset[row["preset"]].append(row)
@@ -53,6 +51,11 @@ def ablation_over_seeds(rows: Sequence[Row]) -> Table:
         ranges = [_interval((fmean(values), min(values), max(values)), "+") for values in changes]
         found.append((aucs[-1], [f"`{preset}`", str(len(group)), *(f"{auc:.3f}" for auc in aucs), *ranges]))
     return header, [line for _, line in sorted(found, reverse=True)]
+
+
+def _ablation_columns(rows: Sequence[Row], seeds: str) -> tuple[list[str], list[str]]:
+    splits = [name for name in rows[0]["last"] if name.startswith("val")]
+    return splits, ["preset", seeds, *(f"AUC {name}" for name in splits), *(f"change {name}" for name in splits)]
 
 
 def geometry(rows: Sequence[Row]) -> Table:

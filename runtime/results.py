@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from aivsreal.runtime.errors import ResultsError
+from aivsreal.runtime.locks import locked
 from aivsreal.runtime.rows import Judge, Row, line_from_row, row_from_line
 from aivsreal.runtime.snapshot import stamp_of
 from aivsreal.runtime.verdict import FileStamp, Scanned
@@ -145,13 +146,9 @@ class ResultsFile:
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ResultsError(f"{self.path} is not a regular file: leave --output out and use --jsonl")
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise ResultsError(f"{self.path} is in use: another scan writes to it") from None
-        except OSError:
-            pass  # a network drive without locks
-        except ResultsError:
+            if not locked(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                raise ResultsError(f"{self.path} is in use: another scan writes to it")
+        except BaseException:
             os.close(descriptor)
             raise
         return descriptor

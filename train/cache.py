@@ -20,8 +20,11 @@ from PIL import Image
 
 from aivsreal.runtime.errors import DataError, ImageError
 from aivsreal.runtime.images import pixels_from_file
+from aivsreal.runtime.locks import locked
 from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.train.samples import Sample
+
+Stamps = dict[str, list[int]]  # size and time of each image by its path
 
 FORMAT = 1
 PIXELS, INDEX, INDEX_PART = "pixels.bin", "index.json", "index.json.part"
@@ -90,15 +93,22 @@ def cached_pixels(
         _check_that_it_is_a_cache(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with _lock_file(folder / BUILD_LOCK) as build:
-            if not _locked(build, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if not locked(build, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 tell(f"{folder}: another training builds it; waiting")
-                _locked(build, fcntl.LOCK_EX)
+                locked(build, fcntl.LOCK_EX)
             use = _lock_file(folder / USE_LOCK)
             try:
-                cache, problems = _opened_or_built(folder, use, samples, short_side, workers, tell)
+                stamps = {str(sample.path): _stamp(sample.path) for sample in samples}
+                found = _opened(folder, stamps, short_side)
+                if found is None:
+                    if not locked(use, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                        raise DataError(f"{folder}: another training uses it with other images; give another --cache")
+                    found = _built(folder, samples, stamps, short_side, workers, tell)
+                locked(use, fcntl.LOCK_SH)
             except BaseException:
                 use.close()
                 raise
+            cache, problems = found
             weakref.finalize(cache, use.close)  # the lock lasts as long as the cache that was opened
             return cache, problems
     except OSError as error:
@@ -117,44 +127,32 @@ def _lock_file(path: Path) -> IO[str]:
     return open(path, opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))
 
 
-def _locked(file: IO[str], operation: int) -> bool:
-    """Whether the lock was taken; on a drive without locks, as some network drives are, nobody else is looked for."""
-    try:
-        fcntl.flock(file, operation)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
+def _opened(folder: Path, stamps: Stamps, short_side: int) -> tuple[CachedPixels, list[str]] | None:
+    if not (folder / INDEX).is_file():
+        return None
+    values = _index_from_file(folder / INDEX)
+    if values["short_side"] != short_side or values["stamps"] != stamps:
+        return None
+    places = {name: (place[0], place[1], place[2]) for name, place in values["places"].items()}
+    return CachedPixels(folder, places), values["problems"]
 
 
-def _opened_or_built(
+def _built(
     folder: Path,
-    use: IO[str],
     samples: Sequence[Sample],
+    stamps: Stamps,
     short_side: int,
     workers: int,
     tell: Callable[[str], None],
 ) -> tuple[CachedPixels, list[str]]:
-    stamps = {str(sample.path): _stamp(sample.path) for sample in samples}
-    index = folder / INDEX
-    if index.is_file():
-        values = _index_from_file(index)
-        if values["short_side"] == short_side and values["stamps"] == stamps:
-            _locked(use, fcntl.LOCK_SH)
-            places = {name: (place[0], place[1], place[2]) for name, place in values["places"].items()}
-            return CachedPixels(folder, places), values["problems"]
-    if not _locked(use, fcntl.LOCK_EX | fcntl.LOCK_NB):
-        raise DataError(f"{folder}: another training uses it with other images; give another --cache")
+    index, part = folder / INDEX, folder / INDEX_PART
     if index.is_file():
         tell(f"{folder}: of other images; it is built anew")
         index.unlink()
     places, problems, size = _write_pixels(folder / PIXELS, samples, short_side, workers)
-    part = folder / INDEX_PART
     values = {"format": FORMAT, "short_side": short_side, "stamps": stamps, "places": places, "problems": problems}
     part.write_text(json.dumps(values), encoding="utf-8")
     os.replace(part, index)
-    _locked(use, fcntl.LOCK_SH)
     tell(f"{folder}: {len(places)} images, {size / 2**20:.0f} MiB")
     return CachedPixels(folder, places), problems
 
