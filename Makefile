@@ -13,7 +13,7 @@ check: $(VENV)/.dev
 # What takes too long for CI: fifty rounds of kill -9, ten minutes of fuzzing.
 soak: $(VENV)/.dev
 	AIVSREAL_ROUNDS=50 $(BIN)/python -m pytest -s tests/test_results.py -k kill_9
-	$(BIN)/python tests/fuzz.py --seconds 600
+	$(BIN)/python tests/support/fuzz.py --seconds 600
 
 $(VENV)/.dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -22,13 +22,13 @@ $(VENV)/.dev: pyproject.toml
 
 # The kernel for every NVIDIA GPU since Turing, 90 kB, in the file that is named after its source: needs nvcc 13.0 or later.
 # Blackwell's data-centre parts are 10.x, Thor is 11.0; other GPUs take the PTX of 7.5, which the driver compiles.
-KERNELS ?= runtime/kernels
+KERNELS ?= runtime/gpu
 ARCHITECTURES := 75 80 86 87 89 90 100 110 120
-SOURCE_DIGEST = $(shell sha256sum runtime/kernels/preprocess.cu | cut -c 1-12)
+SOURCE_DIGEST = $(shell sha256sum runtime/gpu/preprocess.cu | cut -c 1-12)
 
 .PHONY: fatbin
 fatbin:
 	rm -f $(KERNELS)/preprocess-*.fatbin
 	nvcc -std=c++17 -fatbin --compress-mode=size --threads 2 -gencode arch=compute_75,code=compute_75 \
 	    $(foreach cc,$(ARCHITECTURES),-gencode arch=compute_$(cc),code=sm_$(cc)) \
-	    -o $(KERNELS)/preprocess-$(SOURCE_DIGEST).fatbin runtime/kernels/preprocess.cu
+	    -o $(KERNELS)/preprocess-$(SOURCE_DIGEST).fatbin runtime/gpu/preprocess.cu

@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import AivsrealError
-from aivsreal.runtime.markdown import markdown_table
+from aivsreal.runtime.text import markdown_table
 
 HEADER = [
     "split", "delivery", "AUC", "AUC of the baseline", "accuracy", "TPR at 5 % FPR", "ECE",

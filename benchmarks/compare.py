@@ -19,9 +19,9 @@ from time import perf_counter
 from typing import Any
 
 from aivsreal.benchmarks.pairs import ratio, rounded
-from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.bundle.folder import Bundle
+from aivsreal.runtime.bundle.manifest import MODEL
 from aivsreal.runtime.errors import AivsrealError
-from aivsreal.runtime.manifest import MODEL
 
 OURS = "aivsreal:auto"
 PLAIN = ("plain-torch", "plain-onnx", "plain-openvino")
@@ -154,7 +154,7 @@ def _run_whole(one: Contender, pythons: dict[str, Path], bundle: Bundle, paths: 
     if one.name.startswith("aivsreal:"):
         backend = one.name.partition(":")[2]
         for files, times in ((paths[:1], one.first_s), (paths, one.whole_s)):
-            command = [sys.executable, "-m", "aivsreal.runtime.scan", *map(str, files), "--backend", backend]
+            command = [sys.executable, "-m", "aivsreal.runtime.commands.scan", *map(str, files), "--backend", backend]
             begun = perf_counter()
             done = subprocess.run(command, capture_output=True, text=True)
             times.append(perf_counter() - begun)

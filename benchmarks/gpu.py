@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from aivsreal.benchmarks.timing import rate, timed
-from aivsreal.runtime.backend import INPUT
-from aivsreal.runtime.backend_tensorrt import TensorrtBackend
-from aivsreal.runtime.bundle import Bundle
-from aivsreal.runtime.cuda import DeviceBuffer, Graph, PinnedBuffer, Stream, open_driver
+from aivsreal.runtime.bundle.folder import Bundle
+from aivsreal.runtime.bundle.manifest import INPUT
 from aivsreal.runtime.errors import AivsrealError, BackendError, MissingExtra
-from aivsreal.runtime.kernel import PreprocessKernel
+from aivsreal.runtime.gpu.backend import TensorrtBackend
+from aivsreal.runtime.gpu.driver import DeviceBuffer, Graph, PinnedBuffer, Stream, open_driver
+from aivsreal.runtime.gpu.engine import fitting_engine, installed_libraries, loaded_engine, tensors_from_engine
+from aivsreal.runtime.gpu.kernel import PreprocessKernel
+from aivsreal.runtime.gpu.staging import staging_from_pixels
 from aivsreal.runtime.preprocess import PixelsHWC, batch_from_pixels
-from aivsreal.runtime.staging import staging_from_pixels
-from aivsreal.runtime.tensorrt_engine import fitting_engine, installed_libraries, loaded_engine, tensors_from_engine
 
 Row = dict[str, Any]
 OURS = ("kernel", "engine", "graph", "end to end")

@@ -13,8 +13,8 @@ import numpy as np
 
 from aivsreal.benchmarks.gpu import Row
 from aivsreal.benchmarks.timing import rate, timed
-from aivsreal.runtime.backend import LOGITS
-from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.bundle.folder import Bundle
+from aivsreal.runtime.bundle.manifest import LOGITS
 from aivsreal.runtime.errors import BackendError
 
 TORCH = ("torch eager", "torch.compile")
@@ -31,7 +31,7 @@ def torch_rows(bundle: Bundle, batches: Sequence[int], seconds: float) -> Iterat
         BackendError: PyTorch finds no GPU.
     """
     torch = _torch_with_gpu()
-    from aivsreal.runtime.backend_torch import network_from_bundle
+    from aivsreal.runtime.backends.torch import network_from_bundle
 
     network = network_from_bundle(bundle).half().cuda().eval()
     networks = {"torch eager": network, "torch.compile": torch.compile(network, mode="max-autotune", dynamic=False)}
@@ -52,7 +52,7 @@ def onnx_rows(bundle: Bundle, batches: Sequence[int], seconds: float) -> Iterato
     Raises:
         BackendError: it does not run on CUDA.
     """
-    from aivsreal.runtime.backend_onnx import OnnxBackend
+    from aivsreal.runtime.backends.onnx import OnnxBackend
 
     side = bundle.manifest.spec.size
     with closing(OnnxBackend(bundle, provider="cuda")) as backend:
@@ -103,7 +103,7 @@ def operations_and_weights(bundle: Bundle) -> tuple[int, int]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from aivsreal.runtime.backend_torch import network_from_bundle
+    from aivsreal.runtime.backends.torch import network_from_bundle
 
     network, side = network_from_bundle(bundle), bundle.manifest.spec.size
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:

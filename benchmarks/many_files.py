@@ -53,7 +53,7 @@ def many_files_row(sources: Sequence[Path], many: int, few: int, backend: str, b
 def _scanned(folder: Path, count: int, backend: str, bundle: str | None) -> tuple[float, float, float]:
     """Peak MiB, milliseconds a file, and the time of the last tenth over that of the second tenth."""
     chosen = [] if bundle is None else ["--bundle", bundle]
-    command = [sys.executable, "-m", "aivsreal.runtime.scan", str(folder), "--backend", backend, *chosen]
+    command = [sys.executable, "-m", "aivsreal.runtime.commands.scan", str(folder), "--backend", backend, *chosen]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert child.stdout
     marks = {count // 10: 0.0, 2 * count // 10: 0.0, 9 * count // 10: 0.0, count: 0.0}

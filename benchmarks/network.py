@@ -12,9 +12,10 @@ from typing import Any
 
 from aivsreal.benchmarks.pairs import ratio, rounded
 from aivsreal.benchmarks.timing import timed
-from aivsreal.runtime.backend import Backend, SquareBackend, open_backend
-from aivsreal.runtime.bundle import Bundle
-from aivsreal.runtime.cpu_choice import cpu_openers, measured, probe_squares
+from aivsreal.runtime.backends.choose import open_backend
+from aivsreal.runtime.backends.cpu_choice import cpu_openers, measured, probe_squares
+from aivsreal.runtime.backends.protocol import Backend, SquareBackend
+from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import BackendError
 
 CPU_BACKENDS = ("onnx", "openvino", "onnx-int8", "torch")

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from aivsreal.benchmarks import cpu_tables
-from aivsreal.runtime.markdown import markdown_table
+from aivsreal.runtime.text import markdown_table
 
 Row = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]  # header, rows

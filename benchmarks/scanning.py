@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from aivsreal.benchmarks.imports import best_ms
 from aivsreal.benchmarks.network import runner
 from aivsreal.benchmarks.pairs import rounded
 from aivsreal.benchmarks.photos import SHAPES
-from aivsreal.runtime.backend import SquareBackend
-from aivsreal.runtime.decoding import DecodePlan, decoded_from_file
+from aivsreal.benchmarks.start import best_ms
+from aivsreal.runtime.backends.protocol import SquareBackend
 from aivsreal.runtime.detector import BATCH_SIZE, Detector
 from aivsreal.runtime.errors import BackendError
-from aivsreal.runtime.images import frames_from_image, opened
+from aivsreal.runtime.files.decode import DecodePlan, decoded_from_file
+from aivsreal.runtime.files.images import frames_from_image, opened
+from aivsreal.runtime.files.read import snapshot_from_file
 from aivsreal.runtime.machine import usable_cores
 from aivsreal.runtime.preprocess import square_from_image
-from aivsreal.runtime.snapshot import snapshot_from_file
 
 BOUND_SHARE = 0.85  # of the bound, on two cores
 SCAN_S = 1.0  # at least so long a scan: its first and last files have the cores for themselves
@@ -85,7 +85,7 @@ def start_row(image: Path, rounds: int, backend: str = "auto") -> Row:
     Raises:
         subprocess.CalledProcessError: a command fails.
     """
-    scan = ("-m", "aivsreal.runtime.scan", str(image), "--backend", backend)
+    scan = ("-m", "aivsreal.runtime.commands.scan", str(image), "--backend", backend)
     best = best_ms({"imports": ("-c", "import onnxruntime, numpy, PIL.Image"), "scan": scan}, rounds)
     ratio = best["scan"] / best["imports"]
     row: Row = {
@@ -101,7 +101,9 @@ def memory_rows(images: Mapping[str, Sequence[Path]], backends: Sequence[str]) -
     for backend in backends:
         for shape, paths in images.items():
             names = "\0".join(map(str, paths))
-            peak = peak_mib([sys.executable, "-m", "aivsreal.runtime.scan", *names.split("\0"), "--backend", backend])
+            peak = peak_mib(
+                [sys.executable, "-m", "aivsreal.runtime.commands.scan", *names.split("\0"), "--backend", backend]
+            )
             if peak is not None:
                 row = {"what": "memory", "backend": backend, "shape": shape, "files": len(paths)}
                 yield {**row, "peak_mib": round(peak, 1)}

@@ -16,9 +16,9 @@ from aivsreal.export.engine import BuildOptions, engine_from_onnx
 from aivsreal.export.half_graph import full_from_onnx, half_from_onnx
 from aivsreal.export.parity import FULL_ENGINE, HALF
 from aivsreal.export.session import engine_logits, onnx_logits
-from aivsreal.runtime.engine import EngineKind
+from aivsreal.runtime.bundle.engine_key import EngineKind
+from aivsreal.runtime.bundle.manifest import HALF_MODEL, INT8_MODEL, MODEL
 from aivsreal.runtime.errors import BackendError, ExportError, MissingExtra
-from aivsreal.runtime.manifest import HALF_MODEL, INT8_MODEL, MODEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def _leave(draft: Draft, missing: str, required: bool) -> None:
 
 
 def _library(rtx: bool) -> tuple[EngineKind, Any]:
-    from aivsreal.runtime.tensorrt_engine import installed_libraries
+    from aivsreal.runtime.gpu.engine import installed_libraries
 
     libraries = installed_libraries()
     if rtx and EngineKind.TENSORRT_RTX not in libraries:
@@ -135,7 +135,7 @@ def _library(rtx: bool) -> tuple[EngineKind, Any]:
 @contextmanager
 def _gpu() -> Iterator[Gpu | BackendError]:
     """The GPU, current for this thread, or why there is none."""
-    from aivsreal.runtime.cuda import open_driver
+    from aivsreal.runtime.gpu.driver import open_driver
 
     try:
         driver = open_driver()

@@ -84,7 +84,7 @@ def network_from_checkpoint(checkpoint: Checkpoint) -> nn.Module:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from aivsreal.runtime.levit import network_from_arch
+    from aivsreal.runtime.backends.networks import network_from_arch
 
     try:
         network = network_from_arch(checkpoint.arch, checkpoint.spec.size)

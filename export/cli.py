@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aivsreal.runtime.bundle.manifest import MODEL
 from aivsreal.runtime.errors import AivsrealError
-from aivsreal.runtime.manifest import MODEL
 from aivsreal.runtime.verdict import OperatingPoint
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from aivsreal.export.parity import SAME_WEIGHTS, STORED_WEIGHTS, LogitsB, Parity, Tolerance, check, parity, thresholds
+from aivsreal.export.parity import SAME_WEIGHTS, STORED_WEIGHTS, Parity, Tolerance, check, parity, thresholds
 from aivsreal.export.reference import COUNT, Reference
 from aivsreal.export.session import SLOW_COUNT, has_onnxruntime, onnx_logits, torch_logits
-from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.bundle.folder import Bundle
+from aivsreal.runtime.bundle.manifest import MODEL, Manifest
 from aivsreal.runtime.errors import ExportError, MissingExtra
-from aivsreal.runtime.manifest import MODEL, Manifest
-from aivsreal.runtime.preprocess import BatchBCHW
+from aivsreal.runtime.preprocess import BatchBCHW, LogitsB
 from aivsreal.runtime.verdict import OperatingPoint
 
 Tell = Callable[[str], None]
@@ -122,8 +122,8 @@ def draft_from_checkpoint(
     except ImportError as error:
         raise MissingExtra("export", error.name or "onnx", "export") from None
     from aivsreal.export.checkpoint import checkpoint_from_path, network_from_checkpoint
-    from aivsreal.export.onnx_graph import onnx_from_network, with_half_weights
-    from aivsreal.runtime.levit import fused_network, round_to_half
+    from aivsreal.export.graph import onnx_from_network, with_half_weights
+    from aivsreal.runtime.backends.networks import fused_network, round_to_half
 
     source = checkpoint_from_path(path)
     network = network_from_checkpoint(source)
@@ -165,7 +165,7 @@ def draft_from_checkpoint(
         "parity_half_trained": rounding.to_json(),
     }  # fmt: skip
     if gradcam is not None:
-        from aivsreal.export.gradcam_graph import REFERENCES, gradcam_from_network
+        from aivsreal.export.gradcam import REFERENCES, gradcam_from_network
 
         graph, worst = gradcam_from_network(fused, spec, gradcam, opset, batch_BCHW[:REFERENCES])
         draft.files["gradcam.onnx"], provenance["gradcam"] = graph, {"layer": gradcam, "parity": worst}
@@ -180,7 +180,7 @@ def read_card(card: Path | None, manifest: Manifest) -> bytes:
     Raises:
         ExportError: the file cannot be read.
     """
-    from aivsreal.runtime.model_card import model_card
+    from aivsreal.runtime.bundle.model_card import model_card
 
     try:
         return model_card(manifest).encode() if card is None else card.read_bytes()

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from aivsreal.export.layers import layers_from_inspection, layers_from_network
-from aivsreal.runtime.backend import INPUT
-from aivsreal.runtime.engine import EngineCard, EngineKey, EngineKind, this_platform
+from aivsreal.runtime.bundle.engine_key import EngineCard, EngineKey, EngineKind, this_platform
+from aivsreal.runtime.bundle.manifest import INPUT
 from aivsreal.runtime.errors import ExportError
 from aivsreal.runtime.spec import PreprocessSpec
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from aivsreal.runtime.backend import HALF_SUFFIX
+from aivsreal.runtime.bundle.manifest import HALF_SUFFIX
 from aivsreal.runtime.errors import ExportError
 
 WEIGHTED = ("Conv", "MatMul", "Gemm")

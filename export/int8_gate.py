@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aivsreal.runtime.backend import INPUT, LOGITS
-from aivsreal.runtime.cpu import has_int8_products
+from aivsreal.runtime.bundle.manifest import INPUT, LOGITS
 from aivsreal.runtime.errors import DataError, ExportError
-from aivsreal.runtime.images import pixels_from_file
-from aivsreal.runtime.paths import image_paths
+from aivsreal.runtime.files.find import image_paths
+from aivsreal.runtime.files.images import pixels_from_file
+from aivsreal.runtime.machine import has_int8_products
 from aivsreal.runtime.preprocess import BatchBCHW, batch_from_squares, square_from_pixels
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import LABELS

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from aivsreal.runtime.backend import INPUT
+from aivsreal.runtime.bundle.manifest import INPUT
 from aivsreal.runtime.errors import MissingExtra
 from aivsreal.runtime.preprocess import BatchBCHW
 

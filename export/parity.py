@@ -10,12 +10,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from aivsreal.runtime.bundle.manifest import Manifest
 from aivsreal.runtime.errors import ExportError
-from aivsreal.runtime.manifest import Manifest
-
-LogitsB = npt.NDArray[np.float32]
+from aivsreal.runtime.preprocess import LogitsB
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from aivsreal.runtime.errors import ExportError
-from aivsreal.runtime.images import pixels_from_file
-from aivsreal.runtime.paths import image_paths
+from aivsreal.runtime.files.find import image_paths
+from aivsreal.runtime.files.images import pixels_from_file
 from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, batch_from_squares, square_from_pixels
 from aivsreal.runtime.spec import PreprocessSpec
 

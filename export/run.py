@@ -8,9 +8,9 @@ from pathlib import Path
 from aivsreal.export.artefacts import add_engine, add_half, add_int8
 from aivsreal.export.draft import Draft, Tell, draft_from_bundle, draft_from_checkpoint, read_card
 from aivsreal.export.engine import BuildOptions
-from aivsreal.runtime.bundle import Bundle, extended_folder, write_bundle
+from aivsreal.runtime.bundle.folder import Bundle, extended_folder, write_bundle
+from aivsreal.runtime.bundle.manifest import MANIFEST
 from aivsreal.runtime.errors import ExportError
-from aivsreal.runtime.manifest import MANIFEST
 from aivsreal.runtime.verdict import OperatingPoint
 
 CARD = "README.md"

@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aivsreal.export.parity import LogitsB
 from aivsreal.export.reference import Reference
-from aivsreal.runtime.backend import LOGITS
+from aivsreal.runtime.bundle.manifest import LOGITS
 from aivsreal.runtime.errors import ExportError
-from aivsreal.runtime.preprocess import BatchBCHW
+from aivsreal.runtime.preprocess import BatchBCHW, LogitsB
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from aivsreal.runtime.manifest import Manifest
+    from aivsreal.runtime.bundle.manifest import Manifest
 
 CHUNK = 32  # images at once: bounds memory, and shows that the batch is dynamic when the last chunk is shorter
 SLOW_COUNT = 8  # images where only onnx's own evaluator is there: it takes 6 s for one on a desktop's core
@@ -90,8 +89,8 @@ def engine_logits(files: Mapping[str, bytes], manifest: Manifest, reference: Ref
     Raises:
         BackendError: there is no GPU, or no engine among the files that fits it.
     """
-    from aivsreal.runtime.backend_tensorrt import TensorrtBackend
-    from aivsreal.runtime.bundle import write_bundle
+    from aivsreal.runtime.bundle.folder import write_bundle
+    from aivsreal.runtime.gpu.backend import TensorrtBackend
 
     parts = []
     with tempfile.TemporaryDirectory() as scratch:

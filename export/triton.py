@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from aivsreal.runtime.backend import INPUT, LOGITS, MAP
-from aivsreal.runtime.bundle import Bundle
-from aivsreal.runtime.bundle_engines import engines_of
-from aivsreal.runtime.engine import EngineKind
+from aivsreal.runtime.bundle.engine_key import EngineKind
+from aivsreal.runtime.bundle.engines import engines_of
+from aivsreal.runtime.bundle.folder import Bundle
+from aivsreal.runtime.bundle.manifest import INPUT, LOGITS, MAP, MODEL
 from aivsreal.runtime.errors import ExportError
-from aivsreal.runtime.manifest import MODEL
 
 NAME = "aivsreal"
 MAX_BATCH = 64  # of the ONNX model, whose batch is free; an engine's is in its profile

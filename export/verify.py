@@ -7,10 +7,10 @@ from pathlib import Path
 from aivsreal.export.draft import Draft, Tell, draft_from_bundle
 from aivsreal.export.parity import FULL_ENGINE, HALF, SAME_WEIGHTS
 from aivsreal.export.session import engine_logits, onnx_logits, torch_logits
-from aivsreal.runtime.bundle import Bundle
-from aivsreal.runtime.bundle_engines import engines_of
+from aivsreal.runtime.bundle.engines import engines_of
+from aivsreal.runtime.bundle.folder import Bundle
+from aivsreal.runtime.bundle.manifest import CARD_SUFFIX, ENGINE_SUFFIX, HALF_MODEL, INT8_MODEL
 from aivsreal.runtime.errors import BackendError, ExportError, MissingExtra
-from aivsreal.runtime.manifest import CARD_SUFFIX, ENGINE_SUFFIX, HALF_MODEL, INT8_MODEL
 
 
 def verify(bundle: Bundle, folder: Path | None, tell: Tell) -> Draft:
@@ -26,7 +26,7 @@ def verify(bundle: Bundle, folder: Path | None, tell: Tell) -> Draft:
     draft = draft_from_bundle(bundle, folder, tell)
     files = bundle.manifest.files
     try:
-        from aivsreal.runtime.backend_torch import network_from_bundle
+        from aivsreal.runtime.backends.torch import network_from_bundle
 
         logits_B = torch_logits(network_from_bundle(bundle), draft.batch_BCHW)
         draft.compare_full("PyTorch with the same weights", logits_B, SAME_WEIGHTS)
@@ -44,8 +44,8 @@ def verify(bundle: Bundle, folder: Path | None, tell: Tell) -> Draft:
 
 
 def _verify_engine(draft: Draft, bundle: Bundle) -> None:
-    from aivsreal.runtime.cuda import open_driver
-    from aivsreal.runtime.tensorrt_engine import fitting_engine, installed_libraries
+    from aivsreal.runtime.gpu.driver import open_driver
+    from aivsreal.runtime.gpu.engine import fitting_engine, installed_libraries
 
     try:
         libraries = installed_libraries()

@@ -12,13 +12,19 @@ if __name__ != "aivsreal.runtime":
     raise ImportError("write aivsreal.runtime: the repository root is on sys.path")
 
 if TYPE_CHECKING:
-    from aivsreal.runtime.bundle import Bundle
+    from aivsreal.runtime.bundle.folder import Bundle
     from aivsreal.runtime.detector import Detector
     from aivsreal.runtime.verdict import Label, Scanned, Verdict
 
 __all__ = ["Bundle", "Detector", "Label", "Scanned", "Verdict"]
 
-_HOMES = {"Bundle": "bundle", "Detector": "detector", "Label": "verdict", "Scanned": "verdict", "Verdict": "verdict"}
+_HOMES = {
+    "Bundle": "bundle.folder",
+    "Detector": "detector",
+    "Label": "verdict",
+    "Scanned": "verdict",
+    "Verdict": "verdict",
+}
 
 
 def __getattr__(name: str) -> object:

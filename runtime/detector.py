@@ -16,16 +16,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from aivsreal.runtime.backend import Backend, LogitsB, MapBackend, SquareBackend, SquareMapBackend, open_backend
-from aivsreal.runtime.bundle import Bundle
-from aivsreal.runtime.decode_pool import TIME_LIMIT_S, DecodePool
-from aivsreal.runtime.decoding import Decoded, DecodePlan, reduced
+from aivsreal.runtime.backends.choose import open_backend
+from aivsreal.runtime.backends.protocol import Backend, MapBackend, SquareBackend, SquareMapBackend
+from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import BackendError, Fault, ImageError
-from aivsreal.runtime.images import MAX_PIXELS, pixels_from_array, pixels_from_file, pixels_from_image
-from aivsreal.runtime.pipeline import judged_batches
-from aivsreal.runtime.preprocess import PixelsHWC, square_from_pixels
-from aivsreal.runtime.rows import Judge
+from aivsreal.runtime.files.decode import Decoded, DecodePlan, reduced
+from aivsreal.runtime.files.images import MAX_PIXELS, pixels_from_array, pixels_from_file, pixels_from_image
+from aivsreal.runtime.files.pipeline import judged_batches
+from aivsreal.runtime.files.pool import TIME_LIMIT_S, DecodePool
+from aivsreal.runtime.preprocess import LogitsB, PixelsHWC, square_from_pixels
 from aivsreal.runtime.verdict import (
+    Judge,
     OperatingPoint,
     Scanned,
     Verdict,

@@ -16,18 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.detector import AnyImage, pixels_from_any
 from aivsreal.runtime.errors import BackendError, MissingExtra
-from aivsreal.runtime.heatmap import MapHW
-from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, batch_from_squares, square_from_pixels
+from aivsreal.runtime.preprocess import BatchBCHW, MapHW, PixelsHWC, batch_from_squares, square_from_pixels
 from aivsreal.runtime.spec import Box
 from aivsreal.runtime.verdict import Label, Verdict, verdict_from_logit
 
 if TYPE_CHECKING:
     import torch
 
-    from aivsreal.runtime.levit import FusedLevit
+    from aivsreal.runtime.backends.networks import FusedLevit
 
 MAX_PARITY = 1e-3  # logit; what `aivsreal-export` allows between ONNX and PyTorch
 
@@ -104,7 +103,7 @@ class Explainer:
     def __init__(self, bundle: Bundle | Path | str | None = None, operating_point: str | None = None) -> None:
         if importlib.util.find_spec("pytorch_grad_cam") is None:
             raise MissingExtra("explain", "grad-cam", "draw Grad-CAM heat maps")
-        from aivsreal.runtime.backend_torch import network_from_bundle
+        from aivsreal.runtime.backends.torch import network_from_bundle
 
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self._point = self.bundle.manifest.point(operating_point)
@@ -201,7 +200,7 @@ def _parity(bundle: Bundle, network: Callable[[torch.Tensor], torch.Tensor]) -> 
     import torch
 
     try:
-        from aivsreal.runtime.backend_onnx import OnnxBackend
+        from aivsreal.runtime.backends.onnx import OnnxBackend
 
         backend = OnnxBackend(bundle, threads=1)
     except MissingExtra:

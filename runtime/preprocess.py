@@ -1,6 +1,7 @@
 """The reference preprocessing in numpy and Pillow: what every other implementation must equal.
 
-Legend: B image in a batch; H, W image height and width; C channel (3, RGB); S input size.
+Legend: B image in a batch; H, W image height and width; C channel (3, RGB); S input size;
+h, w cells of a map.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from aivsreal.runtime.spec import Box, PreprocessSpec, ResizeFilter
 
 PixelsHWC = npt.NDArray[np.uint8]
 BatchBCHW = npt.NDArray[np.float32]
+LogitsB = npt.NDArray[np.float32]
+MapsBhw = npt.NDArray[np.float32]
+MapHW = npt.NDArray[np.float32]
 
 _RESAMPLING = {
     ResizeFilter.BILINEAR: Image.Resampling.BILINEAR,

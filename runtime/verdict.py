@@ -115,6 +115,17 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
+class Judge:
+    """Who judged: verdicts of different judges do not belong into one results file."""
+
+    bundle: str
+    """`Bundle.digest`."""
+    operating_point: str
+    backend: str
+    """Name and precision, such as `onnx-cpu fp32`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Scanned:
     """One scanned file: a verdict or the error that prevented it, never both."""
 

@@ -17,8 +17,8 @@ from click.testing import CliRunner, Result
 from conftest import write_image
 from PIL import Image
 
-from aivsreal.runtime.bundle import Bundle, write_bundle
-from aivsreal.runtime.scan import main
+from aivsreal.runtime.bundle.folder import Bundle, write_bundle
+from aivsreal.runtime.commands.scan import main
 
 
 def _scan(*arguments: object) -> Result:

@@ -9,8 +9,8 @@ import pytest
 
 from aivsreal.runtime.preprocess import square_from_pixels
 from aivsreal.runtime.spec import Geometry, PreprocessSpec
-from aivsreal.train.augment import augmented_square
 from aivsreal.train.config import PRESETS, AugmentConfig
+from aivsreal.train.fit.augment import augmented_square
 
 SPEC = PreprocessSpec(64, crop_fraction=1.0)
 NOTHING = AugmentConfig(crop_min=1.0, hflip_p=0.0, jitter_p=0.0)

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aivsreal.runtime.backend import SquareBackend, SquareMapBackend, open_backend
-from aivsreal.runtime.bundle import Bundle, write_bundle
-from aivsreal.runtime.cpu_choice import MAX_DIFFERENCE, MEAN_DIFFERENCE, measured, probe_squares
+from aivsreal.runtime.backends.choose import open_backend
+from aivsreal.runtime.backends.cpu_choice import MAX_DIFFERENCE, MEAN_DIFFERENCE, measured, probe_squares
+from aivsreal.runtime.backends.protocol import SquareBackend, SquareMapBackend
+from aivsreal.runtime.bundle.folder import Bundle, write_bundle
 from aivsreal.runtime.errors import BackendError, BundleError
 from aivsreal.runtime.spec import PreprocessSpec
 

@@ -17,11 +17,11 @@ from fake_gpu import bundle_with_engine, installed_gpu, small_bundle
 from fake_tensorrt import VERSIONS
 
 from aivsreal.runtime import Detector
-from aivsreal.runtime.backend import open_backend
-from aivsreal.runtime.backend_onnx import OnnxBackend
-from aivsreal.runtime.backend_tensorrt import TensorrtBackend
-from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.backends.choose import open_backend
+from aivsreal.runtime.backends.onnx import OnnxBackend
+from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import BackendError, BundleError, GpuMemoryError, MissingExtra
+from aivsreal.runtime.gpu.backend import TensorrtBackend
 from aivsreal.runtime.preprocess import PixelsHWC
 
 Install = Callable[..., FakeDriver]
@@ -312,7 +312,7 @@ def test_the_fake_finds_a_leak(install: Install, with_engine: Bundle, monkeypatc
     driver = install()
     backend = TensorrtBackend(with_engine)
     with monkeypatch.context() as patch:
-        patch.setattr("aivsreal.runtime.cuda.DeviceBuffer.close", lambda self: None)
+        patch.setattr("aivsreal.runtime.gpu.driver.DeviceBuffer.close", lambda self: None)
         backend.close()
     with pytest.raises(AssertionError, match="not given back"):
         driver.check_empty()
@@ -324,7 +324,7 @@ def test_the_fake_finds_a_use_after_free(
     install()
     backend = TensorrtBackend(with_engine)
     # The graphs of a buffer that was replaced by a larger one are launched again.
-    monkeypatch.setattr("aivsreal.runtime.engine_slot._Program.forget", lambda self: None)
+    monkeypatch.setattr("aivsreal.runtime.gpu.executor._Program.forget", lambda self: None)
     backend.logits(_images(4))
     with pytest.raises(AssertionError, match=r"not allocated|was changed"):
         backend.logits(_images(1))
@@ -335,7 +335,7 @@ def test_the_fake_finds_a_read_before_the_work_is_done(
 ) -> None:
     install()
     backend = TensorrtBackend(with_engine)
-    monkeypatch.setattr("aivsreal.runtime.cuda.Stream.synchronize", lambda self: None)
+    monkeypatch.setattr("aivsreal.runtime.gpu.driver.Stream.synchronize", lambda self: None)
     assert np.isnan(backend.logits(_images(3))).all()
 
 

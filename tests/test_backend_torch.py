@@ -10,10 +10,17 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from aivsreal.runtime.backend_torch import network_from_bundle
-from aivsreal.runtime.bundle import Bundle, write_bundle
+from aivsreal.runtime.backends.networks import (
+    ARCHS,
+    Residual,
+    fused_network,
+    logits_from_output,
+    network_from_arch,
+    round_to_half,
+)
+from aivsreal.runtime.backends.torch import network_from_bundle
+from aivsreal.runtime.bundle.folder import Bundle, write_bundle
 from aivsreal.runtime.errors import BundleError
-from aivsreal.runtime.levit import ARCHS, Residual, fused_network, logits_from_output, network_from_arch, round_to_half
 
 
 def _trained(arch: str, size: int) -> torch.nn.Module:

@@ -14,12 +14,12 @@ from fake_cuda import compiled_shim
 from fake_gpu import bundle_with_engine, installed_gpu, small_bundle
 
 from aivsreal.benchmarks import report
-from aivsreal.benchmarks.bench import main
+from aivsreal.benchmarks.cli import main
 from aivsreal.benchmarks.gpu import CLAIMS, OURS, claims
 from aivsreal.benchmarks.gpu_peers import ONNX, ROOFLINE, TORCH, operations_and_weights
 from aivsreal.benchmarks.timing import rate, timed
-from aivsreal.runtime import cuda
-from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.bundle.folder import Bundle
+from aivsreal.runtime.gpu import driver as cuda
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "gpu.jsonl"
 

@@ -16,9 +16,11 @@ import pytest
 from click.testing import CliRunner
 from conftest import write_image
 
-from aivsreal.benchmarks import ablation, geometry, imports, onnx_graph, report, training
+from aivsreal.benchmarks import report
+from aivsreal.benchmarks import start as imports
 from aivsreal.benchmarks.machine import machine_facts
-from aivsreal.runtime.images import pixels_from_file
+from aivsreal.benchmarks.studies import ablation, geometry, onnx_graph, training
+from aivsreal.runtime.files.images import pixels_from_file
 from aivsreal.runtime.spec import PreprocessSpec
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from aivsreal.runtime.bundle import Bundle, write_bundle
+from aivsreal.runtime.bundle.folder import Bundle, write_bundle
+from aivsreal.runtime.bundle.manifest import Manifest, manifest_from_json
 from aivsreal.runtime.errors import BundleError
-from aivsreal.runtime.manifest import Manifest, manifest_from_json
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import LABELS, OperatingPoint
 

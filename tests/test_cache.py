@@ -14,9 +14,9 @@ import pytest
 from conftest import write_image
 
 from aivsreal.runtime.errors import DataError
-from aivsreal.runtime.images import pixels_from_file
-from aivsreal.train import cache as cache_module
-from aivsreal.train.cache import CachedPixels, FilePixels, cached_pixels, reduced
+from aivsreal.runtime.files.images import pixels_from_file
+from aivsreal.train.fit import cache as cache_module
+from aivsreal.train.fit.cache import CachedPixels, FilePixels, cached_pixels, reduced
 from aivsreal.train.samples import Sample
 
 

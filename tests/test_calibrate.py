@@ -13,21 +13,21 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from aivsreal.runtime.bundle import Bundle, write_bundle
+from aivsreal.runtime.bundle.folder import Bundle, write_bundle
+from aivsreal.runtime.bundle.manifest import Manifest
 from aivsreal.runtime.detector import Detector
 from aivsreal.runtime.errors import BundleError
-from aivsreal.runtime.manifest import Manifest
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import LABELS, Label, OperatingPoint, Verdict, verdict_from_logit
-from aivsreal.train.calibrate import (
+from aivsreal.train.evaluate.calibrate import (
     measured_point,
     nll,
     offset_from_logits,
     points_from_logits,
     temperature_from_logits,
 )
-from aivsreal.train.calibrate_cli import main
-from aivsreal.train.recentre import recentred_model
+from aivsreal.train.evaluate.calibrate_command import main
+from aivsreal.train.evaluate.recentre import recentred_model
 
 Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
 Targets = np.ndarray[tuple[int], np.dtype[np.int64]]

@@ -14,12 +14,12 @@ from conftest import write_image
 from test_cpu_choice import FakeBackend
 
 from aivsreal.benchmarks import compare, cpu_tables, many_files, network, report
-from aivsreal.benchmarks.bench import main
+from aivsreal.benchmarks.cli import main
 from aivsreal.benchmarks.pairs import ratio
 from aivsreal.benchmarks.photos import SHAPES, enlarged, spread, write_photos
-from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import AivsrealError, DataError
-from aivsreal.runtime.images import pixels_from_file
+from aivsreal.runtime.files.images import pixels_from_file
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aivsreal.runtime import backend as backends
-from aivsreal.runtime.bundle import Bundle
-from aivsreal.runtime.cpu_choice import Measured, choice, fastest, measured, probe_squares
+from aivsreal.runtime.backends import choose as backends
+from aivsreal.runtime.backends.cpu_choice import Measured, choice, fastest, measured, probe_squares
+from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import BackendError
 from aivsreal.runtime.preprocess import PixelsHWC
 

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from fake_cuda import FLAGS, KERNELS, SHIM
 
-from aivsreal.runtime.cuda import DeviceBuffer, Driver, Event, Graph, Module, Owned, PinnedBuffer, Stream, open_driver
-from aivsreal.runtime.engine_slot import Floats
 from aivsreal.runtime.errors import BackendError, GpuMemoryError, MissingExtra
-from aivsreal.runtime.kernel import PreprocessKernel, tile_rows
+from aivsreal.runtime.gpu.calls import Driver
+from aivsreal.runtime.gpu.driver import DeviceBuffer, Event, Graph, Module, Owned, PinnedBuffer, Stream, open_driver
+from aivsreal.runtime.gpu.executor import Floats
+from aivsreal.runtime.gpu.kernel import PreprocessKernel, tile_rows
+from aivsreal.runtime.gpu.staging import staging_from_pixels
 from aivsreal.runtime.preprocess import PixelsHWC, batch_from_pixels
 from aivsreal.runtime.spec import PreprocessSpec
-from aivsreal.runtime.staging import staging_from_pixels
 
 
 def _drive_batch(driver: Driver, pixels: list[PixelsHWC], spec: PreprocessSpec, dtype: Floats) -> None:
@@ -90,6 +91,7 @@ def test_cuda_bindings_are_called_as_they_want_it(tmp_path: Path) -> None:
     sources = [f"-I{KERNELS}", f"-I{SHIM}", str(SHIM / "fake_libcuda.cpp"), "-o", str(tmp_path / "libcuda.so.1")]
     subprocess.run(["g++", *FLAGS, "-O1", "-fPIC", "-shared", *sources, "-ldl"], check=True)
     environment = {**os.environ, "LD_LIBRARY_PATH": f"{tmp_path}:{os.environ.get('LD_LIBRARY_PATH', '')}"}
+    environment["PYTHONPATH"] = str(SHIM.parent)
     result = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "driven\n"
@@ -109,8 +111,8 @@ def test_without_nvidias_driver_it_is_said(monkeypatch: pytest.MonkeyPatch) -> N
 def test_without_a_binding_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("cuda", "cuda.bindings", "pycuda", "pycuda.driver"):
         monkeypatch.setitem(sys.modules, name, None)
-    for name in ("cuda_bindings", "cuda_pycuda"):
-        monkeypatch.delitem(sys.modules, f"aivsreal.runtime.{name}", raising=False)
+    for name in ("bindings", "pycuda"):
+        monkeypatch.delitem(sys.modules, f"aivsreal.runtime.gpu.{name}", raising=False)
     with pytest.raises(MissingExtra, match=r"pip install 'aivsreal\[tensorrt\]'"):
         open_driver()
 
@@ -118,7 +120,7 @@ def test_without_a_binding_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("capability", [(7, 5), (8, 7), (12, 1)])
 def test_nvrtc_compiles_the_kernel_without_a_gpu(capability: tuple[int, int]) -> None:
     pytest.importorskip("cuda.bindings.nvrtc")
-    from aivsreal.runtime.cuda_bindings import code_from_source
+    from aivsreal.runtime.gpu.bindings import code_from_source
 
     try:
         code = code_from_source((KERNELS / "preprocess.cu").read_bytes(), capability)

@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 from hostile import encoded, picture
 
-from aivsreal.runtime import decode_pool, decode_process
-from aivsreal.runtime.decode_pool import DecodePool
-from aivsreal.runtime.decoding import Decoded, DecodePlan, decoded_from_file
 from aivsreal.runtime.errors import BackendError, Fault
+from aivsreal.runtime.files import pool as decode_pool
+from aivsreal.runtime.files import process as decode_process
+from aivsreal.runtime.files.decode import Decoded, DecodePlan, decoded_from_file
+from aivsreal.runtime.files.pool import DecodePool
 from aivsreal.runtime.spec import PreprocessSpec
 
 # A fake decoder for the child process: files of these names crash it, hang, or answer with nonsense.
 FAKE = """
 import sys; sys.path[:] = sys.argv[2:]
 import os, signal, time
-from aivsreal.runtime import decode_process
+from aivsreal.runtime.files import process as decode_process
 real = decode_process.decoded_from_file
 def fake(path, plan):
     if path.name.startswith("crash"):
@@ -109,8 +110,8 @@ def test_an_interpreter_does_not_wait_for_a_decoder_that_hangs(tmp_path: Path) -
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from aivsreal.runtime import decode_pool\n"
-        "from aivsreal.runtime.decoding import DecodePlan\n"
+        "from aivsreal.runtime.files import pool as decode_pool\n"
+        "from aivsreal.runtime.files.decode import DecodePlan\n"
         "decode_pool.decoded_from_file = lambda path, plan: time.sleep(600)\n"
         "with decode_pool.DecodePool(DecodePlan(), 1, time_limit_s=0.2) as pool:\n"
         "    print(pool.result(pool.submit(Path(sys.argv[1]))).fault.value)\n"
@@ -125,8 +126,8 @@ def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from aivsreal.runtime.decode_process import DecodeProcess\n"
-        "from aivsreal.runtime.decoding import DecodePlan\n"
+        "from aivsreal.runtime.files.process import DecodeProcess\n"
+        "from aivsreal.runtime.files.decode import DecodePlan\n"
         "process = DecodeProcess(DecodePlan(), 30.0)\n"
         "assert not process.decode(Path(sys.argv[1])).error\n"
         "print(process._child.pid, flush=True)\n"

@@ -16,7 +16,7 @@ from aivsreal.runtime import Bundle, Detector
 from aivsreal.runtime.errors import BackendError, BundleError, ImageError
 from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.runtime.verdict import Label
-from aivsreal.train.metrics import auc
+from aivsreal.train.evaluate.metrics import auc
 
 
 class FakeBackend:
@@ -168,7 +168,7 @@ def test_a_backend_reads_its_precision_from_the_network(tiny_bundle: Path) -> No
 def test_a_network_for_another_size_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from aivsreal.runtime.bundle import write_bundle
+    from aivsreal.runtime.bundle.folder import write_bundle
     from aivsreal.runtime.spec import PreprocessSpec
 
     old = Bundle.open(tiny_bundle)

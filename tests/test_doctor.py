@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from fake_cuda import compiled_shim
 from fake_gpu import bundle_with_engine, installed_gpu, small_bundle
 
-from aivsreal.runtime import cuda
-from aivsreal.runtime.bundle import Bundle
-from aivsreal.runtime.doctor import BROKEN, MISSING, OK, Finding, findings, jetpack, main
+from aivsreal.runtime.bundle.folder import Bundle
+from aivsreal.runtime.commands.doctor import BROKEN, MISSING, OK, Finding, findings, jetpack, main
 from aivsreal.runtime.errors import BackendError
+from aivsreal.runtime.gpu import driver as cuda
 
 
 @pytest.fixture

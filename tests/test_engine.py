@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from aivsreal.runtime.bundle import Bundle, write_bundle
-from aivsreal.runtime.bundle_engines import engine_for, engines_of
-from aivsreal.runtime.engine import Device, EngineCard, EngineKey, EngineKind, card_from_json
+from aivsreal.runtime.bundle.engine_key import Device, EngineCard, EngineKey, EngineKind, card_from_json
+from aivsreal.runtime.bundle.engines import engine_for, engines_of
+from aivsreal.runtime.bundle.folder import Bundle, write_bundle
+from aivsreal.runtime.bundle.manifest import Manifest
 from aivsreal.runtime.errors import BackendError, BundleError
-from aivsreal.runtime.manifest import Manifest
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import LABELS, OperatingPoint
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from aivsreal.runtime.errors import BundleError, DataError
 from aivsreal.runtime.verdict import OperatingPoint, Verdict, verdict_from_logit
-from aivsreal.train.evaluate import main
+from aivsreal.train.evaluate.commands import main
 from aivsreal.train.samples import Sample, limited, samples_from_pair
 
 POINT = OperatingPoint("half", 0.7, 0.3)
@@ -221,7 +221,8 @@ def test_a_pair_of_folders_needs_both(tmp_path: Path) -> None:
 
 def test_an_evaluation_needs_no_torch_and_loads_no_matplotlib() -> None:
     code = (
-        "import sys, aivsreal.train.evaluate, aivsreal.train.evaluation_report, aivsreal.train.calibrate_cli;"
+        "import sys, aivsreal.train.evaluate.commands, aivsreal.train.evaluate.report;"
+        "import aivsreal.train.evaluate.calibrate_command;"
         "print([name for name in ('torch', 'timm', 'matplotlib') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"

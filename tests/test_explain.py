@@ -16,11 +16,11 @@ from conftest import write_image
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from aivsreal.runtime.bundle import Bundle, write_bundle
+from aivsreal.runtime.bundle.folder import Bundle, write_bundle
+from aivsreal.runtime.commands.explain import LAYERS, METHODS, main
 from aivsreal.runtime.detector import Detector
 from aivsreal.runtime.errors import BackendError, MissingExtra
 from aivsreal.runtime.explain import _CLASSES, Explainer, Layer, Method, explain
-from aivsreal.runtime.explain_cli import LAYERS, METHODS, main
 from aivsreal.runtime.preprocess import batch_from_pixels
 from aivsreal.runtime.verdict import Label
 

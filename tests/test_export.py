@@ -17,13 +17,13 @@ from click.testing import CliRunner, Result
 from onnx import numpy_helper
 
 from aivsreal.export.cli import main
-from aivsreal.export.onnx_graph import onnx_from_network, with_half_weights
+from aivsreal.export.graph import onnx_from_network, with_half_weights
 from aivsreal.export.parity import Tolerance
 from aivsreal.export.reference import Reference
 from aivsreal.export.session import onnx_logits
 from aivsreal.runtime import Bundle
+from aivsreal.runtime.backends.networks import FusedLevit, fused_network, network_from_arch, round_to_half
 from aivsreal.runtime.errors import ExportError
-from aivsreal.runtime.levit import FusedLevit, fused_network, network_from_arch, round_to_half
 from aivsreal.runtime.spec import PreprocessSpec
 
 SPEC = PreprocessSpec(64)

@@ -25,11 +25,11 @@ from aivsreal.export.half_graph import half_from_onnx
 from aivsreal.export.int8_gate import Int8Gate
 from aivsreal.export.parity import Tolerance
 from aivsreal.runtime import Detector
-from aivsreal.runtime.backend import open_backend
-from aivsreal.runtime.bundle import Bundle, extended_folder, write_bundle
-from aivsreal.runtime.bundle_engines import engines_of
+from aivsreal.runtime.backends.choose import open_backend
+from aivsreal.runtime.bundle.engines import engines_of
+from aivsreal.runtime.bundle.folder import Bundle, extended_folder, write_bundle
+from aivsreal.runtime.bundle.manifest import Manifest
 from aivsreal.runtime.errors import BackendError
-from aivsreal.runtime.manifest import Manifest
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import LABELS, OperatingPoint
 
@@ -131,7 +131,7 @@ def test_with_a_gpu_the_bundle_gets_an_engine_that_the_runtime_takes(
     assert card.file in {row["file"] for row in json.loads(verified.stdout)["comparisons"]}
     # On another GPU both places and the command are named.
     other = replace(JETSON, capability=(9, 0))
-    monkeypatch.setattr("aivsreal.runtime.backend_tensorrt.open_driver", lambda: FakeDriver(kernel, other))
+    monkeypatch.setattr("aivsreal.runtime.gpu.backend.open_driver", lambda: FakeDriver(kernel, other))
     with pytest.raises(BackendError, match=r"built for sm_87 with .*; this is sm_90 with .*aivsreal-export --fp16"):
         open_backend(Bundle.open(folder), "tensorrt")
 
@@ -145,7 +145,7 @@ def test_tensorrt_rtx_builds_an_engine_for_another_gpu_and_leaves_its_comparison
     def no_driver() -> None:
         raise BackendError("there is no GPU")
 
-    monkeypatch.setattr("aivsreal.runtime.cuda.open_driver", no_driver)
+    monkeypatch.setattr("aivsreal.runtime.gpu.driver.open_driver", no_driver)
     result = _export(folder, "--rtx", "8.6", "--json")
     assert result.exit_code == 0, result.output
     (card,) = engines_of(Bundle.open(folder))
@@ -197,7 +197,7 @@ def test_what_is_added_to_the_shipped_bundle_is_found_by_itself(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("aivsreal.runtime.bundle.SHIPPED", folder)
+    monkeypatch.setattr("aivsreal.runtime.bundle.folder.SHIPPED", folder)
     assert Bundle.open().path == folder
     result = _export("--fp16")
     assert result.exit_code == 0, result.output
@@ -230,7 +230,7 @@ def test_int8_is_in_the_bundle_only_past_its_gate_and_then_preferred(
         return
     assert Bundle.open(folder).manifest.metrics["int8"]["speedup"] == 2.0  # type: ignore[index]
     for has, precision in ((True, "int8"), (False, "fp32")):
-        monkeypatch.setattr("aivsreal.runtime.backend_onnx.has_int8_products", lambda has=has: has)
+        monkeypatch.setattr("aivsreal.runtime.backends.onnx.has_int8_products", lambda has=has: has)
         backend, _ = open_backend(Bundle.open(folder), "onnx")
         assert backend.precision == precision
 

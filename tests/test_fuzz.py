@@ -19,7 +19,7 @@ CASES = sorted((HERE / "data" / "fuzz").glob("*"))
 
 
 def test_the_fuzzer_finds_nothing_in_its_time(tmp_path: Path) -> None:
-    command = [sys.executable, str(HERE / "fuzz.py"), "--seconds", SECONDS, "--keep", str(tmp_path)]
+    command = [sys.executable, str(HERE / "support" / "fuzz.py"), "--seconds", SECONDS, "--keep", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     (line,) = result.stderr.splitlines()  # and the decoders said nothing of their own
@@ -61,7 +61,7 @@ def test_the_fuzzer_does_damage() -> None:
 def test_a_defect_would_be_found_and_kept(tmp_path: Path) -> None:
     """A fake defect: a decoder that fails on every third input."""
     code = (
-        f"import sys; sys.path.insert(0, {str(HERE)!r}); import fuzz\n"
+        f"import sys; sys.path.insert(0, {str(HERE / 'support')!r}); import fuzz\n"
         "def broken(content, folder):\n"
         "    if len(content) % 3 == 0:\n"
         "        raise LookupError('a defect')\n"

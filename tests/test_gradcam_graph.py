@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from aivsreal.export.gradcam_graph import STAGES, gradcam_from_network, gradcam_graph_from_network
-from aivsreal.export.onnx_graph import with_half_weights
-from aivsreal.runtime.backend_torch import network_from_bundle
-from aivsreal.runtime.bundle import Bundle
+from aivsreal.export.gradcam import STAGES, gradcam_from_network, gradcam_graph_from_network
+from aivsreal.export.graph import with_half_weights
+from aivsreal.runtime.backends.networks import FusedLevit
+from aivsreal.runtime.backends.torch import network_from_bundle
+from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import ExportError
-from aivsreal.runtime.levit import FusedLevit
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_the_export_command_puts_the_graph_into_the_bundle(tiny_run: Path, tiny_
 def test_a_map_that_is_not_pytorchs_is_refused(
     network: FusedLevit, graph: Any, map_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aivsreal.export.gradcam_graph.gradcam_graph_from_network", lambda *_: graph)
+    monkeypatch.setattr("aivsreal.export.gradcam.gradcam_graph_from_network", lambda *_: graph)
     spec = Bundle.open(map_bundle).manifest.spec
     batch_BCHW = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
     content, worst = gradcam_from_network(network, spec, "stage2", 17, batch_BCHW)

@@ -14,7 +14,7 @@ from aivsreal.export.half_graph import check_half, full_from_onnx, half_from_onn
 from aivsreal.export.parity import HALF, check, parity
 from aivsreal.export.reference import Reference
 from aivsreal.export.session import onnx_logits
-from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import ExportError
 from aivsreal.runtime.spec import PreprocessSpec
 

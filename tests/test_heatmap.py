@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from aivsreal.runtime.errors import OutputError
-from aivsreal.runtime.heatmap import FLAT, overlay, path_for, resized_map, write_map
+from aivsreal.runtime.results.heatmap import FLAT, overlay, path_for, resized_map, write_map
 
 GREY_HWC = np.full((64, 96, 3), 128, dtype=np.uint8)
 

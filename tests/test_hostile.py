@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from hostile import bad_files, encoded, good_files, picture, special_files
 
-from aivsreal.runtime.decoding import DecodePlan, decoded_from_file
 from aivsreal.runtime.errors import Fault
+from aivsreal.runtime.files.decode import DecodePlan, decoded_from_file
 
-SCAN = [sys.executable, "-m", "aivsreal.runtime.scan"]
+SCAN = [sys.executable, "-m", "aivsreal.runtime.commands.scan"]
 GOOD, BAD = dict(good_files()), {name: (content, fault) for name, content, fault in bad_files()}
 
 
@@ -166,10 +166,10 @@ def test_memory_does_not_grow_with_hostile_files(tmp_path: Path) -> None:
     code = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from aivsreal.runtime.decode_pool import DecodePool\n"
-        "from aivsreal.runtime.decoding import DecodePlan\n"
-        "from aivsreal.runtime.own_process import set_up_pillow\n"
-        "from aivsreal.runtime.paths import image_paths\n"
+        "from aivsreal.runtime.files.pool import DecodePool\n"
+        "from aivsreal.runtime.files.decode import DecodePlan\n"
+        "from aivsreal.runtime.files.own_process import set_up_pillow\n"
+        "from aivsreal.runtime.files.find import image_paths\n"
         "from aivsreal.runtime.spec import PreprocessSpec\n"
         "set_up_pillow(1)\n"
         "with DecodePool(DecodePlan(PreprocessSpec()), 2) as pool:\n"

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import Fault, OutputError
-from aivsreal.runtime.html_report import HtmlReport
-from aivsreal.runtime.report_facts import Ran, meaning_of_point
+from aivsreal.runtime.results.facts import Ran, meaning_of_point
+from aivsreal.runtime.results.html import HtmlReport
 from aivsreal.runtime.verdict import Evidence, OperatingPoint, Origin, Scanned, View, verdict_from_logit
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -121,7 +121,7 @@ def test_pictures_grow_smaller_until_they_fit(
 ) -> None:  # fmt: skip
     sizes = {}
     for budget in (10_000_000, 100_000):
-        monkeypatch.setattr("aivsreal.runtime.html_report.BUDGET", budget)
+        monkeypatch.setattr("aivsreal.runtime.results.html.BUDGET", budget)
         target = tmp_path / f"{budget}.html"
         with HtmlReport(target, ran) as report:
             for index in range(30):
@@ -266,7 +266,7 @@ def test_in_chromium_ten_thousand_rows_stay_usable(
     browser: Any, ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "report.html"
-    monkeypatch.setattr("aivsreal.runtime.html_report.BUDGET", 1)  # as for so many, the smallest pictures
+    monkeypatch.setattr("aivsreal.runtime.results.html.BUDGET", 1)  # as for so many, the smallest pictures
     with HtmlReport(target, ran) as report:
         for index in range(20):
             report.write(_scanned(index, ran.point))
@@ -303,7 +303,7 @@ def test_the_opening_of_a_report_is_measured(ran: Ran, tmp_path: Path) -> None:
         pytest.skip("no chromium with chromedriver here: apt-get install chromium chromium-driver")
     from click.testing import CliRunner
 
-    from aivsreal.benchmarks.report_opening import main
+    from aivsreal.benchmarks.studies.report_opening import main
 
     target = tmp_path / "report.html"
     with HtmlReport(target, ran) as report:

@@ -14,8 +14,8 @@ from conftest import write_image
 from PIL import Image
 
 from aivsreal.runtime.errors import ImageError
-from aivsreal.runtime.images import pixels_from_array, pixels_from_file, pixels_from_image
-from aivsreal.runtime.paths import image_paths
+from aivsreal.runtime.files.find import image_paths
+from aivsreal.runtime.files.images import pixels_from_array, pixels_from_file, pixels_from_image
 
 LOSSLESS = ("png", "bmp", "tiff", "webp")
 

@@ -25,10 +25,10 @@ def _loaded(code: str) -> set[str]:
     [
         "import aivsreal.runtime",
         "from aivsreal.runtime import Bundle, Detector, Label, Scanned, Verdict",
-        "import aivsreal.runtime.scan",
-        "import aivsreal.runtime.backend_tensorrt, aivsreal.runtime.kernel",
-        "import aivsreal.runtime.doctor",
-        "import aivsreal.benchmarks.bench",
+        "import aivsreal.runtime.commands.scan",
+        "import aivsreal.runtime.gpu.backend, aivsreal.runtime.gpu.kernel",
+        "import aivsreal.runtime.commands.doctor",
+        "import aivsreal.benchmarks.cli",
     ],
 )
 def test_the_runtime_is_imported_without_anything_heavy(code: str) -> None:
@@ -59,6 +59,98 @@ def test_a_stage_imports_the_runtime_and_itself_and_no_other_stage(stage: str) -
                 # Nothing imports the benchmarks, so they may measure training too.
                 known = {"runtime", stage} | ({"train"} if stage == "benchmarks" else set())
                 assert rest.split(".")[0] in known, f"{path} imports {name}: stages meet at files"
+
+
+# From the values at the bottom to the commands on top; a room imports only what stands lower, and its own files.
+FLOORS = (
+    ("errors", "spec", "preprocess", "verdict", "machine", "text", "cache", "locks"),
+    ("bundle", "files"),
+    ("gpu", "backends.networks"),
+    ("backends",),
+    ("detector",),
+    ("explain", "results"),
+    ("commands",),
+)
+# Each heavy library has one file that names it; the export and the training are made of torch and onnx.
+HOMES = {
+    "onnxruntime": {"runtime/backends/onnx.py", "runtime/backends/onnx_providers.py"},
+    "openvino": {"runtime/backends/openvino.py"},
+    "torch": {"runtime/backends/networks.py", "runtime/backends/torch.py", "runtime/explain.py"},
+    "timm": {"runtime/backends/networks.py"},
+    "onnx": {"runtime/backends/torch.py"},
+    "cuda": {"runtime/gpu/bindings.py"},
+    "pycuda": {"runtime/gpu/pycuda.py"},
+    "pytorch_grad_cam": {"runtime/explain.py"},
+    "c2pa": {"runtime/files/c2pa.py"},
+    "pillow_heif": {"runtime/files/images.py"},
+}
+
+
+def _modules() -> dict[str, Path]:
+    files = [path for stage in STAGES for path in sorted((ROOT / stage).rglob("*.py"))]
+    return {".".join(("aivsreal", *path.relative_to(ROOT).with_suffix("").parts)): path for path in files}
+
+
+def _edges() -> dict[str, set[str]]:
+    """The modules of ours that each module of ours imports, also inside functions and for type checkers."""
+    modules = _modules()
+    edges = {}
+    for name, path in modules.items():
+        imported = {full for full, _ in _imported(path)}
+        named = {full if full in modules else full.rpartition(".")[0] for full in imported}
+        edges[name] = (named & set(modules)) - {name}
+    return edges
+
+
+def _floor(module: str) -> tuple[int, str]:
+    inside = module.removeprefix("aivsreal.runtime.")
+    places = [
+        (len(room), floor, room)
+        for floor, rooms in enumerate(FLOORS)
+        for room in rooms
+        if f"{inside}.".startswith(f"{room}.")
+    ]
+    assert places, f"{module} is in no room"
+    _, floor, room = max(places)
+    return floor, room
+
+
+def test_the_rooms_of_the_runtime_import_only_what_stands_below_them() -> None:
+    edges = _edges()
+    assert len(edges) > 100
+    assert edges["aivsreal.runtime.detector"] >= {"aivsreal.runtime.verdict", "aivsreal.runtime.backends.choose"}
+    for module, imported in edges.items():
+        if not module.startswith("aivsreal.runtime.") or module.endswith("__init__"):
+            continue
+        floor, room = _floor(module)
+        for other in sorted(imported):
+            below, beside = _floor(other)
+            assert below < floor or beside == room or below == floor == 0, f"{module} imports {other}"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    edges, done = _edges(), set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " -> ".join((*way, module))
+        if module not in done:
+            for other in edges[module]:
+                visit(other, (*way, module))
+            done.add(module)
+
+    for module in edges:
+        visit(module, ())
+
+
+def test_each_heavy_library_is_named_where_it_belongs_and_nowhere_else() -> None:
+    for path in sorted((ROOT / "runtime").rglob("*.py")):
+        file = str(path.relative_to(ROOT))
+        for name, _ in _imported(path):
+            library = name.partition(".")[0]
+            assert file in HOMES.get(library, {file}), f"{file} imports {library}"
+    for library, homes in HOMES.items():
+        for file in homes:
+            assert library in {name.partition(".")[0] for name, _ in _imported(ROOT / file)}, f"{file}: {library}"
 
 
 @pytest.mark.parametrize("stage", STAGES)

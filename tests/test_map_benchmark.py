@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 from conftest import write_image
 
-from aivsreal.benchmarks.faithfulness import deletion_and_insertion, filled, ranked, road
-from aivsreal.benchmarks.maps import composite, main, overlap, points_into, rank_correlation
+from aivsreal.benchmarks.studies.faithfulness import deletion_and_insertion, filled, ranked, road
+from aivsreal.benchmarks.studies.maps import composite, main, overlap, points_into, rank_correlation
 
 SIZE = 64
 

@@ -11,11 +11,12 @@ import onnx
 import pytest
 from conftest import write_image
 
-from aivsreal.runtime.backend import MapBackend, SquareMapBackend, open_backend
-from aivsreal.runtime.bundle import Bundle, write_bundle
+from aivsreal.runtime.backends.choose import open_backend
+from aivsreal.runtime.backends.protocol import MapBackend, SquareMapBackend
+from aivsreal.runtime.bundle.folder import Bundle, write_bundle
 from aivsreal.runtime.errors import BackendError
 from aivsreal.runtime.explain import Explainer
-from aivsreal.runtime.images import pixels_from_file
+from aivsreal.runtime.files.images import pixels_from_file
 from aivsreal.runtime.preprocess import square_from_pixels
 from aivsreal.runtime.verdict import Label
 

@@ -7,8 +7,8 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
-from aivsreal.train.bootstrap import measures, share
-from aivsreal.train.metrics import (
+from aivsreal.train.evaluate.bootstrap import measures, share
+from aivsreal.train.evaluate.metrics import (
     MEASURES,
     accuracy,
     auc,

@@ -10,11 +10,11 @@ import onnxruntime
 import pytest
 from fake_gpu import SIDE, small_bundle
 
-from aivsreal.runtime.backend import open_backend
-from aivsreal.runtime.backend_onnx import OnnxBackend
-from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.backends.choose import open_backend
+from aivsreal.runtime.backends.onnx import OnnxBackend
+from aivsreal.runtime.backends.onnx_providers import MAX_TENSORRT_BATCH, PROVIDERS
+from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import BackendError
-from aivsreal.runtime.onnx_providers import MAX_TENSORRT_BATCH, PROVIDERS
 
 REAL = onnxruntime.InferenceSession
 GPU_BUILD = [PROVIDERS["tensorrt"], PROVIDERS["cuda"], PROVIDERS["cpu"]]
@@ -106,8 +106,8 @@ def test_a_cache_that_cannot_be_made_is_an_error(
 
 
 def test_the_scan_offers_every_backend() -> None:
-    from aivsreal.runtime.backend import BACKENDS
-    from aivsreal.runtime.scan import main
+    from aivsreal.runtime.backends.choose import BACKENDS
+    from aivsreal.runtime.commands.scan import main
 
     (option,) = (parameter for parameter in main.params if parameter.name == "backend")
     assert tuple(option.type.choices) == BACKENDS  # type: ignore[attr-defined]

@@ -33,12 +33,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 
 def test_the_wheel_holds_every_module_and_the_shipped_bundle(wheel: zipfile.ZipFile) -> None:
-    modules = {f"aivsreal/{path.relative_to(ROOT)}" for folder in FOLDERS for path in (ROOT / folder).glob("*.py")}
+    modules = {f"aivsreal/{path.relative_to(ROOT)}" for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
     bundle = {BUNDLE + name for name in ("manifest.json", "model.onnx", "README.md")}
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    kernels = {f"aivsreal/{path.relative_to(ROOT)}" for path in (ROOT / "runtime" / "kernels").iterdir()}
+    compiled = [path for path in (ROOT / "runtime" / "gpu").iterdir() if path.suffix in (".cu", ".fatbin")]
+    kernels = {f"aivsreal/{path.relative_to(ROOT)}" for path in compiled}
     assert {Path(name).suffix for name in kernels} == {".cu", ".fatbin"}
-    data = {f"aivsreal/runtime/{name}" for name in ("py.typed", "report.html", "report.js")}
+    data = {f"aivsreal/runtime/{name}" for name in ("py.typed", "results/report.html", "results/report.js")}
     assert packed == modules | bundle | kernels | data
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aivsreal.export.parity import HALF, SAME_WEIGHTS, STORED_WEIGHTS, Tolerance, check, parity, refusal, thresholds
-from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import ExportError
 from aivsreal.runtime.verdict import OperatingPoint
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aivsreal.runtime.paths import argument_paths, count_if_few
+from aivsreal.runtime.files.find import argument_paths, count_if_few
 
 
 @pytest.fixture

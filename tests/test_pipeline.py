@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import write_image
 
-from aivsreal.runtime.decode_pool import DecodePool, Task
-from aivsreal.runtime.decoding import Decoded, DecodePlan
 from aivsreal.runtime.errors import BackendError
-from aivsreal.runtime.pipeline import judged_batches
+from aivsreal.runtime.files.decode import Decoded, DecodePlan
+from aivsreal.runtime.files.pipeline import judged_batches
+from aivsreal.runtime.files.pool import DecodePool, Task
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from hostile import encoded, picture
 from PIL import Image, PngImagePlugin
 from signing import TRAINED, signed
 
-from aivsreal.runtime.c2pa_manifest import has_manifest
-from aivsreal.runtime.decoding import DecodePlan, decoded_from_file
 from aivsreal.runtime.detector import Detector
-from aivsreal.runtime.provenance import IPTC_EXTENSION, origin_from_source_type, source_types_from_xmp
+from aivsreal.runtime.files.c2pa import has_manifest
+from aivsreal.runtime.files.decode import DecodePlan, decoded_from_file
+from aivsreal.runtime.files.provenance import IPTC_EXTENSION, origin_from_source_type, source_types_from_xmp
 from aivsreal.runtime.verdict import Evidence, Label, Origin, Verdict, verdict_from_declared
 
 SETTINGS = "a cat\nNegative prompt: dog\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 96x72"

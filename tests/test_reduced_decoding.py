@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from aivsreal.benchmarks.photos import enlarged, jpeg_from_pixels
-from aivsreal.runtime.decoding import DecodePlan, decoded_from_file
 from aivsreal.runtime.errors import Fault
-from aivsreal.runtime.images import pixels_from_file
+from aivsreal.runtime.files.decode import DecodePlan, decoded_from_file
+from aivsreal.runtime.files.images import pixels_from_file
 from aivsreal.runtime.preprocess import square_from_image, square_from_pixels
 from aivsreal.runtime.spec import Geometry, PreprocessSpec
 

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import write_image
 
-from aivsreal.runtime.report_cli import main
-from aivsreal.runtime.scan import main as scan
+from aivsreal.runtime.commands.report import main
+from aivsreal.runtime.commands.scan import main as scan
 
 
 @pytest.fixture

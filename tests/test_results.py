@@ -18,12 +18,11 @@ import pytest
 from hostile import encoded, picture
 
 from aivsreal.runtime.errors import Fault, ResultsError
-from aivsreal.runtime.results import ResultsFile, rows_from_file
-from aivsreal.runtime.rows import Judge
-from aivsreal.runtime.snapshot import stamp_of
-from aivsreal.runtime.verdict import Label, Scanned, Verdict
+from aivsreal.runtime.files.read import stamp_of
+from aivsreal.runtime.results.file import ResultsFile, rows_from_file
+from aivsreal.runtime.verdict import Judge, Label, Scanned, Verdict
 
-SCAN = [sys.executable, "-m", "aivsreal.runtime.scan"]
+SCAN = [sys.executable, "-m", "aivsreal.runtime.commands.scan"]
 JUDGE = Judge("0123456789ab", "balanced", "onnx-cpu fp32")
 ROUNDS = int(os.environ.get("AIVSREAL_ROUNDS", "4"))
 
@@ -258,7 +257,7 @@ def _wait_for(output: Path, rows: int) -> None:
 def test_wrong_use_of_the_results_options_is_said_before_anything_is_loaded(tmp_path: Path) -> None:
     from click.testing import CliRunner
 
-    from aivsreal.runtime.scan import main
+    from aivsreal.runtime.commands.scan import main
 
     for arguments, words in (
         (["--resume"], "--output"),

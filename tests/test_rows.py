@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from aivsreal.runtime.errors import Fault
-from aivsreal.runtime.rows import Judge, Row, latest_rows, line_from_row, row_from_line
-from aivsreal.runtime.verdict import Evidence, FileStamp, Label, Origin, Scanned, Verdict
+from aivsreal.runtime.results.row import Row, latest_rows, line_from_row, row_from_line
+from aivsreal.runtime.verdict import Evidence, FileStamp, Judge, Label, Origin, Scanned, Verdict
 
 JUDGE = Judge("0123456789ab", "balanced", "onnx-cpu fp32")
 VERDICT = Verdict(Label.AI, 0.75, 1.0986, "p_ai 0.750 is at or above 0.569 (balanced)")

@@ -17,10 +17,10 @@ from click.testing import CliRunner, Result
 from conftest import write_image
 from PIL import Image
 
-from aivsreal.runtime.report import escaped
-from aivsreal.runtime.scan import main
+from aivsreal.runtime.commands.scan import main
+from aivsreal.runtime.text import escaped
 
-SCAN = [sys.executable, "-m", "aivsreal.runtime.scan"]
+SCAN = [sys.executable, "-m", "aivsreal.runtime.commands.scan"]
 
 
 def _scan(*arguments: object, stdin: bytes | None = None) -> Result:
@@ -224,7 +224,7 @@ def test_memory_stays_flat_over_thousands_of_files(tiny_bundle: Path, tmp_path: 
     code = (
         "import resource, sys\n"
         "from aivsreal.runtime import Detector\n"
-        "from aivsreal.runtime.paths import image_paths\n"
+        "from aivsreal.runtime.files.find import image_paths\n"
         "from pathlib import Path\n"
         "with Detector.open(sys.argv[1]) as detector:\n"
         "    for count, scanned in enumerate(detector.scan(image_paths(Path(sys.argv[2])))):\n"

@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aivsreal.train.metrics import auc
+from aivsreal.train.evaluate.metrics import auc
+from aivsreal.train.evaluate.shortcuts import (
+    STATISTICS,
+    baseline_from_statistics,
+    property_aucs,
+    statistics_from_pixels,
+)
+from aivsreal.train.evaluate.tiers import Tier, delivered
 from aivsreal.train.samples import Sample
-from aivsreal.train.shortcuts import STATISTICS, baseline_from_statistics, property_aucs, statistics_from_pixels
-from aivsreal.train.tiers import Tier, delivered
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 

@@ -22,17 +22,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from aivsreal.export.checkpoint import checkpoint_from_path, network_from_checkpoint
-from aivsreal.runtime.backend_torch import network_from_bundle
-from aivsreal.runtime.bundle import Bundle
+from aivsreal.runtime.backends.torch import network_from_bundle
+from aivsreal.runtime.bundle.folder import Bundle
+from aivsreal.runtime.bundle.model_card import _origin
 from aivsreal.runtime.errors import CheckpointError
-from aivsreal.runtime.model_card import _origin
 from aivsreal.runtime.spec import PreprocessSpec, spec_from_json
-from aivsreal.train.batch_changes import patched
 from aivsreal.train.cli import main
 from aivsreal.train.config import PRESETS, TrainConfig, config_from_json
-from aivsreal.train.data import TrainDraws
-from aivsreal.train.distributed import Ranks
-from aivsreal.train.fit import Machine, fit, learning_rate
+from aivsreal.train.fit.batch_changes import patched
+from aivsreal.train.fit.data import TrainDraws
+from aivsreal.train.fit.distributed import Ranks
+from aivsreal.train.fit.loop import Machine, fit, learning_rate
 from aivsreal.train.samples import in_split, samples_from_data
 
 SMALL = "--arch levit_128s --size 64 --batch-size 8 --workers 0 --device cpu --no-amp".split()
@@ -196,7 +196,9 @@ def test_the_best_epoch_has_the_highest_mean_auc(
     monkeypatch: pytest.MonkeyPatch, tiny_data: Path, tmp_path: Path
 ) -> None:
     aucs = iter([0.5, 0.9, 0.8, 0.8, 0.9, 0.6])  # val_unseen and val_seen of three epochs; the means are .7, .8, .75
-    monkeypatch.setattr("aivsreal.train.fit.validate", lambda *_: {"loss": 0.0, "accuracy": 0.0, "auc": next(aucs)})
+    monkeypatch.setattr(
+        "aivsreal.train.fit.loop.validate", lambda *_: {"loss": 0.0, "accuracy": 0.0, "auc": next(aucs)}
+    )
     samples = samples_from_data(tiny_data)
     vals = {name: in_split(samples, "val_unseen") for name in ("val_unseen", "val_seen")}
     config = replace(ALL_ON, consistency=0.0)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hostile import encoded, picture
 
-from aivsreal.runtime.bundle import SHIPPED, Bundle
+from aivsreal.runtime.bundle.folder import SHIPPED, Bundle
 from aivsreal.runtime.errors import BundleError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +25,7 @@ def guard(event, arguments):
         os.write(2, ("AUDIT " + event + "\\n").encode())
         os._exit(99)
 sys.addaudithook(guard)
-from aivsreal.runtime.scan import main
+from aivsreal.runtime.commands.scan import main
 main()
 """
 
@@ -53,7 +53,7 @@ def test_a_scan_opens_no_socket_and_unpickles_nothing(tmp_path: Path) -> None:
 
 
 def test_the_guard_would_notice(tmp_path: Path) -> None:
-    code = GUARDED.replace("from aivsreal.runtime.scan import main", "import socket; main = socket.socket")
+    code = GUARDED.replace("from aivsreal.runtime.commands.scan import main", "import socket; main = socket.socket")
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (99, "AUDIT socket.__new__\n")
 
@@ -64,14 +64,14 @@ def test_the_guard_would_notice(tmp_path: Path) -> None:
 )
 def test_a_scan_needs_no_network(tmp_path: Path) -> None:
     (tmp_path / "image.jpg").write_bytes(encoded("JPEG"))
-    command = ["unshare", "-rn", sys.executable, "-m", "aivsreal.runtime.scan", str(tmp_path), "--isolate"]
+    command = ["unshare", "-rn", sys.executable, "-m", "aivsreal.runtime.commands.scan", str(tmp_path), "--isolate"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("stage", ["runtime", "export"])
 def test_nothing_that_unpickles_or_evaluates_is_called(stage: str) -> None:
-    for path in sorted((ROOT / stage).glob("*.py")):
+    for path in sorted((ROOT / stage).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]

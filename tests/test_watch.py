@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hostile import encoded, picture
 
-from aivsreal.runtime.watch import LOOK_EVERY_S, Watcher
+from aivsreal.runtime.files.watch import LOOK_EVERY_S, Watcher
 
 
 class FakeClock:
@@ -84,7 +84,7 @@ def test_the_command_judges_new_files_and_goes_on_after_it_was_stopped(tmp_path:
     command = [
         sys.executable,
         "-m",
-        "aivsreal.runtime.scan",
+        "aivsreal.runtime.commands.scan",
         "--watch",
         str(folder),
         "--output",

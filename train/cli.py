@@ -67,17 +67,17 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
         import torchvision  # noqa: F401
     except ImportError as error:
         raise MissingExtra("train", error.name or "torch", "train") from None
-    from aivsreal.runtime.bundle import Bundle
-    from aivsreal.runtime.levit import ARCHS
-    from aivsreal.runtime.manifest import MANIFEST
-    from aivsreal.train.cache import FilePixels, cached_pixels
-    from aivsreal.train.distributed import Ranks
-    from aivsreal.train.fit import Machine, fit
-    from aivsreal.train.plot import draw_curves
-    from aivsreal.train.progress import TrainDisplay
+    from aivsreal.runtime.backends.networks import ARCHS
+    from aivsreal.runtime.bundle.folder import Bundle
+    from aivsreal.runtime.bundle.manifest import MANIFEST
+    from aivsreal.train.fit.cache import FilePixels, cached_pixels
+    from aivsreal.train.fit.checkpoint import starting_point
+    from aivsreal.train.fit.distributed import Ranks
+    from aivsreal.train.fit.loop import Machine, fit
+    from aivsreal.train.fit.plot import draw_curves
+    from aivsreal.train.fit.progress import TrainDisplay
+    from aivsreal.train.fit.start import told_of_bundle, weights_from_bundle
     from aivsreal.train.samples import counts_of, digest_of, in_split, licences_of, readable, samples_from_data
-    from aivsreal.train.store import starting_point
-    from aivsreal.train.unfuse import told_of_bundle, weights_from_bundle
 
     config = PRESETS[preset]
     changes = {

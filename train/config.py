@@ -30,9 +30,9 @@ class AugmentConfig:
     """The whole image, before the crop, down to 0.3..0.9 of its size, half of the time as a JPEG of quality 40 to 95:
     every source as if it had been a small web image once."""
     restyle_p: float = 0.0
-    """Another look, drawn or printed, from `aivsreal.train.looks`."""
+    """Another look, drawn or printed, from `aivsreal.train.fit.looks`."""
     layout_p: float = 0.0
-    """As a page, with frame, bars, type or panels, from `aivsreal.train.looks`."""
+    """As a page, with frame, bars, type or panels, from `aivsreal.train.fit.looks`."""
     rescale_p: float = 0.0
     """Down to 0.5..1 of the size with a random filter and up again."""
     blur_p: float = 0.0

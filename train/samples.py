@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aivsreal.runtime.errors import DataError, ImageError
-from aivsreal.runtime.images import pixels_from_file
-from aivsreal.runtime.paths import image_paths
+from aivsreal.runtime.files.find import image_paths
+from aivsreal.runtime.files.images import pixels_from_file
 from aivsreal.runtime.verdict import LABELS
 
 VAL_SHARE = 10  # where no split is for validation, one image in ten is held out, by the digest of its path

@@ -1,0 +1,179 @@
+"""The commands of aivsreal-bench that need no GPU."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aivsreal.runtime.errors import AivsrealError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DATA = click.argument("data", type=click.Path(path_type=Path, exists=True, file_okay=False))
+BUNDLE = click.option("--bundle", metavar="FOLDER", help="Model to measure.  [default: the shipped one]")
+ROUNDS = click.option("--rounds", type=click.IntRange(2), default=9, show_default=True, help="Turns of each in pairs.")
+
+
+@click.command()
+@DATA
+@BUNDLE
+@click.option("--backend", "backends", multiple=True, help="Again for each.  [onnx openvino onnx-int8 torch]")
+@click.option("--batch", "batches", type=click.IntRange(1, 4096), multiple=True, help="Again for each.  [1 8 16]")
+@click.option("--seconds", type=click.FloatRange(0.01), default=5.0, show_default=True, help="For each measurement.")
+@click.option("--files", type=click.IntRange(1), default=24, show_default=True, help="Photographs of each size.")
+@ROUNDS
+def cpu(
+    data: Path, bundle: str | None, backends: tuple[str, ...], batches: tuple[int, ...], seconds: float, files: int,
+    rounds: int,
+) -> None:  # fmt: skip
+    """Network, stages, whole scans, start and memory on this CPU.
+
+    Photographs of 12 megapixels and of 1024 pixels are made of the images in DATA.
+
+    Exit status: 0 what must hold holds, 1 something does not, 2 wrong use or no usable model.
+    """
+    from aivsreal.benchmarks.network import CPU_BACKENDS, network_rows, paired_rows
+    from aivsreal.benchmarks.scanning import memory_rows, scan_row, start_row
+    from aivsreal.runtime.bundle.folder import Bundle
+
+    chosen = backends or CPU_BACKENDS
+    with _told() as tell, tempfile.TemporaryDirectory() as scratch:
+        opened = Bundle.open(bundle)
+        facts = {"bundle": opened.digest, "images": "made of smaller ones, with grain"}
+        photos = _photos(data, files, Path(scratch), ("12-megapixel", "1024px"))
+        tell("cpu", network_rows(opened, chosen, batches or (1, 8, 16), seconds), facts)
+        tell("cpu", paired_rows(opened, chosen, rounds), facts)
+        squared = [name for name in chosen if name not in ("torch", "onnx-int8")]
+        scans = (scan_row(name, bundle, shape, paths, rounds) for name in squared for shape, paths in photos.items())
+        tell("cpu", scans, facts)
+        starts = [start_row(photos["1024px"][0], rounds, name) for name in ("auto", *squared)]
+        tell("cpu", starts, facts)
+        tell("cpu", memory_rows({"one 1024px": photos["1024px"][:1], **photos}, squared), facts)
+
+
+@click.command()
+@DATA
+@BUNDLE
+@click.option("--with", "names", multiple=True, help="Again for each.  [all that are known]")
+@click.option("--shape", "shapes", multiple=True, help="12-megapixel, 1024px or 256px.  [the first two]")
+@click.option("--files", type=click.IntRange(2), default=24, show_default=True, help="Photographs of each size.")
+@click.option("--seconds", type=click.FloatRange(0.1), default=2.0, show_default=True, help="For each turn.")
+@click.option("--environments", type=click.Path(path_type=Path), help="Keep the peers' environments in this folder.")
+@ROUNDS
+def compare(
+    data: Path, bundle: str | None, names: tuple[str, ...], shapes: tuple[str, ...], files: int, seconds: float,
+    environments: Path | None, rounds: int,
+) -> None:  # fmt: skip
+    """A scan beside plain loops and other detectors, on the same photographs.
+
+    The loops are Pillow, timm's transform and PyTorch, ONNX Runtime or OpenVINO; the detectors sahu65 and prnu are
+    installed from the package index, each into an environment of its own (6.4 GB).
+
+    Exit status: 0 what must hold holds, 1 something does not, 2 wrong use or no usable model.
+    """
+    from aivsreal.benchmarks.compare import PEERS, PLAIN, compare_rows, peer_python
+    from aivsreal.benchmarks.photos import SHAPES
+    from aivsreal.runtime.bundle.folder import Bundle
+
+    wanted = shapes or ("12-megapixel", "1024px")
+    chosen = list(names or (*PLAIN, *PEERS))
+    for name, known in (
+        *((one, (*PLAIN, *PEERS, "aivsreal:onnx-cpu")) for one in chosen),
+        *((one, SHAPES) for one in wanted),
+    ):
+        if name not in known:
+            raise click.UsageError(f"{name!r} is not one of {', '.join(known)}")
+    with _told() as tell, tempfile.TemporaryDirectory() as scratch:
+        opened = Bundle.open(bundle)
+        pythons, facts = {}, {"bundle": opened.digest, "images": "made of smaller ones, with grain"}
+        for name in [name for name in chosen if name in PEERS]:
+            try:
+                pythons[name] = peer_python(name, environments or Path(scratch, "environments"), _say)
+            except AivsrealError as error:
+                chosen.remove(name)
+                tell("compare", [{"contender": name, "not_measured": str(error)}], facts)
+        photos = _photos(data, files, Path(scratch), wanted)
+        tell("compare", compare_rows(opened, photos, chosen, pythons, rounds, seconds, _say), facts)
+
+
+@click.command()
+@DATA
+@BUNDLE
+@click.option("--backend", default="onnx-cpu", show_default=True)
+@click.option("--images", type=click.IntRange(3), default=500, show_default=True)
+@click.option("--grain", type=click.FloatRange(0), default=6.0, show_default=True, help="Noise put on enlarged images.")
+def drift(data: Path, bundle: str | None, backend: str, images: int, grain: float) -> None:
+    """What decoding JPEGs at a smaller scale does to p_ai, on images of DATA that are enlarged first.
+
+    Exit status: 0 it is within its bound, 1 it is not, 2 wrong use or no usable model.
+    """
+    from aivsreal.benchmarks.drift import drift_row
+    from aivsreal.benchmarks.photos import spread
+    from aivsreal.runtime.detector import Detector
+
+    with _told() as tell, Detector.open(bundle, backend) as detector:
+        facts = {"bundle": detector.bundle.digest, "backend": detector.backend.name, "point": detector.point.name}
+        tell("drift", [drift_row(detector, spread(data, images), grain)], facts)
+
+
+@click.command()
+@DATA
+@BUNDLE
+@click.option("--backend", default="auto", show_default=True)
+@click.option("--files", type=click.IntRange(100), default=100_000, show_default=True)
+@click.option("--against", type=click.IntRange(100), default=1000, show_default=True)
+def memory(data: Path, bundle: str | None, backend: str, files: int, against: int) -> None:
+    """Peak memory and time for each file of a scan of very many small files, against one of few.
+
+    Exit status: 0 both stay within their bounds, 1 they do not, 2 wrong use or no usable model.
+    """
+    from aivsreal.benchmarks.many_files import many_files_row
+    from aivsreal.benchmarks.photos import spread
+    from aivsreal.runtime.bundle.folder import Bundle
+
+    with _told() as tell:
+        facts = {"bundle": Bundle.open(bundle).digest}
+        tell("memory", [many_files_row(spread(data, 50), files, against, backend, bundle)], facts)
+
+
+class _Telling:
+    def __init__(self) -> None:
+        self.holds = True
+
+    def __call__(self, benchmark: str, rows: Iterable[dict[str, Any]], facts: dict[str, Any]) -> None:
+        from aivsreal.benchmarks.machine import machine_facts
+
+        for row in rows:
+            self.holds = self.holds and row.get("holds") is not False
+            click.echo(json.dumps({"benchmark": benchmark, **row, **facts, "machine": machine_facts()}))
+
+
+@contextmanager
+def _told() -> Iterator[_Telling]:
+    """Prints rows, and ends the command with the exit status that they and what went wrong make."""
+    telling = _Telling()
+    try:
+        yield telling
+    except (AivsrealError, OSError, RuntimeError) as error:
+        click.echo(f"aivsreal-bench: {error}", err=True)
+        sys.exit(2)
+    sys.exit(0 if telling.holds else 1)
+
+
+def _photos(data: Path, count: int, folder: Path, shapes: Iterable[str]) -> dict[str, list[Path]]:
+    from aivsreal.benchmarks.photos import spread, write_photos
+
+    sources = spread(data, count)
+    return {shape: write_photos(sources, folder / shape, shape) for shape in shapes}
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)

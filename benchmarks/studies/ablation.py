@@ -1,0 +1,164 @@
+"""What each preset does to seen and to unseen sources: trains those that are not trained yet, prints a row for each.
+
+Run `python -m aivsreal.benchmarks.studies.ablation DATA --runs FOLDER`; a run that was cut off goes on where it
+stopped. The splits are the validation splits of DATA: `test` has no say in a choice.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aivsreal.benchmarks.machine import machine_facts
+from aivsreal.train.config import PRESETS
+
+Row = dict[str, Any]
+RESIDUAL = "_residual"  # the suffix of `levit.RESIDUAL`, whose import would cost torch
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How large runs are: without a GPU, a small network on small images shows in minutes which way a change goes."""
+
+    epochs: int
+    size: int | None = None
+    arch: str | None = None
+    """timm name; with a preset that changes the input, its suffix is added."""
+
+    def size_of(self, preset: str) -> int:
+        """Side of the input in pixels."""
+        return self.size or PRESETS[preset].spec.size
+
+    def arch_of(self, preset: str) -> str:
+        """The network, with the preset's change of its input."""
+        given = PRESETS[preset].arch
+        if self.arch is None:
+            return given
+        return self.arch + (RESIDUAL if given.endswith(RESIDUAL) else "")
+
+    def options(self, preset: str) -> list[str]:
+        """The options of `aivsreal-train` for a preset."""
+        size = ["--size", str(self.size)] if self.size else []
+        arch = ["--arch", self.arch_of(preset)] if self.arch else []
+        return ["--epochs", str(self.epochs), *size, *arch]
+
+
+def train_command(data: Path, preset: str, seed: int, scale: Scale) -> list[str]:
+    """The arguments of `aivsreal-train` that make a row, without the folder that it writes to."""
+    return [str(data), "--preset", preset, "--seed", str(seed), *scale.options(preset)]
+
+
+def epochs_done(run: Path) -> list[Row]:
+    """The rows of a run's `metrics.jsonl`, none where it has not begun."""
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def row_from_run(run: Path, data: Path, preset: str, seed: int, scale: Scale) -> Row:
+    """What a finished run says: its epoch with the highest mean AUC and its last one, by split.
+
+    Raises:
+        click.ClickException: the folder holds a run of another recipe.
+    """
+    card = json.loads((run / "last.json").read_text(encoding="utf-8"))
+    config = card["config"]
+    found = (config["preset"], config["seed"], config["epochs"])
+    size, arch = config["spec"]["size"], config["arch"]
+    if found != (preset, seed, scale.epochs) or size != scale.size_of(preset) or arch != scale.arch_of(preset):
+        raise click.ClickException(
+            f"{run} is of preset {found[0]}, seed {found[1]}, {found[2]} epochs, {arch} at {size} px; "
+            "give another --runs"
+        )
+    history = epochs_done(run)
+    best = max(history, key=mean_auc)
+    return {
+        "benchmark": "ablation",
+        "preset": preset,
+        "seed": seed,
+        "epochs": scale.epochs,
+        "arch": arch,
+        "size": size,
+        "command": " ".join(["aivsreal-train", *train_command(Path(data.name), preset, seed, scale)]),
+        "best": _rounded(best),
+        "last": _rounded(history[-1]),
+        "data_digest": card["data_digest"],
+        "versions": card["versions"],
+    }
+
+
+def mean_auc(row: Row) -> float:
+    """Mean AUC over the validation splits of one epoch: what `aivsreal-train` chooses the best epoch by."""
+    aucs = [value["auc"] for name, value in row.items() if name.startswith("val")]
+    return float(sum(aucs) / len(aucs))
+
+
+def with_changes(rows: Sequence[Row], reference: str) -> list[Row]:
+    """The rows, each with its AUC less that of the reference preset with the same seed, by split, at the last epoch."""
+    references = {row["seed"]: row["last"] for row in rows if row["preset"] == reference}
+    return [
+        {
+            **row,
+            "auc_change": {
+                name: round(value["auc"] - references[row["seed"]][name]["auc"], 4)
+                for name, value in row["last"].items()
+                if name.startswith("val")
+            },
+        }
+        if row["seed"] in references
+        else row
+        for row in rows
+    ]
+
+
+def _rounded(row: Row) -> Row:
+    return {
+        name: {measure: round(number, 4) for measure, number in value.items()} if isinstance(value, dict) else value
+        for name, value in row.items()
+    }
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("data", type=click.Path(path_type=Path, exists=True))
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs/ablation"), show_default=True)
+@click.option("--preset", "presets", multiple=True, type=click.Choice(sorted(PRESETS)), help="[default: all]")
+@click.option("--seed", "seeds", multiple=True, type=int, default=[0], show_default=True)
+@click.option("--epochs", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--size", type=click.IntRange(32), help="Input size in pixels.  [default: each preset's]")
+@click.option("--arch", help="timm name of the LeViT.  [default: each preset's]")
+@click.option("--workers", type=click.IntRange(0), default=2, show_default=True, help="Processes that load images.")
+@click.option("--reference", type=click.Choice(sorted(PRESETS)), default="robust", show_default=True)
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps the images decoded between runs.")
+@click.option("--finished", is_flag=True, help="Train nothing: rows of the runs that are there.")
+def main(
+    data: Path, runs: Path, presets: Sequence[str], seeds: Sequence[int], epochs: int, size: int | None,
+    arch: str | None, workers: int, reference: str, cache: Path | None, finished: bool,
+) -> None:  # fmt: skip
+    """Train presets on DATA and print one JSON line for each."""
+    scale = Scale(epochs, size, arch)
+    rows = []
+    for seed in seeds:
+        for preset in presets or sorted(PRESETS):
+            run = runs / f"{preset}-{seed}"
+            if len(epochs_done(run)) < epochs:
+                if finished:
+                    continue
+                command = [sys.executable, "-m", "aivsreal.train.cli", *train_command(data, preset, seed, scale)]
+                command += ["-o", str(run), "--workers", str(workers)] + (["--cache", str(cache)] if cache else [])
+                command += ["--resume"] if (run / "last.state.pt").is_file() else []
+                if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+                    raise click.ClickException(f"{' '.join(command[1:])} failed; its message is above")
+            rows.append(row_from_run(run, data, preset, seed, scale))
+    machine = machine_facts()
+    for row in with_changes(rows, reference):
+        click.echo(json.dumps({**row, "machine": machine}))
+
+
+if __name__ == "__main__":
+    main()

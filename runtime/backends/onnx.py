@@ -1,0 +1,208 @@
+"""The ONNX Runtime backend, the only file that imports it: CPU, or CUDA or TensorRT where onnxruntime-gpu finds them.
+
+Legend: B image in a batch; C channel (3, RGB); H, W input height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from aivsreal.runtime.backends.onnx_providers import (
+    MAX_TENSORRT_BATCH,
+    PROVIDERS,
+    Provider,
+    check_running,
+    providers_for,
+)
+from aivsreal.runtime.backends.optimised import OptimisedModel
+from aivsreal.runtime.bundle.folder import Bundle, no_maps
+from aivsreal.runtime.bundle.manifest import INT8_MODEL, LOGITS, MAP, MODEL
+from aivsreal.runtime.errors import BackendError, BundleError, MissingExtra
+from aivsreal.runtime.machine import has_int8_products, usable_cores
+from aivsreal.runtime.preprocess import BatchBCHW, LogitsB, MapsBhw, PixelsHWC, batch_from_pixels, batch_from_squares
+
+_INPUT_TYPES: dict[str, tuple[str, type[np.floating[Any]]]] = {
+    "tensor(float)": ("fp32", np.float32),
+    "tensor(float16)": ("fp16", np.float16),
+}
+_FATAL_ONLY = 4  # what goes wrong is raised or read back below; ONNX Runtime's own log lines would only double it
+
+
+class OnnxBackend:
+    """`model.onnx` of a bundle in an ONNX Runtime session, or its INT8 graph where this CPU gains by it.
+
+    Args:
+        bundle: the verified bundle.
+        threads: CPU threads for one batch; None takes the cores that this process may use.
+        provider: "cpu", "cuda" or "tensorrt"; None takes CUDA where it runs, else the CPU.
+        int8: take the INT8 graph on a CPU, where the bundle has one; None takes it where this CPU gains by it.
+
+    Raises:
+        MissingExtra: onnxruntime is not installed.
+        BackendError: onnxruntime is installed but cannot be loaded, or does not run on the provider asked for.
+        BundleError: the network cannot be loaded, or is not one for the manifest's preprocessing.
+    """
+
+    def __init__(
+        self, bundle: Bundle, threads: int | None = None, provider: str | None = None, int8: bool | None = None
+    ) -> None:
+        try:
+            import onnxruntime
+        except ModuleNotFoundError as error:
+            extra, where = ("gpu", "a GPU") if provider in ("cuda", "tensorrt") else ("cpu", "this CPU")
+            raise MissingExtra(extra, error.name or "onnxruntime", f"run the network on {where}") from None
+        except ImportError as error:
+            raise BackendError(
+                f"onnxruntime is installed but does not load ({error}): "
+                "run pip install --force-reinstall 'aivsreal[cpu]'"
+            ) from None
+        onnxruntime.set_default_logger_severity(_FATAL_ONLY)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _FATAL_ONLY
+        options.intra_op_num_threads = threads or usable_cores()
+        # Threads that spin while they wait take the cores from the decoders: 32 against 24 ms of processor time for an
+        # image, decoding included.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        providers = providers_for(bundle, provider, onnxruntime.get_available_providers())
+        # INT8 is in a bundle only if it passed its gate; without the instructions that it was timed with it is slow.
+        on_cpu = [name for name, _ in providers] == [PROVIDERS["cpu"]]
+        can = INT8_MODEL in bundle.manifest.files and on_cpu
+        file = bundle.path / (INT8_MODEL if can and (has_int8_products() if int8 is None else int8) else MODEL)
+        try:
+            self._session = _session(onnxruntime, bundle, file.name, options, providers)
+        except BundleError:
+            raise
+        except Exception as error:  # ONNX Runtime's errors have no common class below this one
+            raise BundleError(
+                f"{file} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {_first_line(error)}; "
+                "update onnxruntime, or make the bundle again with aivsreal-export"
+            ) from None
+        self._bundle = bundle
+        self._spec = bundle.manifest.spec
+        self.has_maps = MAP in {output.name for output in self._session.get_outputs()}
+        self._input, self.precision, self._dtype = _checked_input(self._session, self._spec.size, str(file))
+        self.precision = self._session.get_modelmeta().custom_metadata_map.get("precision", self.precision)
+        running = self._session.get_providers()  # what runs, and not what the package was built with
+        check_running(provider, running)
+        self.name = f"onnx-{running[0].removesuffix('ExecutionProvider').lower()}"
+        self._largest = MAX_TENSORRT_BATCH if running[0] == PROVIDERS["tensorrt"] else 1 << 30
+        lost = [name for name, _ in providers if name not in running]
+        self.passed_over = "; ".join(f"{name} passed over: it did not load, see aivsreal-doctor" for name in lost)
+
+    def logits(self, pixels: Sequence[PixelsHWC]) -> LogitsB:
+        """`logits_B`, float32, of `pixels_HWC` of any sizes.
+
+        Raises:
+            BackendError: ONNX Runtime failed, for example because the GPU's memory is full.
+        """
+        return self._logits(batch_from_pixels(pixels, self._spec))
+
+    def logits_from_squares(self, squares: Sequence[PixelsHWC]) -> LogitsB:
+        """`logits_B`, float32, of `square_SSC` that are already reduced to the input's size.
+
+        Raises:
+            BackendError: ONNX Runtime failed.
+        """
+        return self._logits(batch_from_squares(squares, self._spec))
+
+    def logits_and_maps(self, pixels: Sequence[PixelsHWC]) -> tuple[LogitsB, MapsBhw]:
+        """`logits_B` and `maps_Bhw`, float32, of `pixels_HWC` of any sizes.
+
+        Raises:
+            BackendError: the network gives no maps; or ONNX Runtime failed.
+        """
+        return self._logits_and_maps(batch_from_pixels(pixels, self._spec))
+
+    def logits_and_maps_from_squares(self, squares: Sequence[PixelsHWC]) -> tuple[LogitsB, MapsBhw]:
+        """`logits_B` and `maps_Bhw`, float32, of `square_SSC` that are already reduced to the input's size.
+
+        Raises:
+            BackendError: the network gives no maps; or ONNX Runtime failed.
+        """
+        return self._logits_and_maps(batch_from_squares(squares, self._spec))
+
+    def close(self) -> None:
+        """Free the session."""
+        del self._session
+
+    def _logits(self, batch_BCHW: BatchBCHW) -> LogitsB:
+        if not len(batch_BCHW):
+            return np.empty(0, dtype=np.float32)
+        return self._run(batch_BCHW, [LOGITS])[0].reshape(-1)
+
+    def _logits_and_maps(self, batch_BCHW: BatchBCHW) -> tuple[LogitsB, MapsBhw]:
+        if not self.has_maps:
+            raise no_maps(self._bundle)
+        if not len(batch_BCHW):
+            return np.empty(0, dtype=np.float32), np.empty((0, 0, 0), dtype=np.float32)
+        logits_B1, maps_Bhw = self._run(batch_BCHW, [LOGITS, MAP])
+        return logits_B1.reshape(-1), maps_Bhw
+
+    def _run(self, batch_BCHW: BatchBCHW, outputs: list[str]) -> list[npt.NDArray[np.float32]]:
+        if len(batch_BCHW) > self._largest:
+            begins = range(0, len(batch_BCHW), self._largest)
+            parts = [self._run(batch_BCHW[begin : begin + self._largest], outputs) for begin in begins]
+            return [np.concatenate(values) for values in zip(*parts, strict=True)]
+        try:
+            found = self._session.run(outputs, {self._input: batch_BCHW.astype(self._dtype, copy=False)})
+        except Exception as error:  # as above: out of memory, a lost device
+            raise BackendError(f"ONNX Runtime failed: {_first_line(error)}; try a smaller --batch-size") from None
+        values = [np.asarray(value, dtype=np.float32) for value in found]
+        if values[0].size != len(batch_BCHW):
+            raise BackendError(
+                f"the network gave {values[0].size} logits for {len(batch_BCHW)} images: export it again"
+            )
+        return values
+
+
+def _session(ort: Any, bundle: Bundle, name: str, options: Any, providers: list[Provider]) -> Any:
+    """A session, on the CPU of the network as it was optimised at an earlier start."""
+    kept = None
+    if [provider for provider, _ in providers] == [PROVIDERS["cpu"]]:
+        kept = OptimisedModel.of(bundle.manifest.files.get(name, ""), ort.__version__)
+    every = options.graph_optimization_level
+    if kept is not None and kept.is_whole:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            return ort.InferenceSession(str(kept.file), options, providers=providers)
+        except Exception:  # another program's file, or a damaged one: the network itself decides
+            kept.drop()
+            options.graph_optimization_level = every
+    network = bundle.read(name)
+    if kept is None:
+        return ort.InferenceSession(network, options, providers=providers)
+    try:
+        kept.ask_for(options)
+        session = ort.InferenceSession(network, options, providers=providers)
+        kept.keep()
+    except Exception:  # a disk that is full, or a damaged network, which fails again
+        kept.drop()
+        options.optimized_model_filepath = ""
+        session = ort.InferenceSession(network, options, providers=providers)
+    return session
+
+
+def _checked_input(session: Any, size: int, file: str) -> tuple[str, str, type[np.floating[Any]]]:
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if len(inputs) != 1 or LOGITS not in {output.name for output in outputs}:
+        names = ", ".join(output.name for output in outputs)
+        raise BundleError(f"{file} needs one input and the output {LOGITS}, not {len(inputs)} and {names}")
+    name: str = inputs[0].name
+    shape, kind = list(inputs[0].shape), inputs[0].type
+    if kind not in _INPUT_TYPES:
+        raise BundleError(f"{file} takes {kind}: it must be {' or '.join(_INPUT_TYPES)}")
+    if len(shape) != 4 or isinstance(shape[0], int) or shape[1:] != [3, size, size]:
+        raise BundleError(
+            f"{file} takes {shape}, but its manifest prepares [batch, 3, {size}, {size}]: "
+            "make the bundle again with aivsreal-export"
+        )
+    precision, dtype = _INPUT_TYPES[kind]
+    return name, precision, dtype
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,113 @@
+"""The PyTorch backend: the path that has gradients for Grad-CAM.
+
+Legend: B image in a batch; h, w cells of a map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aivsreal.runtime.backends.networks import (
+    FusedLevit,
+    fold_attention_scale,
+    fused_network,
+    logits_from_output,
+    network_from_arch,
+)
+from aivsreal.runtime.bundle.folder import Bundle
+from aivsreal.runtime.bundle.manifest import HALF_SUFFIX, MAP
+from aivsreal.runtime.errors import BundleError, MissingExtra
+from aivsreal.runtime.preprocess import BatchBCHW, LogitsB, MapsBhw, PixelsHWC, batch_from_pixels, batch_from_squares
+
+try:
+    import torch
+except ImportError as error:
+    raise MissingExtra("torch", error.name or "torch", "run the network in PyTorch") from None
+
+if TYPE_CHECKING:
+    pass
+
+
+def network_from_bundle(bundle: Bundle) -> FusedLevit:
+    """The fused network with the weights of the bundle's `model.onnx`: they are stored once, there.
+
+    Raises:
+        BundleError: the file holds other weights than the arch needs.
+        MissingExtra: onnx is not installed.
+    """
+    try:
+        import onnx
+        from onnx import numpy_helper
+    except ImportError as error:
+        raise MissingExtra("torch", error.name or "onnx", "read the weights of a bundle") from None
+    manifest = bundle.manifest
+    network = fused_network(network_from_arch(manifest.arch, manifest.spec.size), manifest.arch, manifest.spec.size)
+    path = bundle.path / "model.onnx"
+    content = bundle.read("model.onnx")
+    try:
+        graph = onnx.load_from_string(content).graph
+    except Exception as error:  # protobuf's DecodeError, whose class differs between its versions
+        raise BundleError(
+            f"{path}: no ONNX model ({type(error).__name__}); make it again with aivsreal-export"
+        ) from None
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    weights = {}
+    for name, value in network.state_dict().items():
+        tensor = tensors.get(name, tensors.get(name + HALF_SUFFIX))
+        if tensor is None or tuple(tensor.dims) != tuple(value.shape):
+            have = "lacks the weight" if tensor is None else f"has the shape {list(tensor.dims)} for"
+            raise BundleError(f"{path}: {have} {name} of {manifest.arch}; make it again with aivsreal-export")
+        weights[name] = torch.from_numpy(numpy_helper.to_array(tensor).astype(np.float32))
+    network.load_state_dict(weights)
+    if MAP not in {output.name for output in graph.output}:
+        fold_attention_scale(network)  # graphs from before the map scale the product of queries and keys
+    return network
+
+
+class TorchBackend:
+    """Runs a bundle in PyTorch, on CUDA where there is one.
+
+    Raises:
+        BundleError: the bundle's network is not one for its manifest.
+        MissingExtra: onnx is not installed.
+    """
+
+    name = "torch"
+    has_maps = True  # PyTorch computes them whatever the bundle's graph gives
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.spec = bundle.manifest.spec
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.network = network_from_bundle(bundle).to(self.device)
+        self.precision = str(self.network.head.weight.dtype).removeprefix("torch.").replace("float", "fp")
+
+    def logits(self, pixels: Sequence[PixelsHWC]) -> LogitsB:
+        """`logits_B`, float32, of decoded images of any sizes."""
+        return self._run(batch_from_pixels(pixels, self.spec))[0]
+
+    def logits_from_squares(self, squares: Sequence[PixelsHWC]) -> LogitsB:
+        """`logits_B`, float32, of squares that `square_from_pixels` made."""
+        return self._run(batch_from_squares(squares, self.spec))[0]
+
+    def logits_and_maps(self, pixels: Sequence[PixelsHWC]) -> tuple[LogitsB, MapsBhw]:
+        """`logits_B` and `maps_Bhw`, float32, of decoded images of any sizes."""
+        return self._run(batch_from_pixels(pixels, self.spec))
+
+    def logits_and_maps_from_squares(self, squares: Sequence[PixelsHWC]) -> tuple[LogitsB, MapsBhw]:
+        """`logits_B` and `maps_Bhw`, float32, of squares that `square_from_pixels` made."""
+        return self._run(batch_from_squares(squares, self.spec))
+
+    def _run(self, batch_BCHW: BatchBCHW) -> tuple[LogitsB, MapsBhw]:
+        if not len(batch_BCHW):
+            return np.empty(0, dtype=np.float32), np.empty((0, *self.network.resolution), dtype=np.float32)
+        with torch.inference_mode():
+            output, maps = self.network.logits_and_map(torch.from_numpy(batch_BCHW).to(self.device))
+        logits_B: LogitsB = logits_from_output(output).cpu().numpy()
+        return logits_B, maps.float().cpu().numpy()
+
+    def close(self) -> None:
+        """Let go of the network."""
+        del self.network

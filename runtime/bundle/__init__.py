@@ -1,0 +1,1 @@
+"""What a model is: a folder with its manifest, its engines and its card."""

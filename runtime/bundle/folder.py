@@ -1,0 +1,175 @@
+"""A model is a folder, a bundle: `manifest.json`, `model.onnx` and what else the manifest lists with its SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from aivsreal.runtime.bundle.manifest import (
+    ENGINE_SUFFIX,
+    FIELDS,
+    MANIFEST,
+    MODEL,
+    Manifest,
+    manifest_from_json,
+    object_from_json,
+)
+from aivsreal.runtime.errors import BackendError, BundleError
+
+SHIPPED = Path(__file__).resolve().parents[1] / "models" / "levit192"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle folder whose files were seen to be the ones that its manifest lists."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+    """First twelve hexadecimal digits of the manifest's SHA-256; it changes when any file of the bundle does."""
+
+    @staticmethod
+    def open(path: Path | str | None = None) -> Bundle:
+        """Read and verify a bundle; None is the one that is shipped, with what `aivsreal-export` added to it here.
+
+        Raises:
+            BundleError: it is missing, foreign, damaged or half made.
+        """
+        folder = _shipped_or_extended() if path is None else Path(path)
+        again = "run pip install --force-reinstall aivsreal" if path is None else "make it again with aivsreal-export"
+        if not (folder / MANIFEST).is_file():
+            what = "is not a bundle: it has no manifest.json" if folder.is_dir() else "is no folder"
+            raise BundleError(f"{folder} {what}; {again}")
+        try:
+            text = (folder / MANIFEST).read_bytes()
+            manifest = manifest_from_json(object_from_json(text))
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise BundleError(f"{folder / MANIFEST} cannot be used: {error}; {again}") from None
+        bundle = Bundle(folder, manifest, hashlib.sha256(text).hexdigest()[:12])
+        for name in manifest.files:
+            bundle.read(name)
+        return bundle
+
+    @property
+    def is_shipped(self) -> bool:
+        """Whether it is the one that came with aivsreal."""
+        return self.path.resolve() == SHIPPED
+
+    @property
+    def has_engines(self) -> bool:
+        """Whether engines are listed; `bundle_engines` says what they are for."""
+        return any(name.endswith(ENGINE_SUFFIX) for name in self.manifest.files)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file, verified as they are read, so that what is used is what was checked.
+
+        Raises:
+            BundleError: the file is not listed, missing or not the one that the manifest lists.
+        """
+        file = self.path / name
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path} lists no {name}; make it again with aivsreal-export")
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise BundleError(f"{file} cannot be read: {error.strerror}; make it again with aivsreal-export") from None
+        if hashlib.sha256(content).hexdigest() != self.manifest.files[name]:
+            raise BundleError(
+                f"{file} is damaged or was changed: its SHA-256 is not the manifest's; copy the whole folder again "
+                "or make it again with aivsreal-export"
+            )
+        return content
+
+
+def extended_folder() -> Path:
+    """Where `aivsreal-export` puts what it adds to the shipped bundle, whose own folder may not be writable."""
+    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(home) / "aivsreal" / SHIPPED.name
+
+
+def _shipped_or_extended() -> Path:
+    """The extended bundle, if it is the shipped one and more: one made for an older version of aivsreal is not."""
+    folder = extended_folder()
+    if not (folder / MANIFEST).is_file():
+        return SHIPPED
+    try:
+        mine, shipped = (json.loads((place / MANIFEST).read_bytes()) for place in (folder, SHIPPED))
+        more = {"files", "metrics", "provenance"}
+        same = all(mine[name] == shipped[name] for name in FIELDS - more)
+        return folder if same and shipped["files"][MODEL] == mine["files"][MODEL] else SHIPPED
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return SHIPPED
+
+
+def write_bundle(target: Path, files: Mapping[str, bytes], manifest: Manifest) -> Bundle:
+    """Write a bundle so that it is whole or not there: beside `target` first, the manifest last, then moved there.
+
+    A bundle that is at `target` is kept until the new one is in its place.
+
+    Args:
+        target: folder of the bundle; its parents are made.
+        files: content by plain file name.
+        manifest: its `files` is filled in here.
+
+    Raises:
+        BundleError: `target` holds something that is not a bundle's; or it cannot be written.
+        ValueError: a name is not a plain file name, or a value of the manifest is no JSON.
+    """
+    import tempfile  # with shutil and what that loads it takes 8 ms, which only writing needs
+
+    whole = replace(manifest, files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
+    text = json.dumps(whole.to_json(), indent=2, allow_nan=False).encode() + b"\n"
+    manifest_from_json(json.loads(text))
+    place = Path(target).resolve()
+    _check_replaceable(place)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as scratch:
+            fresh, old = Path(scratch, "new"), Path(scratch, "old")
+            fresh.mkdir()
+            for name, content in (*files.items(), (MANIFEST, text)):
+                _write_synced(fresh / name, content)
+            bundle = Bundle.open(fresh)
+            if place.exists():
+                os.rename(place, old)
+            try:
+                os.rename(fresh, place)
+            except BaseException:
+                if old.exists():
+                    os.rename(old, place)
+                raise
+    except OSError as error:
+        raise BundleError(f"{place} cannot be written: {error.strerror or error}") from None
+    return replace(bundle, path=Path(target))
+
+
+def _check_replaceable(place: Path) -> None:
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return
+    # Other programs have a manifest.json too (web pages, browser extensions), so its name alone proves nothing.
+    try:
+        listed = json.loads((place / MANIFEST).read_bytes())["files"]
+        foreign = sorted({entry.name for entry in place.iterdir()} - {MANIFEST, "README.md", *listed})
+    except (OSError, ValueError, TypeError, KeyError):
+        raise BundleError(f"{place} exists and is not a bundle: name another folder, or remove it first") from None
+    if foreign:
+        raise BundleError(f"{place} also holds {', '.join(foreign)}, not the bundle's own: move that away first")
+
+
+def _write_synced(file: Path, content: bytes) -> None:
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def no_maps(bundle: Bundle) -> BackendError:
+    """What is raised when maps are asked of a bundle that has none."""
+    return BackendError(
+        f"{bundle.path}: its network gives no map, because it was exported before maps were: "
+        "make the bundle again with aivsreal-export, or draw Grad-CAM with aivsreal-explain"
+    )

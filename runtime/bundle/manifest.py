@@ -1,0 +1,165 @@
+"""What a bundle says of itself, `manifest.json`, and the names of the files in it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from aivsreal.runtime.errors import BundleError
+from aivsreal.runtime.spec import PreprocessSpec, spec_from_json
+from aivsreal.runtime.verdict import LABELS, OperatingPoint
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+INPUT = "pixels_BCHW"  # names in a bundle's graphs and engines
+LOGITS = "logits"  # [B, 1]: what a verdict comes from
+MAP = "map"  # [B, H, W]: what each token of the last stage says, its mean is the logit; bundles before it lack it
+HALF_FROM_ELEMENTS = 1024  # smaller tensors (biases) stay FP32 in model.onnx: they are 1 % of the bytes
+HALF_SUFFIX = ".half"  # of the name of a weight that model.onnx stores as FP16; its Cast has the plain name
+
+MODEL = "model.onnx"  # FP32 arithmetic; each bundle has it, and everything else is made of it
+HALF_MODEL = "model.fp16.onnx"  # half arithmetic, what an fp16 engine is built of
+INT8_MODEL = "model.int8.onnx"  # quantised, for CPUs with VNNI
+ENGINE_SUFFIX = ".engine"
+CARD_SUFFIX = ".engine.json"
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+FIELDS = frozenset(
+    "format arch labels preprocess temperature operating_points default_operating_point files metrics "
+    "provenance".split()
+)
+_POINT_FIELDS = frozenset({"name", "ai_at_or_above", "real_below", "false_alarm_rate"})
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a bundle says of itself: all that is needed to use its network, and where it comes from.
+
+    Raises:
+        ValueError: a field is out of range, or two of them contradict each other.
+    """
+
+    arch: str
+    labels: tuple[str, ...]
+    """In the order of the network's targets."""
+    spec: PreprocessSpec
+    temperature: float
+    points: tuple[OperatingPoint, ...]
+    default_point: str
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of each file by its name."""
+    metrics: dict[str, object] = field(default_factory=dict)
+    provenance: dict[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.labels != LABELS:
+            raise ValueError(f"labels must be {list(LABELS)}, not {list(self.labels)}")
+        if not (math.isfinite(self.temperature) and self.temperature > 0.0):
+            raise ValueError(f"temperature must be positive, not {self.temperature}")
+        names = [point.name for point in self.points]
+        if len(set(names)) != len(names) or self.default_point not in names:
+            raise ValueError(f"operating points need distinct names and the default {self.default_point!r}: {names}")
+        for name, digest in self.files.items():
+            if not _PLAIN_NAME.fullmatch(name) or name == MANIFEST:
+                raise ValueError(f"{name!r} is not a plain file name: a bundle has no folders")
+            if not _SHA256.fullmatch(digest):
+                raise ValueError(f"the SHA-256 of {name} is not 64 hexadecimal digits")
+
+    def point(self, name: str | None = None) -> OperatingPoint:
+        """The operating point of that name, or the default one.
+
+        Raises:
+            BundleError: there is none of that name.
+        """
+        wanted = self.default_point if name is None else name
+        for point in self.points:
+            if point.name == wanted:
+                return point
+        known = ", ".join(point.name for point in self.points)
+        raise BundleError(f"the bundle has no operating point {wanted!r}: use one of {known}")
+
+    def to_json(self) -> dict[str, object]:
+        """The manifest as JSON values; `manifest_from_json` is its inverse."""
+        return {
+            "format": FORMAT,
+            "arch": self.arch,
+            "labels": list(self.labels),
+            "preprocess": self.spec.to_json(),
+            "temperature": self.temperature,
+            "operating_points": [asdict(point) for point in self.points],
+            "default_operating_point": self.default_point,
+            "files": dict(sorted(self.files.items())),
+            "metrics": self.metrics,
+            "provenance": self.provenance,
+        }
+
+
+def manifest_from_json(values: Mapping[str, Any]) -> Manifest:
+    """Read what `Manifest.to_json` wrote.
+
+    Raises:
+        ValueError: the format is another one, or a field is missing, unknown or of the wrong kind.
+    """
+    if values.get("format") != FORMAT:
+        raise ValueError(
+            f"format {values.get('format')!r}, and this version reads {FORMAT}: update with pip install -U"
+        )
+    _exactly(values, FIELDS, "the manifest")
+    points = []
+    for point in values["operating_points"]:
+        _exactly(point, _POINT_FIELDS, "an operating point")
+        alarm = point["false_alarm_rate"]
+        bounds = (_number(point["ai_at_or_above"]), _number(point["real_below"]))
+        points.append(OperatingPoint(_text(point["name"]), *bounds, None if alarm is None else _number(alarm)))
+    return Manifest(
+        arch=_text(values["arch"]),
+        labels=tuple(_text(label) for label in values["labels"]),
+        spec=spec_from_json(_mapping(values["preprocess"])),
+        temperature=_number(values["temperature"]),
+        points=tuple(points),
+        default_point=_text(values["default_operating_point"]),
+        files={name: _text(digest) for name, digest in _mapping(values["files"]).items()},
+        metrics=dict(_mapping(values["metrics"])),
+        provenance=dict(_mapping(values["provenance"])),
+    )
+
+
+def object_from_json(content: bytes) -> Mapping[str, Any]:
+    """A JSON object that has finite numbers only.
+
+    Raises:
+        ValueError, RecursionError: it is none.
+    """
+    return _mapping(json.loads(content, parse_constant=_no_constant))
+
+
+def _exactly(values: Mapping[str, Any], fields: frozenset[str], what: str) -> None:
+    if set(_mapping(values)) != fields:
+        raise ValueError(f"{what} needs exactly the fields {sorted(fields)}, not {sorted(values)}")
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"expected an object, not {value!r}")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected a string, not {value!r}")
+    return value
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"expected a number, not {value!r}")
+    return float(value)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")

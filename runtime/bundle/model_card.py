@@ -1,0 +1,240 @@
+"""The model card of a bundle, its README.md: rendered from the manifest alone, so that it says what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aivsreal.runtime.bundle.folder import Bundle, write_bundle
+from aivsreal.runtime.bundle.manifest import Manifest
+from aivsreal.runtime.text import markdown_table
+
+Json = Mapping[str, Any]  # what the commands wrote into the manifest; this is where it leaves JSON
+
+_FAILS_BELOW = 0.7  # a source of which fewer images than this are on the right side is named under "fails"
+_MEASURES = {
+    "auc": "AUC",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced",
+    "tpr_at_1_fpr": "TPR at 1 % FPR",
+    "tpr_at_5_fpr": "TPR at 5 % FPR",
+    "ece": "ECE",
+}
+_LIMITS = """\
+For research and evaluation: several sources state no licence or allow research only, and weights that were trained on
+them inherit that doubt. A verdict is a hint for a person who looks; it is never evidence against anyone. It does not
+say who made an image, which part of it was edited, or whether a photo shows what its caption claims. An image that was
+cropped, screenshotted, recompressed, or made by a generator that the training data do not hold is judged less well, and
+the splits of unseen sources above are the better guide to what a user will see.
+"""
+
+
+def model_card(manifest: Manifest) -> str:
+    """Markdown: what the model is, how well it does and where it fails, its data with licences, its limits.
+
+    Raises:
+        KeyError: the provenance lacks what `aivsreal-export` writes.
+    """
+    metrics: Json = manifest.metrics
+    return "\n\n".join(
+        [
+            _head(manifest),
+            *_numbers(metrics.get("evaluation")),
+            *_training(metrics["training"], manifest.provenance),
+            _points(manifest, metrics.get("calibration")),
+            _data(manifest.provenance),
+            f"## Intended use and limits\n\n{_LIMITS}",
+        ]
+    )
+
+
+def rewritten(
+    bundle: Bundle, manifest: Manifest, target: Path | None = None, files: Mapping[str, bytes] | None = None
+) -> Bundle:
+    """The bundle with another manifest and the model card that follows from it, in its place or at `target`.
+
+    Args:
+        files: what it holds besides the card, in place of its own files.
+
+    Raises:
+        BundleError: a file of the bundle is damaged, or the new one cannot be written.
+    """
+    files = {name: bundle.read(name) for name in bundle.manifest.files} if files is None else files
+    return write_bundle(target or bundle.path, {**files, "README.md": model_card(manifest).encode()}, manifest)
+
+
+def _head(manifest: Manifest) -> str:
+    provenance: Json = manifest.provenance
+    config: Json = provenance["config"]
+    return (
+        f"# {manifest.arch}, {manifest.spec.size} px: AI-generated or real\n\n"
+        f"Trained {_origin(provenance)} with the preset `{config['preset']}` (seed {config['seed']}); epoch "
+        f"{provenance['epoch']} of {config['epochs']} is kept, {_choice(provenance)}. "
+        "Exported by `aivsreal-export`; this file is written by the commands that measured its numbers."
+    )
+
+
+def _origin(provenance: Json) -> str:
+    start: Json | None = provenance.get("started_from")
+    if start is None:
+        return "from scratch"
+    what = f"bundle `{start['bundle']}`" if "bundle" in start else f"weights `{start['weights_sha256'][:12]}`"
+    return (
+        f"on from the {what} (epoch {start['epoch']} of the preset "
+        f"`{start['config']['preset']}`, trained {_origin(start)})"
+    )
+
+
+def _choice(provenance: Json) -> str:
+    splits = [f"`{split}`" for split in provenance["chosen_on"].split("+") if split]
+    return f"the best by mean AUC on {' and '.join(splits)}" if splits else "the last one"
+
+
+def _numbers(evaluation: Json | None) -> Iterable[str]:
+    if evaluation is None:
+        yield "## Numbers\n\nNot evaluated yet: run `aivsreal-evaluate DATA --bundle FOLDER --record`."
+        return
+    about, results = evaluation["about"], evaluation["results"]
+    rows = [
+        [
+            result["split"], result["tier"], f"{result['real']} / {result['ai']}",
+            *(_interval(result["measures"][name]) for name in _MEASURES),
+            _interval(result["baseline_auc"]), _share(result["real_called_ai"]), _share(result["unsure"]),
+        ]
+        for result in results
+    ]  # fmt: skip
+    header = [
+        "split",
+        "delivery",
+        "real / ai",
+        *_MEASURES.values(),
+        "AUC of pixel statistics",
+        "real called ai",
+        "unsure",
+    ]
+    yield (
+        f"## Numbers\n\nBy `aivsreal-evaluate` with {about['backend']} {about['precision']}; 95 % bootstrap intervals. "
+        f"Accuracies at `p_ai` 0.5; the last two columns at the point `{about['operating_point']}`. The pixel "
+        "statistics are fifteen global numbers of an image in a linear model: a detector that does not beat them has "
+        f"learned nothing.\n\n{markdown_table(header, rows)}"
+    )
+    first = results[0]["tier"]
+    rows = [
+        [
+            result["split"],
+            row["source"],
+            row["label"],
+            str(row["images"]),
+            _share_interval(row["right"]),
+            _interval(row["auc"]),
+            _share(row["called_ai"]),
+        ]
+        for result in results
+        if result["tier"] == first
+        for row in result["sources"]
+    ]
+    header = ["split", "source", "label", "images", "right side of 0.5", "AUC against the other class", "called ai"]
+    yield f"### By source, {first}\n\n{markdown_table(header, rows)}"
+    rows = [
+        [result["split"], result["tier"], *(_interval(result["macro"][name]) for name in _MEASURES)]
+        for result in results
+    ]
+    yield (
+        "### Macro average over sources\n\nEach source of a class weighs the same, whatever its size.\n\n"
+        + markdown_table(["split", "delivery", *_MEASURES.values()], rows)
+    )
+    failing = sorted(
+        (
+            row["right"]["value"],
+            f"- `{row['source']}` ({row['label']}, {result['split']}): {_share(row['right']['value'])} right",
+        )
+        for result in results
+        if result["tier"] == first
+        for row in result["sources"]
+        if row["right"]["value"] < _FAILS_BELOW
+    )
+    if failing:
+        yield "### Where it fails\n\nSources of which less than 70 % come out right:\n\n" + "\n".join(
+            line for _, line in failing
+        )
+    yield from _mistakes(results, first)
+
+
+def _mistakes(results: Sequence[Json], tier: str) -> Iterable[str]:
+    rows = [
+        [result["split"], mistake["name"], mistake["source"], mistake["label"], f"{mistake['p_ai']:.3f}"]
+        for result in results
+        if result["tier"] == tier
+        for mistake in result["mistakes"]
+    ]
+    if rows:
+        yield f"The surest mistakes:\n\n{markdown_table(['split', 'file', 'source', 'is', 'p_ai'], rows)}"
+
+
+def _training(training: Json, provenance: Json) -> Iterable[str]:
+    rows = [
+        [split, f"{value['accuracy']:.3f}", f"{value['auc']:.3f}", f"{value['loss']:.3f}"]
+        for split, value in training.items()
+        if isinstance(value, dict) and "auc" in value
+    ]
+    yield (
+        "### As validated in training\n\n"
+        f"{markdown_table(['split', 'accuracy at logit 0', 'AUC', 'loss'], rows)}\n\n"
+        + (
+            "Figures of splits that chose the epoch are optimistic."
+            if provenance["chosen_on"]
+            else "No split chose it."
+        )
+    )
+
+
+def _points(manifest: Manifest, calibration: Json | None) -> str:
+    measured = {row["point"]["name"]: row for row in calibration["operating_points"]} if calibration else {}
+    rows = []
+    for point in manifest.points:
+        row = measured.get(point.name)
+        rows.append(
+            [
+                point.name + (" (default)" if point.name == manifest.default_point else ""),
+                f"{point.ai_at_or_above:.3f}", f"{point.real_below:.3f}",
+                "not measured" if point.false_alarm_rate is None else _share(point.false_alarm_rate),
+                *((_share(row["miss_rate"]), _share(row["coverage"])) if row else ("not measured", "not measured")),
+            ]
+        )  # fmt: skip
+    header = ["point", "ai from p_ai", "real below", "real called ai", "ai called real", "answered"]
+    how = (
+        f"Temperature {manifest.temperature:.3f}, fitted with the points on `{calibration['split']}`: figures on the "
+        f"images that they were chosen on.{_moved(calibration)}"
+        if calibration
+        else f"Temperature {manifest.temperature:g}: not calibrated, `p_ai` is the bare sigmoid."
+    )
+    return f"## Operating points\n\n{how}\n\n{markdown_table(header, rows)}"
+
+
+def _moved(calibration: Json) -> str:
+    offset = float(calibration.get("offset", 0.0))
+    return f" Before that {offset:.3f} was taken from the network's logit, in its head's bias." if offset else ""
+
+
+def _data(provenance: Json) -> str:
+    licences: Json = provenance["data_licences"]
+    rows = [
+        [split, source, str(count), licences.get(source) or "not stated"]
+        for split, sources in provenance["data_counts"].items()
+        for source, count in sources.items()
+    ]
+    header = ["split / label", "source", "images", "licence as its source states it"]
+    return f"## Data\n\n{markdown_table(header, rows)}\n\nSHA-256 of the data list: `{provenance['data_digest']}`."
+
+
+def _interval(measure: Json | None) -> str:
+    return "-" if measure is None else f"{measure['value']:.3f} [{measure['low']:.3f}, {measure['high']:.3f}]"
+
+
+def _share_interval(measure: Json) -> str:
+    return f"{_share(measure['value'])} [{100 * measure['low']:.0f}, {100 * measure['high']:.0f}]"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"

@@ -1,0 +1,1 @@
+"""What is typed: scan, doctor, explain and report."""

@@ -1,0 +1,129 @@
+"""aivsreal-explain: draw what in an image moved its score, by Grad-CAM over the PyTorch network."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from aivsreal.runtime.errors import AivsrealError, ImageError
+
+if TYPE_CHECKING:
+    from aivsreal.runtime.bundle.folder import Bundle
+    from aivsreal.runtime.explain import Explainer, Explanation
+    from aivsreal.runtime.preprocess import PixelsHWC
+
+INTERRUPTED = 130
+METHODS = ("gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "elementwise", "eigengradcam")
+LAYERS = ("stage1", "stage2", "stage3")  # as `explain.Layer`; the module itself is loaded when it is needed
+NOTE = "A map shows what moved the score, not what was edited."
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.UNPROCESSED)
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to write to."
+)
+@click.option("--method", type=click.Choice(METHODS), default="gradcam", show_default=True, help="How the map is made.")
+@click.option(
+    "--layer", type=click.Choice(LAYERS), default="stage3", show_default=True,
+    help="Of which stage: 14x14, 7x7 or 4x4 cells at an input of 224 pixels.",
+)  # fmt: skip
+@click.option(
+    "--class", "of", type=click.Choice(["ai", "real"]), help="What the map shall speak for.  [default: the likelier]"
+)
+@click.option("--bundle", metavar="FOLDER", help="Model to use.  [default: the shipped one]")
+@click.option("--operating-point", metavar="NAME", help="Bounds between real, unsure and ai.  [default: the model's]")
+@click.version_option(package_name="aivsreal", prog_name="aivsreal-explain")
+def main(
+    paths: tuple[str, ...], out: Path, method: str, layer: str, of: str | None, bundle: str | None,
+    operating_point: str | None,
+) -> None:  # fmt: skip
+    """Draw what in an image moved its score: orange towards ai, blue towards real.
+
+    PATH is an image, a folder (searched with its subfolders), or - for a list of paths on standard input.
+
+    For each image photos/a.jpg two files are written below the output folder: photos/a.jpg.png, the image with its map,
+    and photos/a.jpg.npy, the map's raw values as float32 before the ReLU. A row on standard output has the path, the
+    label, p_ai, the class that the map speaks for, and the picture, between tabs.
+
+    A map shows what moved the score, not what was edited. Exit status: 0 all were drawn, 1 some could not be, 2 wrong
+    use or no usable model.
+    """
+    try:
+        from aivsreal.runtime.explain import Explainer, Layer, Method
+        from aivsreal.runtime.verdict import Label
+
+        explainer = Explainer(bundle, operating_point)
+        click.echo(f"{_description(explainer)} | {method} of {layer}", err=True)
+        asked = None if of is None else Label(of)
+
+        def explained(pixels_HWC: PixelsHWC) -> Explanation:
+            return explainer.explain(pixels_HWC, Method(method), Layer(layer), asked)
+
+        code = _explain(explained, explainer.bundle, paths, out)
+    except AivsrealError as error:
+        click.echo(f"aivsreal-explain: {error}", err=True)
+        code = 2
+    except KeyboardInterrupt:
+        click.echo("aivsreal-explain: interrupted: the maps above are whole, the rest was not drawn", err=True)
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+def _explain(explained: Callable[[PixelsHWC], Explanation], bundle: Bundle, paths: tuple[str, ...], out: Path) -> int:
+    from aivsreal.runtime.files.find import argument_paths
+    from aivsreal.runtime.files.images import pixels_from_file
+    from aivsreal.runtime.results.heatmap import path_for
+    from aivsreal.runtime.text import escaped
+
+    drawn, failed, notes = 0, 0, list[str]()
+    for path in argument_paths(paths, notes):
+        if path is None:  # rows are written as they come
+            continue
+        try:
+            pixels_HWC = pixels_from_file(path)
+        except ImageError as error:
+            failed += 1
+            click.echo(f"{escaped(path)}\terror\t{escaped(str(error).removeprefix(f'{path}: '))}")
+            continue
+        explanation = explained(pixels_HWC)
+        png = _write(bundle, explanation, pixels_HWC, path, path_for(out, path))
+        drawn += 1
+        verdict = explanation.verdict
+        row = (escaped(path), verdict.label.value, f"{verdict.p_ai:.6f}", explanation.of.value, escaped(png))
+        click.echo("\t".join(row))
+    for note in [*notes, f"drew {drawn}, errors {failed}. {NOTE}"]:
+        click.echo(note, err=True)
+    return 1 if failed or notes else 0
+
+
+def _write(bundle: Bundle, explanation: Explanation, pixels_HWC: PixelsHWC, path: Path, stem: Path) -> Path:
+    from aivsreal.runtime.results.heatmap import overlay, write_map
+
+    picture = overlay(pixels_HWC, explanation.signed_hw, explanation.box)
+    about = {
+        "Title": f"What moved the score of {path.name} towards {explanation.of.value}",
+        "Description": f"{explanation.method.value} of {explanation.layer.value}. {NOTE}",
+        "Software": f"aivsreal, bundle {bundle.manifest.arch} {bundle.digest}",
+        "Comment": f"{explanation.verdict.label.value}: {explanation.verdict.reason}",
+    }
+    return write_map(stem, picture, explanation.map_hw, about)
+
+
+def _description(explainer: Explainer) -> str:
+    bundle = explainer.bundle
+    where = "shipped" if bundle.is_shipped else str(bundle.path)
+    parity = (
+        "not compared with model.onnx, as onnxruntime is not installed"
+        if explainer.parity is None
+        else f"logits within {explainer.parity:.1g} of model.onnx"
+    )
+    return f"backend torch, fp32 ({parity}) | bundle {bundle.manifest.arch} {bundle.digest} ({where})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""`aivsreal-report`: the HTML report and the CSV of a results file, also of a scan that took several runs."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from aivsreal.runtime.errors import AivsrealError, OutputError, ResultsError
+
+if TYPE_CHECKING:
+    from aivsreal.runtime.bundle.folder import Bundle
+    from aivsreal.runtime.files.pool import Task
+    from aivsreal.runtime.results.facts import Ran
+    from aivsreal.runtime.verdict import FileStamp, Judge, Scanned
+
+_AHEAD = 32  # pictures that are decoded before their turn
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("results", type=click.Path(path_type=Path))
+@click.option("--html", type=click.Path(path_type=Path), help="Report that opens in any browser, offline.")
+@click.option("--assets", is_flag=True, help="With --html, put its pictures into a folder beside it.")
+@click.option("--csv", type=click.Path(path_type=Path), help="Comma-separated rows with a heading.")
+@click.option("--bundle", metavar="FOLDER", help="Model that judged.  [default: the shipped one]")
+@click.version_option(package_name="aivsreal")
+def main(results: Path, html: Path | None, assets: bool, csv: Path | None, bundle: str | None) -> None:
+    """Make a report of RESULTS, which `aivsreal-scan --output RESULTS` wrote. Nothing is judged again.
+
+    Where a file has several rows the latest counts. Pictures are read from the files again, where those are still as
+    they were judged; heat maps are not in a results file.
+
+    Exit status: 0 fine, 2 wrong use, or something could not be read or written.
+    """
+    if html is None and csv is None:
+        raise click.UsageError("nothing to make: give --html FILE, --csv FILE or both")
+    if assets and html is None:
+        raise click.UsageError("--assets is for --html")
+    try:
+        for line in _made(results, html, assets, csv, bundle):
+            click.echo(line, err=True)
+    except AivsrealError as error:
+        click.echo(f"aivsreal-report: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        click.echo("\naivsreal-report: stopped; no report was written", err=True)
+        sys.exit(130)
+
+
+def _made(results: Path, html: Path | None, assets: bool, csv: Path | None, bundle: str | None) -> Iterator[str]:
+    from aivsreal.runtime.bundle.folder import Bundle
+    from aivsreal.runtime.results.file import rows_from_file
+    from aivsreal.runtime.results.row import latest_rows
+    from aivsreal.runtime.results.writers import CsvWriter, Tally, Writer
+    from aivsreal.runtime.text import escaped
+
+    rows = list(latest_rows(rows_from_file(results)))
+    if not rows:
+        raise ResultsError(f"{results} has no rows: scan with aivsreal-scan --output {escaped(results)} first")
+    tally, pictures = Tally(), 0
+    with ExitStack() as stack:
+        writers: list[Writer] = []
+        if csv is not None:
+            try:
+                stream = stack.enter_context(csv.open("w", encoding="utf-8", newline=""))
+            except OSError as error:
+                raise OutputError(f"{csv} cannot be written: {error.strerror}; name another file") from None
+            writers.append(CsvWriter(stream))
+        scanned: Iterable[Scanned] = (row.scanned for row in rows)
+        if html is not None:
+            from aivsreal.runtime.results.html import HtmlReport
+
+            opened = Bundle.open(bundle)
+            writers.append(stack.enter_context(HtmlReport(html, _ran(results, rows[0].judge, opened), assets)))
+            scanned = _with_pictures(scanned, opened)
+        for one in scanned:
+            pictures += one.view is not None
+            tally.add(one)
+            for writer in writers:
+                writer.write(one)
+    yield f"{len(rows)} files of {escaped(results)}: {tally.counts()}"
+    if html is not None:
+        yield f"report in {escaped(html)}, with the {pictures} pictures whose files are still as they were judged"
+
+
+def _ran(results: Path, judge: Judge, bundle: Bundle) -> Ran:
+    from aivsreal.runtime.results.facts import Ran
+
+    if judge.bundle != bundle.digest:
+        raise ResultsError(
+            f"{results} was judged by bundle {judge.bundle}, and {bundle.path} is {bundle.digest}: "
+            "name it with --bundle"
+        )
+    backend, _, precision = judge.backend.rpartition(" ")
+    point = bundle.manifest.point(judge.operating_point)
+    return Ran(bundle, point, backend, precision, "as its results file says", [str(results)])
+
+
+def _with_pictures(scanned: Iterable[Scanned], bundle: Bundle) -> Iterator[Scanned]:
+    """The results with the square that was judged, where the file is still the one that was judged."""
+    from aivsreal.runtime.files.decode import DecodePlan
+    from aivsreal.runtime.files.pool import DecodePool
+    from aivsreal.runtime.verdict import View
+
+    rest, spec = iter(scanned), bundle.manifest.spec
+    with DecodePool(DecodePlan(spec, least_side=spec.least_side)) as pool:  # as a scan decodes
+        window: deque[tuple[Scanned, Task | None]] = deque()
+        while True:
+            for one in islice(rest, _AHEAD - len(window)):
+                window.append((one, None if one.verdict is None else pool.submit(one.path)))
+            if not window:
+                return
+            one, task = window.popleft()
+            decoded = None if task is None else pool.result(task)
+            if decoded is not None and decoded.pixels and _state(decoded.stamp) == _state(one.stamp) is not None:
+                one = replace(one, view=View(decoded.pixels[0]))
+            yield one
+
+
+def _state(stamp: FileStamp | None) -> tuple[int, int] | None:
+    return None if stamp is None else (stamp.size, stamp.mtime_ns)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""aivsreal-scan: judge files and folders from the command line. Heavy imports stand where they are needed."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aivsreal.runtime.commands.scan_options import Options
+from aivsreal.runtime.errors import AivsrealError
+
+if TYPE_CHECKING:
+    from aivsreal.runtime.commands.stop import Stop
+    from aivsreal.runtime.detector import Detector
+    from aivsreal.runtime.results.file import ResultsFile
+    from aivsreal.runtime.results.writers import Writer
+
+# 128 + the signal's number, as a shell reports a command that it ended.
+INTERRUPTED, PIPE_CLOSED = 130, 141
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.UNPROCESSED)
+@click.option("--bundle", metavar="FOLDER", help="Model to use.  [default: the shipped one]")
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "tensorrt", "onnx", "onnx-cpu", "onnx-cuda", "onnx-tensorrt", "openvino", "torch"]),
+    default="auto",
+    show_default=True,
+    help="What runs the model; auto takes the best that is installed.",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1, 4096), default=16, show_default=True, help="Images judged at once."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads for decoding, and for the model.")
+@click.option("--operating-point", metavar="NAME", help="Bounds between real, unsure and ai.  [default: the model's]")
+@click.option("--jsonl", is_flag=True, help="Write one JSON object a line.")
+@click.option("--csv", is_flag=True, help="Write comma-separated rows with a heading.")
+@click.option("--html", metavar="FILE", help="Also write a report that opens in any browser, offline.")
+@click.option("--assets", is_flag=True, help="With --html, put its pictures into a folder beside it.")
+@click.option("--heatmaps", metavar="FOLDER", help="Also draw what moved each score, as FOLDER/<path>.png and .npy.")
+@click.option("--output", metavar="FILE", help="Append JSON lines to FILE, not to standard output.")
+@click.option("--resume", is_flag=True, help="Go on with --output: skip files that it has, by path, size and time.")
+@click.option("--by-content", is_flag=True, help="Write SHA-256s, and resume by path and SHA-256.")
+@click.option("--retry-errors", is_flag=True, help="With --resume, judge again what ended in an error.")
+@click.option("--watch", is_flag=True, help="Go on for ever: judge new and changed files of folders as they settle.")
+@click.option("--isolate", is_flag=True, help="Decode in processes of their own: one that crashes costs one file.")
+@click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), help="Seconds to decode a file.")
+@click.option("--max-pixels", type=click.IntRange(min=1), help="Largest image to decode.")
+@click.option(
+    "--frames", type=click.IntRange(1, 256), default=1, show_default=True, help="Frames or pages judged of a file."
+)
+@click.option("--trust-metadata", is_flag=True, help="Call ai what its metadata declare to be; p_ai stays.")
+@click.version_option(package_name="aivsreal", prog_name="aivsreal-scan")
+def main(**values: Any) -> None:
+    """Tell AI-generated images from real ones.
+
+    PATH is an image, a folder (searched with its subfolders), or - for a list of paths on standard input, one a line.
+
+    Results go to standard output in the order of the files: a table on a terminal, else path, label, p_ai (the
+    probability that the image is AI-generated) and evidence (what its metadata say) between tabs. In names, \\n, \\t,
+    \\\\ and \\xff stand for characters that would break a row. All else goes to standard error.
+
+    Exit status: 0 all were judged, 1 some could not be, 2 wrong use, no usable model or results that cannot be written,
+    130 and 143 stopped by Ctrl-C and SIGTERM, 141 standard output was closed.
+    """
+    options = Options(**values)
+    options.check()
+    atexit.register(gc.freeze)  # at the end all memory goes at once: looking for cycles in it before took 22 ms
+    try:
+        with _opened(options) as detector:
+            click.echo(_description(detector, options.operating_point), err=True)
+            code = _scan(detector, options)
+    except AivsrealError as error:
+        click.echo(f"aivsreal-scan: {error}", err=True)
+        code = 2
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BrokenPipeError:
+        click.echo("aivsreal-scan: standard output was closed; the rows before that are whole", err=True)
+        code = PIPE_CLOSED
+    if code in (2, PIPE_CLOSED):
+        _drop_stdout()
+    sys.exit(code)
+
+
+def _opened(options: Options) -> Detector:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from aivsreal.runtime.bundle.folder import Bundle
+
+    with ThreadPoolExecutor(1) as beside:
+        # Its files are hashed, 28 ms of a start, while Python loads what comes next.
+        bundle = beside.submit(Bundle.open, options.bundle)
+        from aivsreal.runtime.backends.choose import WORTH_A_SLOW_START
+        from aivsreal.runtime.detector import Detector
+        from aivsreal.runtime.files.find import count_if_few
+        from aivsreal.runtime.files.own_process import load_decoders
+
+        opened = bundle.result()
+        # Only auto chooses, and only it needs the folders looked at.
+        choose = options.backend == "auto" and not options.watch
+        few = count_if_few(options.paths, WORTH_A_SLOW_START) if choose else None
+        beside.submit(load_decoders)  # while the network is loaded, which for the most part is not Python
+        return Detector.open(opened, options.backend, options.operating_point, options.threads, images=few)
+
+
+def _scan(detector: Detector, options: Options) -> int:
+    from aivsreal.runtime.commands.stop import Stop
+    from aivsreal.runtime.files.images import MAX_PIXELS
+    from aivsreal.runtime.files.own_process import set_up_pillow
+    from aivsreal.runtime.files.pool import TIME_LIMIT_S
+    from aivsreal.runtime.results.artefacts import Artefacts
+    from aivsreal.runtime.results.writers import Tally
+    from aivsreal.runtime.text import escaped
+
+    tally, notes, begin = Tally(), list[str](), time.perf_counter()
+    max_pixels = options.max_pixels or MAX_PIXELS
+    set_up_pillow(max_pixels)
+    with ExitStack() as stack:
+        results = None
+        if options.output is not None:
+            from aivsreal.runtime.results.file import ResultsFile
+
+            resumed = (options.resume, options.by_content, options.retry_errors)
+            results = stack.enter_context(ResultsFile(Path(options.output), detector.judge_of_rows, *resumed))
+        artefacts = stack.enter_context(
+            Artefacts(detector, options.paths, options.html, options.assets, options.heatmaps)
+        )  # fmt: skip
+        writer = _writer(stack, detector, options, results)
+        pool = stack.enter_context(
+            detector.decode_pool(
+                options.threads, options.time_limit or TIME_LIMIT_S, options.isolate, options.frames, max_pixels,
+                options.by_content,
+            )
+        )  # fmt: skip
+        stop, last = stack.enter_context(Stop()), None
+        try:
+            for paths in _rounds(options, stop, results, notes):
+                for batch in detector.scan_batches(
+                    paths, options.batch_size, pool=pool, trust_metadata=options.trust_metadata,
+                    views=artefacts.want_views,
+                ):  # fmt: skip
+                    for last in batch:
+                        writer.write(last)
+                        artefacts.write(last)
+                        tally.add(last)
+                    if stop.signal is not None:
+                        break
+        finally:
+            if stop.signal is not None:
+                artefacts.complete = False
+                where = f"after {escaped(last.path)}" if last else "before the first file"
+                notes.append(f"stopped by {stop.signal.name} {where}; {options.how_to_go_on()}")
+            known, failed = (results.skipped, results.skipped_errors) if results is not None else (0, 0)
+            told = [f"in {escaped(options.output or '')} already: {known} files, errors {failed}"] if known else []
+            for note in [*notes, *told, *artefacts.told(), tally.summary(time.perf_counter() - begin)]:
+                click.echo(note, err=True)
+    if stop.signal is not None:
+        return 128 + stop.signal
+    return 1 if notes or tally.errors or failed else 0
+
+
+def _rounds(
+    options: Options, stop: Stop, results: ResultsFile | None, notes: list[str]
+) -> Iterator[Iterator[Path | None]]:
+    """The files to judge: all that were named, or again and again what has settled since."""
+    from aivsreal.runtime.files.find import argument_paths
+
+    def unknown(paths: Iterable[Path | None]) -> Iterator[Path | None]:
+        return stop.until(path for path in paths if path is None or results is None or not results.is_known(path))
+
+    if not options.watch:
+        yield unknown(argument_paths(options.paths, notes))
+        return
+    from aivsreal.runtime.files.watch import Watcher
+
+    watcher = Watcher(Path(path) for path in options.paths)
+    while stop.signal is None:
+        if ready := watcher.settled():
+            yield unknown(ready)
+        stop.sleep(watcher.pause_s)
+
+
+def _drop_stdout() -> None:
+    """What Python still holds for a standard output that failed must not fail again when it exits."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _description(detector: Detector, asked_point: str | None) -> str:
+    bundle, point = detector.bundle, detector.point
+    where = "shipped" if bundle.is_shipped else str(bundle.path)
+    chosen = "the bundle's default" if asked_point is None else "asked for"
+    return (
+        f"backend {detector.backend.name}, {detector.backend.precision} ({detector.why}) | "
+        f"bundle {bundle.manifest.arch} {bundle.digest} ({where}) | operating point {point.name} ({chosen})"
+    )
+
+
+def _writer(stack: ExitStack, detector: Detector, options: Options, results: ResultsFile | None) -> Writer:
+    """Rows for a program or a table for a terminal, with a running count on whichever stream is a terminal."""
+    from aivsreal.runtime.results.writers import CountingWriter, CsvWriter, JsonLinesWriter, TableWriter, TabWriter
+
+    plain: Writer
+    if results is not None:
+        plain = results
+    elif options.jsonl:
+        plain = JsonLinesWriter(sys.stdout, detector.judge_of_rows)
+    else:
+        plain = CsvWriter(sys.stdout) if options.csv else TabWriter(sys.stdout)
+    table = sys.stdout.isatty() and not options.jsonl and not options.csv and results is None
+    if not table and ((sys.stdout.isatty() and results is None) or not sys.stderr.isatty()):
+        return plain  # nobody watches, or the rows themselves are watched
+    from rich.console import Console
+
+    console = Console(stderr=not table)
+    return stack.enter_context(CountingWriter(TableWriter(console) if table else plain, console))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""What was typed after `aivsreal-scan`, and what of it contradicts itself."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+
+import click
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was typed; the fields are the command's options."""
+
+    paths: tuple[str, ...]
+    bundle: str | None
+    backend: str
+    batch_size: int
+    threads: int | None
+    operating_point: str | None
+    jsonl: bool
+    csv: bool
+    html: str | None
+    assets: bool
+    heatmaps: str | None
+    output: str | None
+    resume: bool
+    by_content: bool
+    retry_errors: bool
+    watch: bool
+    isolate: bool
+    time_limit: float | None
+    max_pixels: int | None
+    frames: int
+    trust_metadata: bool
+
+    def check(self) -> None:
+        """Refuse what contradicts itself, before anything is loaded.
+
+        Raises:
+            click.UsageError: options that need each other are not together.
+        """
+        if self.resume and self.output is None:
+            raise click.UsageError("--resume goes on with a results file: name it with --output")
+        if self.retry_errors and not self.resume:
+            raise click.UsageError("--retry-errors is for --resume")
+        if self.output is not None and self.jsonl:
+            raise click.UsageError("--output writes JSON lines already: leave --jsonl out")
+        if self.csv and (self.jsonl or self.output is not None):
+            raise click.UsageError("--csv, --jsonl and --output are different forms of the rows: choose one")
+        if self.assets and self.html is None:
+            raise click.UsageError("--assets is for --html")
+        if self.html is not None and self.resume:
+            raise click.UsageError(
+                "--html shows what this run judges, and with --resume that is not all: use aivsreal-report"
+            )
+        if self.watch and any(not os.path.isdir(path) for path in self.paths):
+            raise click.UsageError("--watch is for folders that are there")
+
+    def how_to_go_on(self) -> str:
+        """What to type to go on with a scan that was stopped."""
+        from aivsreal.runtime.text import escaped
+
+        if self.output is None:
+            return "the rows above are whole; with --output FILE a scan can be gone on with"
+        added = [] if self.resume else ["--resume"]
+        listed = ", with the same list on standard input" if "-" in self.paths else ""
+        return f"go on with: {escaped(shlex.join(['aivsreal-scan', *sys.argv[1:], *added]))}{listed}"

@@ -1,0 +1,87 @@
+"""From a path to what the network needs of that file, as one job that a thread or a process of its own can do.
+
+Legend: H, W image height and width; S input size; C channel (3, RGB).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from aivsreal.runtime.errors import Fault, ImageError
+from aivsreal.runtime.files.images import MAX_PIXELS, frames_from_image, opened
+from aivsreal.runtime.files.provenance import evidence_from_image
+from aivsreal.runtime.files.read import snapshot_from_file, stamp_of
+from aivsreal.runtime.preprocess import PixelsHWC, square_from_image, square_from_pixels
+from aivsreal.runtime.spec import PreprocessSpec
+from aivsreal.runtime.verdict import Evidence, FileStamp
+
+
+@dataclass(frozen=True, slots=True)
+class DecodePlan:
+    """How files are decoded."""
+
+    spec: PreprocessSpec | None = None
+    """Reduce the pixels to the input's square; None keeps them, for a backend that resizes by itself."""
+    frames: int = 1
+    """At most so many frames of an animation or pages of a TIFF, spread evenly."""
+    max_pixels: int = MAX_PIXELS
+    by_content: bool = False
+    """Put the SHA-256 of the content into the stamp."""
+    least_side: int = 0
+    """Short side that a JPEG may be decoded at, as of `images.pixels_from_file`; 0 decodes every pixel."""
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or self.max_pixels < 1:
+            raise ValueError(f"frames and max_pixels must be positive, not {self.frames} and {self.max_pixels}")
+        if self.least_side < 0:
+            raise ValueError(f"least_side must not be negative, not {self.least_side}")
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What came of one file: pixels of its frames, or the error that prevented them."""
+
+    path: Path
+    stamp: FileStamp | None
+    pixels: tuple[PixelsHWC, ...] = ()
+    """`square_SSC` where the plan has a spec, else `pixels_HWC`."""
+    frames: tuple[int, ...] = ()
+    """Index of each frame in `pixels`."""
+    evidence: tuple[Evidence, ...] = ()
+    error: str | None = None
+    fault: Fault | None = None
+
+
+def decoded_from_file(path: Path, plan: DecodePlan) -> Decoded:
+    """Read, check and decode one file. What is wrong with it is part of the result; nothing is raised for it."""
+    stamp = None
+    try:
+        snapshot = snapshot_from_file(path, plan.by_content)
+        stamp = snapshot.stamp
+        with opened(snapshot, plan.max_pixels) as image:
+            # Each frame is reduced before the next is decoded, and straight from Pillow's image: two copies fewer.
+            frames = [
+                (index, np.asarray(frame) if plan.spec is None else square_from_image(frame, plan.spec))
+                for index, frame in frames_from_image(image, snapshot, plan.frames, plan.max_pixels, plan.least_side)
+            ]
+            evidence = evidence_from_image(image, snapshot.content)
+    except ImageError as error:
+        return undecoded(path, str(error), error.fault, stamp or stamp_of(path, plan.by_content))
+    return Decoded(path, stamp, tuple(pixels for _, pixels in frames), tuple(index for index, _ in frames), evidence)
+
+
+def undecoded(path: Path, error: str, fault: Fault, stamp: FileStamp | None) -> Decoded:
+    """A file that came to nothing; the message loses the path that it begins with, since the row has it."""
+    return Decoded(path, stamp, error=error.removeprefix(f"{path}: "), fault=fault)
+
+
+def reduced(pixels_HWC: PixelsHWC, spec: PreprocessSpec | None) -> PixelsHWC:
+    """The square that the network sees, owning its memory; the pixels as they are where there is no spec."""
+    if spec is None:
+        return pixels_HWC
+    square_SSC = square_from_pixels(pixels_HWC, spec)
+    # A crop that already has the input's size is a view, which would keep the whole image alive.
+    return square_SSC.copy() if square_SSC.base is not None else square_SSC

@@ -1,0 +1,161 @@
+"""Decodes files in a few threads under a time limit; with `isolate`, each thread has a process that does the work.
+
+A decoder that hangs cannot be stopped inside this process: its thread is given up and another takes its place. In a
+process of its own it is killed, and one that crashes takes only that process with it.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from aivsreal.runtime.errors import Fault
+from aivsreal.runtime.files.decode import Decoded, DecodePlan, decoded_from_file, undecoded
+from aivsreal.runtime.files.read import stamp_of
+from aivsreal.runtime.machine import usable_cores
+
+TIME_LIMIT_S = 60.0  # a progressive JPEG of 178 megapixels took 4.0 s of a core where this was written
+
+
+class _Decoder(Protocol):
+    def decode(self, path: Path) -> Decoded: ...
+    def close(self) -> None: ...
+
+
+class Task:
+    """A file that was given to the pool."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.future: Future[Decoded] = Future()
+        self.begun_s: float | None = None
+
+
+class DecodePool:
+    """Threads that decode; a context manager, or call `close`.
+
+    Args:
+        plan: how files are decoded.
+        workers: how many at once; None takes one a core.
+        time_limit_s: seconds that one file may take, from when its turn comes.
+        isolate: decode in processes, so that a crash costs one file.
+    """
+
+    def __init__(
+        self,
+        plan: DecodePlan,
+        workers: int | None = None,
+        time_limit_s: float = TIME_LIMIT_S,
+        isolate: bool = False,
+    ) -> None:
+        if time_limit_s <= 0:
+            raise ValueError(f"time_limit_s must be positive, not {time_limit_s}")
+        self.plan = plan
+        self._limit_s = time_limit_s
+        self._isolate = isolate
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._decoders: list[_Decoder] = []
+        self._closed = False
+        self.workers = workers or usable_cores()
+        """How many files are decoded at once."""
+        for _ in range(self.workers):
+            self._start()
+
+    def __enter__(self) -> DecodePool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def submit(self, path: Path) -> Task:
+        """Queue a file; tasks begin in the order of their submission."""
+        task = Task(path)
+        self._tasks.put(task)
+        return task
+
+    def result(self, task: Task) -> Decoded:
+        """Wait for a task; one that is over the time limit becomes an error. Wait in the order of submission.
+
+        Raises:
+            BackendError: the decoding process cannot be started.
+        """
+        # A process keeps the limit by itself, and says in time that it did.
+        limit_s = self._limit_s + (5.0 if self._isolate else 0.0)
+        while True:
+            begun_s = task.begun_s
+            wait_s = limit_s if begun_s is None else begun_s + limit_s - time.monotonic()
+            try:
+                return task.future.result(timeout=max(0.01, wait_s))
+            except FutureTimeout:
+                if task.begun_s is None or time.monotonic() < task.begun_s + limit_s:
+                    continue
+            self._give_up(task)
+
+    def close(self) -> None:
+        """Stop: what is queued is dropped, what runs in a process is killed, what runs in a thread is let go."""
+        self._closed = True
+        while not self._tasks.empty():
+            self._tasks.get()
+        for _ in range(self.workers):
+            self._tasks.put(None)
+        for decoder in self._decoders:
+            decoder.close()
+
+    def _start(self) -> None:
+        # Daemons: a thread that hangs in a decoder must not keep the process from ending.
+        threading.Thread(target=self._run, name="aivsreal-decode", daemon=True).start()
+
+    def _run(self) -> None:
+        decoder = self._decoder()
+        self._decoders.append(decoder)
+        try:
+            while not self._closed and (task := self._tasks.get()) is not None:
+                task.begun_s = time.monotonic()
+                try:
+                    outcome = decoder.decode(task.path)
+                except BaseException as error:
+                    if not self._closed:
+                        task.future.set_exception(error)
+                    continue
+                try:
+                    task.future.set_result(outcome)
+                except InvalidStateError:
+                    return  # given up, and another thread has this one's place
+        finally:
+            decoder.close()
+
+    def _decoder(self) -> _Decoder:
+        if not self._isolate:
+            return _InThread(self.plan)
+        from aivsreal.runtime.files.process import DecodeProcess  # 15 ms of imports that a plain scan does not need
+
+        return DecodeProcess(self.plan, self._limit_s)
+
+    def _give_up(self, task: Task) -> None:
+        message = f"decoding took more than {self._limit_s:g} s: allow more with --time-limit"
+        try:
+            task.future.set_result(
+                undecoded(task.path, message, Fault.TIME_LIMIT, stamp_of(task.path, self.plan.by_content))
+            )
+        except InvalidStateError:
+            return  # it came in after all
+        self._start()
+
+
+class _InThread:
+    def __init__(self, plan: DecodePlan) -> None:
+        self._plan = plan
+
+    def decode(self, path: Path) -> Decoded:
+        return decoded_from_file(path, self._plan)
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,196 @@
+"""A process that decodes one file after another for a thread of the pool, and that may crash.
+
+Parent to child: four bytes of length, then the path. Child to parent: four bytes of length, a JSON object, then the
+pixels it announces. No pickle: a decoder that was taken over by a hostile file must not reach the parent through it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aivsreal.runtime.errors import BackendError, Fault
+from aivsreal.runtime.files.decode import Decoded, DecodePlan, decoded_from_file, undecoded
+from aivsreal.runtime.files.own_process import set_up_pillow
+from aivsreal.runtime.files.read import stamp_of
+from aivsreal.runtime.spec import spec_from_json
+from aivsreal.runtime.verdict import Evidence, FileStamp, Origin
+
+BOOT = "import sys; sys.path[:] = sys.argv[2:]; from aivsreal.runtime.files.process import main; main()"
+_START_S = 60.0
+_READY = b"ready"
+_MAX_HEADER = 1 << 24
+
+
+class _Gone(Exception):
+    """The child has ended."""
+
+
+class _Late(Exception):
+    """The child is over its time limit."""
+
+
+class DecodeProcess:
+    """The parent's side: started when it is first needed, and again after a crash."""
+
+    def __init__(self, plan: DecodePlan, time_limit_s: float) -> None:
+        self._plan = plan
+        self._limit_s = time_limit_s
+        self._child: subprocess.Popen[bytes] | None = None
+        self._closed = False
+
+    def decode(self, path: Path) -> Decoded:
+        """Decode in the child.
+
+        Raises:
+            BackendError: it cannot be started.
+        """
+        child = self._child or self._started()
+        name = os.fsencode(path)
+        try:
+            _write(child, len(name).to_bytes(4, "big") + name)
+            return self._received(path, child, time.monotonic() + self._limit_s)
+        except _Late:
+            message, fault = (
+                f"decoding took more than {self._limit_s:g} s: allow more with --time-limit",
+                Fault.TIME_LIMIT,
+            )
+        except (_Gone, ValueError, KeyError, TypeError, RecursionError):
+            message, fault = "its decoder crashed", Fault.CRASHED
+            child.kill()
+            code = child.wait()
+            if code < 0 and code != -signal.SIGKILL:
+                message += f" ({signal.Signals(-code).name})"
+        self._end()
+        return undecoded(path, message, fault, stamp_of(path, self._plan.by_content))
+
+    def close(self) -> None:
+        """Kill the child. Any thread may call it."""
+        self._closed = True
+        self._end()
+
+    def _end(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            child.wait()
+            for pipe in (child.stdin, child.stdout):
+                if pipe is not None and not pipe.closed:
+                    pipe.close()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        plan = {**asdict(self._plan), "spec": self._plan.spec and self._plan.spec.to_json(), "limit_s": self._limit_s}
+        # A session of its own: Ctrl-C in the terminal is for the parent, which lets the batch in hand be finished.
+        child = subprocess.Popen(
+            [sys.executable, "-c", BOOT, json.dumps(plan), *sys.path],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, start_new_session=True,
+        )  # fmt: skip
+        self._child = child
+        try:
+            if _read(child, len(_READY), time.monotonic() + _START_S) == _READY and not self._closed:
+                return child
+        except (_Gone, _Late):
+            pass
+        self._end()
+        raise BackendError("the process that decodes for --isolate does not start: scan without --isolate")
+
+    def _received(self, path: Path, child: subprocess.Popen[bytes], deadline_s: float) -> Decoded:
+        length = int.from_bytes(_read(child, 4, deadline_s), "big")
+        if length > _MAX_HEADER:
+            raise ValueError("a header of that length is none")
+        values: dict[str, Any] = json.loads(_read(child, length, deadline_s))
+        stamp = None if values["stamp"] is None else FileStamp(*values["stamp"])
+        if values["error"] is not None:
+            return undecoded(path, str(values["error"]), Fault(values["fault"]), stamp)
+        pixels = []
+        most = max(self._plan.max_pixels, self._plan.spec.size**2 if self._plan.spec else 0)
+        for height, width in values["shapes"]:
+            if height < 1 or width < 1 or height * width > most:
+                raise ValueError("pixels of that size were not asked for")
+            raw = _read(child, 3 * height * width, deadline_s)
+            pixels.append(np.frombuffer(raw, np.uint8).reshape(height, width, 3))
+        evidence = tuple(Evidence(str(a), Origin(b), str(c)) for a, b, c in values["evidence"])
+        return Decoded(path, stamp, tuple(pixels), tuple(int(index) for index in values["frames"]), evidence)
+
+
+def _write(child: subprocess.Popen[bytes], content: bytes) -> None:
+    assert child.stdin
+    try:
+        child.stdin.write(content)
+    except (BrokenPipeError, ValueError):
+        raise _Gone from None
+
+
+def _read(child: subprocess.Popen[bytes], count: int, deadline_s: float) -> bytearray:
+    assert child.stdout
+    content = bytearray(count)
+    view, filled = memoryview(content), 0
+    try:
+        poll = select.poll()
+        poll.register(child.stdout, select.POLLIN)
+        while filled < count:
+            wait_s = deadline_s - time.monotonic()
+            if wait_s <= 0 or not poll.poll(math.ceil(1000 * wait_s)):
+                raise _Late
+            got = os.readv(child.stdout.fileno(), [view[filled:]])
+            if not got:
+                raise _Gone
+            filled += got
+    except (OSError, ValueError):  # closed by another thread
+        raise _Gone from None
+    return content
+
+
+def main() -> None:
+    """The child's side: decode what stdin names until it ends."""
+    import resource
+
+    values = json.loads(sys.argv[1])
+    limit_s = values.pop("limit_s")
+    spec = values.pop("spec")
+    plan = DecodePlan(spec=None if spec is None else spec_from_json(spec), **values)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # when memory runs out, this process goes, not the scan
+    set_up_pillow(plan.max_pixels)
+    replies = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a library prints must not land among the replies
+    with open(0, "rb", closefd=False) as requests, open(replies, "wb") as out:
+        out.write(_READY)
+        out.flush()
+        while len(length := requests.read(4)) == 4:
+            path = Path(os.fsdecode(requests.read(int.from_bytes(length, "big"))))
+            # The parent may be gone when a decoder hangs: the kernel ends this process then.
+            signal.setitimer(signal.ITIMER_REAL, limit_s + 5.0)
+            _reply(out.write, decoded_from_file(path, plan))
+            out.flush()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _reply(write: Any, decoded: Decoded) -> None:
+    stamp = decoded.stamp
+    header = json.dumps(
+        {
+            "stamp": stamp and [stamp.size, stamp.mtime_ns, stamp.sha256],
+            "error": decoded.error,
+            "fault": decoded.fault and decoded.fault.value,
+            "shapes": [pixels_HWC.shape[:2] for pixels_HWC in decoded.pixels],
+            "frames": decoded.frames,
+            "evidence": [(one.source, one.origin.value, one.detail) for one in decoded.evidence],
+        }
+    ).encode()
+    write(len(header).to_bytes(4, "big") + header)
+    for pixels_HWC in decoded.pixels:
+        write(np.ascontiguousarray(pixels_HWC))

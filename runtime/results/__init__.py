@@ -1,0 +1,1 @@
+"""What a scan leaves: rows, tables, the HTML report and heat maps."""

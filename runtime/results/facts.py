@@ -1,0 +1,122 @@
+"""What a report says of the model: the operating point in plain words, what judged, how often it errs, its data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aivsreal.runtime.bundle.folder import Bundle
+from aivsreal.runtime.bundle.manifest import Manifest
+from aivsreal.runtime.spec import Geometry
+from aivsreal.runtime.verdict import OperatingPoint
+
+Json = Mapping[str, Any]  # what the commands wrote into the manifest; a bundle of another may lack any of it
+NOT_SAID = "not stated"
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What judged a scan, as its report tells it."""
+
+    bundle: Bundle
+    point: OperatingPoint
+    backend: str
+    precision: str
+    why: str
+    """Why this backend was chosen."""
+    arguments: Sequence[str]
+    """What was scanned, as it was typed."""
+
+
+def meaning_of_point(point: OperatingPoint) -> list[str]:
+    """Sentences for somebody who never heard of an operating point."""
+    low, high = point.real_below, point.ai_at_or_above
+    bounds = f"An image is called ai from a p_ai of {high:.3f} on, and real below {low:.3f}."
+    between = "Between them the model does not say: unsure is an answer." if high > low else "It always decides."
+    if point.false_alarm_rate is None:
+        alarm = "How many real images it calls ai was not measured."
+    else:
+        alarm = (
+            f"When this point was set, it called {_of_hundred(point.false_alarm_rate)} real images ai. "
+            "Expect more on kinds of images that it does not know."
+        )
+    return [f"{bounds} {between}", alarm]
+
+
+def model_facts(ran: Ran) -> list[tuple[str, str]]:
+    """Terms and what they are for this scan."""
+    manifest = ran.bundle.manifest
+    spec, provenance = manifest.spec, manifest.provenance
+    where = "came with aivsreal" if ran.bundle.is_shipped else str(ran.bundle.path)
+    part = (
+        "the whole image, made square"
+        if spec.geometry is Geometry.SQUASH
+        else f"the middle square, {100 * spec.crop_fraction:.4g} % of the short side"
+    )
+    facts = [
+        ("Model", f"{manifest.arch}, bundle {ran.bundle.digest} ({where})"),
+        ("Run by", f"{ran.backend} in {ran.precision} ({ran.why})"),
+        ("It sees", f"{part}, resized to {spec.size} x {spec.size} pixels ({spec.filter.value}, antialiased)"),
+        ("Calibration", f"temperature {manifest.temperature:.3f}"),
+        ("model.onnx", f"SHA-256 {manifest.files.get('model.onnx', NOT_SAID)}"),
+    ]
+    config = provenance.get("config")
+    if isinstance(config, Mapping):
+        kept = f"epoch {provenance.get('epoch', NOT_SAID)} of {config.get('epochs', NOT_SAID)}"
+        chosen = provenance.get("chosen_on") or "nothing: the last one"
+        facts.append(("Trained", f"preset {config.get('preset', NOT_SAID)}, {kept}, chosen on {chosen}"))
+    if "data_digest" in provenance:
+        facts.append(("Data list", f"SHA-256 {provenance['data_digest']}"))
+    return facts
+
+
+def accuracy(manifest: Manifest) -> dict[str, object]:
+    """A table of the recorded evaluation, empty where there is none."""
+    evaluation = manifest.metrics.get("evaluation")
+    if not isinstance(evaluation, Mapping):
+        return {"head": [], "rows": [], "note": ""}
+    rows = [
+        [
+            str(result["split"]), str(result["tier"]), f"{result['real']} / {result['ai']}",
+            _interval(result["measures"]["auc"]), _interval(result["measures"]["accuracy"]),
+            _interval(result["measures"]["tpr_at_5_fpr"]), _share(result["real_called_ai"]), _share(result["unsure"]),
+        ]
+        for result in evaluation["results"]
+    ]  # fmt: skip
+    head = ["images", "delivery", "real / ai", "AUC", "accuracy at 0.5", "TPR at 5 % FPR", "real called ai", "unsure"]
+    note = (
+        "Measured by aivsreal-evaluate, with 95 % intervals; the last two columns at the operating point "
+        f"{evaluation['about']['operating_point']}. Splits whose sources the training does not hold are the better "
+        "guide to what you see here."
+    )
+    return {"head": head, "rows": rows, "note": note}
+
+
+def sources(manifest: Manifest) -> dict[str, object]:
+    """A table of the images that the model was trained and chosen on."""
+    counts, licences = manifest.provenance.get("data_counts"), manifest.provenance.get("data_licences")
+    if not isinstance(counts, Mapping):
+        return {"head": [], "rows": []}
+    known: Json = licences if isinstance(licences, Mapping) else {}
+    rows = [
+        [str(split), str(source), f"{count:,}", str(known.get(source) or NOT_SAID)]
+        for split, named in counts.items()
+        for source, count in named.items()
+    ]
+    return {"head": ["split / label", "source", "images", "licence as its source states it"], "rows": rows}
+
+
+def _of_hundred(rate: float) -> str:
+    """`about 22 of 100`, or of 1,000 where that says more."""
+    if rate == 0.0:
+        return "none of the"
+    return f"about {round(1000 * rate)} of 1,000" if rate < 0.02 else f"about {round(100 * rate)} of 100"
+
+
+def _interval(measure: Json) -> str:
+    return f"{measure['value']:.2f} [{measure['low']:.2f}, {measure['high']:.2f}]"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %"

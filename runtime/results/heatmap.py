@@ -1,0 +1,105 @@
+"""Colours of a map over an image, and where its files go: numpy and Pillow alone.
+
+A map shows what moved the score, never what was edited. Its values are signed: above 0 towards `ai`, below 0 towards
+`real`. Orange and blue are told apart with any colour vision; what moved little stays the image itself.
+
+Legend: H, W height and width; h, w those of a map; C channel (3, RGB).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from aivsreal.runtime.errors import OutputError
+from aivsreal.runtime.preprocess import MapHW, PixelsHWC
+from aivsreal.runtime.spec import Box
+
+TOWARDS_AI = np.array([232, 89, 12], dtype=np.float32)
+TOWARDS_REAL = np.array([25, 113, 194], dtype=np.float32)
+STRONGEST = 0.62  # opacity of the largest value: the image stays to be seen under it
+FLAT = 1.0  # logit; a map whose values all lie below it is not blown up to full colour
+SHOWN_SIDE = 1024  # longest side of an overlay in pixels; 4 x 4 values need no more
+_NAME_BYTES = 240  # of the 255 that a file name may have: the suffix and room
+
+
+def resized_map(map_hw: MapHW, width: int, height: int) -> MapHW:
+    """The map as `[H, W]`, interpolated between the centres of its cells."""
+    return np.asarray(Image.fromarray(map_hw.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def overlay(pixels_HWC: PixelsHWC, map_hw: MapHW, box: Box | None = None, floor: float = 0.0) -> Image.Image:
+    """The image with its map in colour, at most `SHOWN_SIDE` pixels long.
+
+    Args:
+        pixels_HWC: uint8 RGB.
+        map_hw: signed values; the colours are scaled to the largest of them.
+        box: the part that the network saw, outlined; the rest is dimmed. None: it saw all.
+        floor: no smaller value than this gets full colour; `FLAT` for maps in logits.
+    """
+    from PIL import ImageDraw, ImageEnhance  # fonts and all: 8 ms that a scan without maps does not need
+
+    image = Image.fromarray(pixels_HWC)
+    scale = min(1.0, SHOWN_SIDE / max(image.size))
+    if scale < 1.0:
+        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    left, top, right, bottom = (0, 0, *image.size) if box is None else (round(edge * scale) for edge in box)
+    seen = image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+    value_HW = resized_map(map_hw, *seen.size)
+    # The largest value before interpolation, so that a colour means the same in every size.
+    alpha_HW1 = np.clip(np.abs(value_HW) / max(float(np.abs(map_hw).max()), floor, 1e-12), 0, 1)[:, :, None] * STRONGEST
+    # Grey below the colour: an orange picture would hide an orange map.
+    grey_HWC = np.asarray(ImageEnhance.Color(seen).enhance(0.25), dtype=np.float32)
+    colour_HWC = np.where(value_HW[:, :, None] > 0, TOWARDS_AI, TOWARDS_REAL)
+    mixed_HWC = grey_HWC * (1 - alpha_HW1) + colour_HWC * alpha_HW1
+    if box is None:
+        return Image.fromarray(np.rint(mixed_HWC).astype(np.uint8))
+    result = ImageEnhance.Brightness(image).enhance(0.45)
+    result.paste(Image.fromarray(np.rint(mixed_HWC).astype(np.uint8)), (left, top))
+    ImageDraw.Draw(result).rectangle((left, top, right - 1, bottom - 1), outline=(255, 255, 255))
+    return result
+
+
+def path_for(folder: Path, image: Path) -> Path:
+    """Where the map of an image goes, without a suffix: its path again, below `folder`, wherever it points to.
+
+    `photos/a.jpg` and `/photos/a.jpg` become `folder/photos/a.jpg`, `../a.jpg` becomes `folder/_/a.jpg`.
+    """
+    parts = [
+        "_" if part == ".." else part for part in Path(os.path.normpath(image)).parts if part != os.sep * len(part)
+    ]
+    return folder.joinpath(*(_short(part) for part in parts or ["_"]))
+
+
+def write_map(stem: Path, picture: Image.Image, map_hw: MapHW, about: dict[str, str]) -> Path:
+    """Write `stem.png` with `about` in its text chunks and `stem.npy` with the values, and give the picture's path.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    from PIL import PngImagePlugin
+
+    text = PngImagePlugin.PngInfo()
+    for key, value in about.items():
+        # A file name may hold bytes that are no UTF-8, which a PNG cannot.
+        text.add_itxt(key, value.encode("utf-8", "backslashreplace").decode())
+    png, npy = (stem.with_name(stem.name + suffix) for suffix in (".png", ".npy"))
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(png, pnginfo=text)
+        with npy.open("wb") as stream:
+            np.save(stream, map_hw)
+    except OSError as error:
+        raise OutputError(f"{error.filename or png}: cannot be written: {error.strerror or error}") from None
+    return png
+
+
+def _short(name: str) -> str:
+    encoded = os.fsencode(name)
+    if len(encoded) <= _NAME_BYTES:
+        return name
+    return f"{encoded[: _NAME_BYTES - 20].decode('utf-8', 'ignore')}-{hashlib.sha256(encoded).hexdigest()[:12]}"

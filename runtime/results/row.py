@@ -1,0 +1,112 @@
+"""The row of a scan's results: one JSON object a line, ASCII, the same on standard output and in a results file.
+
+Always, in this order:
+
+    path              as it was given or found; a byte that is no UTF-8 is a lone surrogate, as in Python
+    then for a verdict
+    label             real, ai or unsure
+    p_ai              calibrated probability that the picture is AI-generated, 0 to 1
+    logit             what the network said, before calibration
+    reason            why p_ai became this label
+    frames            only where several frames were judged: [{"frame": 0, "p_ai": 0.5}, ...]; p_ai is of their mean
+    evidence          what the metadata says: [{"source", "origin", "detail"}, ...], often empty; never changes p_ai
+    or for an error
+    error             what happened, for people
+    fault             its kind, one of `errors.Fault`
+    and for both
+    size, mtime_ns    of the file as it was judged; null where it could not even be looked at
+    sha256            of its content, only where it was asked for
+    bundle            the first twelve digits of the model's digest
+    operating_point   the bounds that were used
+    backend           what ran the network, with its precision
+
+Rows are only ever appended. Where a path stands in two rows, because its file has changed, the later one counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aivsreal.runtime.errors import Fault
+from aivsreal.runtime.verdict import Evidence, FileStamp, Judge, Label, Origin, Scanned, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of results."""
+
+    scanned: Scanned
+    judge: Judge
+
+
+def line_from_row(row: Row) -> str:
+    """The row as one line of ASCII that ends with a newline."""
+    return json.dumps(_json_from_row(row), allow_nan=False) + "\n"
+
+
+def row_from_line(line: str | bytes) -> Row:
+    """Read what `line_from_row` wrote. Fields that a later version added are passed over.
+
+    Raises:
+        ValueError: it is no row.
+    """
+    try:
+        return _row_from_json(json.loads(line))
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"not a row of results: {type(error).__name__} {error}") from None
+
+
+def latest_rows(rows: Iterable[Row]) -> Iterator[Row]:
+    """The row that counts for each path, in the order of the paths' first rows."""
+    latest: dict[Path, Row] = {}
+    for row in rows:
+        latest[row.scanned.path] = row
+    return iter(latest.values())
+
+
+def _json_from_row(row: Row) -> dict[str, object]:
+    scanned, stamp = row.scanned, row.scanned.stamp
+    values: dict[str, object] = {"path": str(scanned.path)}
+    if scanned.verdict is not None:
+        verdict = scanned.verdict
+        values |= {"label": verdict.label.value, "p_ai": verdict.p_ai, "logit": verdict.logit, "reason": verdict.reason}
+        if scanned.frames:
+            values["frames"] = [{"frame": frame, "p_ai": p_ai} for frame, p_ai in scanned.frames]
+        values["evidence"] = [
+            {"source": one.source, "origin": one.origin.value, "detail": one.detail} for one in scanned.evidence
+        ]
+    else:
+        values |= {"error": scanned.error, "fault": None if scanned.fault is None else scanned.fault.value}
+    values |= {"size": stamp and stamp.size, "mtime_ns": stamp and stamp.mtime_ns}
+    if stamp is not None and stamp.sha256 is not None:
+        values["sha256"] = stamp.sha256
+    judge = row.judge
+    return values | {"bundle": judge.bundle, "operating_point": judge.operating_point, "backend": judge.backend}
+
+
+def _row_from_json(values: Mapping[str, Any]) -> Row:
+    verdict = None
+    if "label" in values:
+        verdict = Verdict(
+            Label(values["label"]), float(values["p_ai"]), float(values["logit"]), str(values["reason"])
+        )  # fmt: skip
+    stamp = None
+    if values["size"] is not None:
+        stamp = FileStamp(int(values["size"]), int(values["mtime_ns"]), values.get("sha256"))
+    scanned = Scanned(
+        Path(values["path"]),
+        verdict,
+        error=None if verdict else str(values["error"]),
+        fault=None if verdict else Fault(values["fault"]),
+        evidence=tuple(
+            Evidence(str(one["source"]), Origin(one["origin"]), str(one["detail"]))
+            for one in values.get("evidence", ())
+        ),
+        stamp=stamp,
+        frames=tuple((int(one["frame"]), float(one["p_ai"])) for one in values.get("frames", ())),
+    )
+    return Row(scanned, Judge(str(values["bundle"]), str(values["operating_point"]), str(values["backend"])))

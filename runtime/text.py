@@ -1,0 +1,39 @@
+"""Text for people: names that cannot steer a terminal, and Markdown tables."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\"}
+
+
+def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A heading and rows as a Markdown table, without a newline at its end."""
+    titles = list(header)
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def escaped(text: Path | str) -> str:
+    r"""Text that stays in one cell and cannot steer a terminal: `\n`, `\t`, `\\`, `\xff` for a byte that is no UTF-8.
+
+    Other invisible characters (controls, direction marks, line separators) become `\x1b`, `\u202e` and so on.
+    """
+    plain = str(text)
+    if plain.isprintable() and "\\" not in plain:
+        return plain
+    return "".join(_escaped_character(character) for character in plain)
+
+
+def _escaped_character(character: str) -> str:
+    if character in _SHORT:
+        return _SHORT[character]
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python carries a byte of a file name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    if unicodedata.category(character) not in _INVISIBLE:
+        return character
+    return f"\\x{code:02x}" if code < 0x80 else (f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")

@@ -1,0 +1,177 @@
+"""From labelled logits to a temperature and named operating points with an unsure band.
+
+Both classes weigh the same in every rate here, however many images each has.
+
+Legend: B image; T threshold. `target_B` is 1 for ai and 0 for real.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from aivsreal.runtime.verdict import OperatingPoint
+from aivsreal.train.evaluate.metrics import FloatB, TargetB, roc
+
+Floats = npt.NDArray[np.float64]
+
+COLDEST, HOTTEST = 0.05, 20.0  # bounds of the temperature: classes that are separated perfectly have no minimum
+FALSE_ALARMS = 0.01  # of `cautious`: at most this share of real images is called ai
+MISSES = 0.05  # of `sensitive`: at most this share of AI images is called real
+BAND_ERROR = 0.5  # the band grows until the error outside is at most this share of the error without a band ...
+LEAST_COVERAGE = 0.5  # ... but never so far that fewer images than this get an answer
+_WIDTHS = 200  # bands that are tried for each point
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredPoint:
+    """An operating point and what it did to the images that it was chosen on."""
+
+    point: OperatingPoint
+    coverage: float
+    """Share of images that are called real or ai, and not unsure."""
+    miss_rate: float
+    """Share of AI images called real."""
+    error: float
+    """Share of wrong answers among the images that got one."""
+    error_without_band: float
+    """The same where the point's threshold alone decides."""
+
+
+def nll(target_B: TargetB, logit_B: FloatB, temperature: float = 1.0) -> float:
+    """Mean negative log-likelihood `log(1 + exp(z)) - target * z` with `z = logit / temperature`."""
+    scaled_B = np.asarray(logit_B, dtype=np.float64) / temperature
+    return float((np.logaddexp(0.0, scaled_B) - target_B * scaled_B).mean())
+
+
+def temperature_from_logits(target_B: TargetB, logit_B: FloatB) -> float:
+    """The temperature with the least NLL (Guo et al. 2017, arXiv:1706.04599), between 0.05 and 20.
+
+    The NLL is convex in `1 / temperature`, so it has one minimum and golden-section search on log T finds it.
+
+    Raises:
+        ValueError: a class is empty or a logit is not finite.
+    """
+    _check(target_B, logit_B)
+    low, high = math.log(COLDEST), math.log(HOTTEST)
+    golden = (math.sqrt(5) - 1) / 2
+    while high - low > 1e-7:
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        if nll(target_B, logit_B, math.exp(left)) < nll(target_B, logit_B, math.exp(right)):
+            high = right
+        else:
+            low = left
+    return math.exp((low + high) / 2)
+
+
+def offset_from_logits(target_B: TargetB, logit_B: FloatB) -> float:
+    """The `offset` that, with the best scale, has the least NLL of `sigmoid((logit - offset) / scale)` (Platt 1999).
+
+    Both classes weigh the same, so that the share of AI images in the data does not become a prior. Newton's method on
+    `z = slope * logit + shift`, in which the NLL is convex.
+
+    Raises:
+        ValueError: a class is empty, a logit is not finite, or higher logits do not mean ai.
+    """
+    _check(target_B, logit_B)
+    weight_B = np.where(target_B == 1, 0.5 / (target_B == 1).sum(), 0.5 / (target_B == 0).sum())
+    inputs_B2 = np.column_stack([np.asarray(logit_B, dtype=np.float64), np.ones(len(target_B))])
+    slope_shift = np.array([1.0, 0.0])
+    ridge = 1e-6 * np.eye(2)  # classes that are separated have no minimum
+    for _ in range(100):
+        p_ai_B = _sigmoid(inputs_B2 @ slope_shift)
+        gradient = inputs_B2.T @ (weight_B * (p_ai_B - target_B)) + ridge @ slope_shift
+        hessian = (inputs_B2.T * (weight_B * p_ai_B * (1 - p_ai_B))) @ inputs_B2 + ridge
+        step = np.linalg.solve(hessian, gradient)
+        slope_shift = slope_shift - step / max(1.0, np.abs(step).max())  # far from the minimum, small steps
+        if np.abs(step).max() < 1e-10:
+            break
+    slope, shift = slope_shift.tolist()
+    if slope <= 0:
+        raise ValueError("higher logits do not mean ai on these images: there is nothing to calibrate")
+    return float(-shift / slope)
+
+
+def points_from_logits(target_B: TargetB, logit_B: FloatB, temperature: float) -> dict[str, MeasuredPoint]:
+    """Three operating points over `p_ai = sigmoid(logit / temperature)`, each with an unsure band.
+
+    - `balanced`: the threshold with the highest balanced accuracy, the band on both sides of it, even in logits.
+    - `cautious`: `ai` where at most 1 % of the real images are, the band below: it accuses last.
+    - `sensitive`: `real` where at most 5 % of the AI images are, the band above: it clears last.
+
+    Of the bands tried the narrowest is taken outside of which the error is at most half of that without a band; where
+    more than half of the images would be unsure, the widest that leaves half of them an answer.
+
+    Raises:
+        ValueError: a class is empty or a logit is not finite.
+    """
+    _check(target_B, logit_B)
+    scaled_B = np.asarray(logit_B, dtype=np.float64) / temperature
+    curve = roc(target_B, scaled_B)
+    # A cut halfway between two scores: the images at either side keep their distance from it.
+    ends = np.concatenate([[curve.threshold_T[1] + 1], curve.threshold_T[1:], [curve.threshold_T[-1] - 1]])
+    cut_T = (ends[:-1] + ends[1:]) / 2
+    best = float(cut_T[np.argmax(curve.tpr_T - curve.fpr_T)])
+    few_alarms = float(cut_T[np.flatnonzero(curve.fpr_T <= FALSE_ALARMS + 1e-12)[-1]])
+    few_misses = float(cut_T[np.flatnonzero(curve.tpr_T >= 1 - MISSES - 1e-12)[0]])
+    bands = {
+        "balanced": ((best - width, best + width) for width in _widths(np.abs(scaled_B - best))),
+        "cautious": ((few_alarms - width, few_alarms) for width in _widths(few_alarms - scaled_B)),
+        "sensitive": ((few_misses, few_misses + width) for width in _widths(scaled_B - few_misses)),
+    }
+    return {name: _with_band(name, band, target_B, scaled_B) for name, band in bands.items()}
+
+
+def measured_point(name: str, real_below: float, ai_from: float, target_B: TargetB, p_ai_B: Floats) -> MeasuredPoint:
+    """What the bounds do to labelled images; `error_without_band` is then that of these bounds too."""
+    called_ai_B, called_real_B = p_ai_B >= ai_from, p_ai_B < real_below
+    alarms, found = (float(called_ai_B[target_B == label].mean()) for label in (0, 1))
+    cleared, missed = (float(called_real_B[target_B == label].mean()) for label in (0, 1))
+    answered = alarms + found + cleared + missed
+    error = (alarms + missed) / answered if answered else 0.0
+    point = OperatingPoint(name, ai_from, real_below, alarms)
+    return MeasuredPoint(point, answered / 2, missed, error, error)
+
+
+def _with_band(name: str, bands: Iterable[tuple[float, float]], target_B: TargetB, scaled_B: Floats) -> MeasuredPoint:
+    p_ai_B = _sigmoid(scaled_B)
+    chosen: MeasuredPoint | None = None
+    bare_error = 0.0
+    for low, high in bands:  # from no band at all to the widest
+        real_below, ai_from = _sigmoid(np.array([low, high])).tolist()
+        tried = measured_point(name, real_below, ai_from, target_B, p_ai_B)
+        if chosen is None:
+            bare_error = tried.error
+        elif tried.coverage < LEAST_COVERAGE:
+            break
+        chosen = MeasuredPoint(tried.point, tried.coverage, tried.miss_rate, tried.error, bare_error)
+        if chosen.error <= BAND_ERROR * bare_error:
+            break
+    assert chosen is not None
+    return chosen
+
+
+def _widths(distance_B: Floats) -> list[float]:
+    inside_B = np.unique(distance_B[distance_B > 0])
+    if not len(inside_B):
+        return [0.0]
+    # Halfway between two images again, the last beyond them all; quantiles keep the work bounded for large sets.
+    between_B = np.append((inside_B[:-1] + inside_B[1:]) / 2, inside_B[-1] + 1)
+    quantiles = np.linspace(0, 1, min(_WIDTHS, len(between_B)))
+    return [0.0, *np.quantile(between_B, quantiles, method="nearest").tolist()]
+
+
+def _sigmoid(scaled_B: Floats) -> Floats:
+    p_ai_B: Floats = 0.5 * (1 + np.tanh(scaled_B / 2))
+    return p_ai_B
+
+
+def _check(target_B: TargetB, logit_B: FloatB) -> None:
+    if not (target_B == 1).any() or not (target_B == 0).any():
+        raise ValueError("calibration needs images of both classes")
+    if len(target_B) != len(logit_B) or not np.isfinite(logit_B).all():
+        raise ValueError("each image needs one finite logit")

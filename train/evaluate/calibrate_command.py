@@ -1,0 +1,125 @@
+"""`aivsreal-calibrate`: measure temperature and operating points of a bundle on a labelled split, and write them in."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from aivsreal.runtime.bundle.folder import Bundle
+from aivsreal.runtime.bundle.manifest import MODEL
+from aivsreal.runtime.bundle.model_card import rewritten
+from aivsreal.runtime.errors import AivsrealError, DataError
+from aivsreal.runtime.verdict import LABELS, p_ai_from_logit
+from aivsreal.train.evaluate.calibrate import nll, offset_from_logits, points_from_logits, temperature_from_logits
+from aivsreal.train.evaluate.judging import judged_images
+from aivsreal.train.evaluate.metrics import ece
+from aivsreal.train.evaluate.recentre import recentred_model
+from aivsreal.train.evaluate.tiers import Tier
+from aivsreal.train.samples import in_split, limited, samples_from_data
+
+POINTS = ("balanced", "cautious", "sensitive")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--split", help="Split to measure on; never the one you report.  [default: the last val*]")
+@click.option("--bundle", metavar="FOLDER", help="Model to calibrate.  [default: the shipped one]")
+@click.option("--backend", default="auto", show_default=True, help="What runs the model.")
+@click.option("--tier", "tiers", multiple=True, type=click.Choice([tier.value for tier in Tier]), default=["clean"])
+@click.option("--default-point", type=click.Choice(POINTS), default="balanced", show_default=True)
+@click.option("--recentre", is_flag=True, help="Also take a constant from the logit, in the new bundle's model.onnx.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Write a new bundle with what was measured.")
+@click.option("--batch-size", type=click.IntRange(1, 4096), default=16, show_default=True)
+@click.option("--limit", type=click.IntRange(1), help="At most this many images of each class.")
+@click.version_option(package_name="aivsreal")
+def main(**options: Any) -> None:
+    """Calibrate on DATA, a folder as for aivsreal-train; print temperature and operating points as JSON.
+
+    Exit status: 0 fine, 1 some images could not be read, 2 wrong use, no usable model or data.
+    """
+    try:
+        sys.exit(_calibrate(**options))
+    except AivsrealError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _calibrate(
+    data: Path, split: str | None, bundle: str | None, backend: str, tiers: Sequence[str], default_point: str,
+    recentre: bool, out: Path | None, batch_size: int, limit: int | None,
+) -> int:  # fmt: skip
+    from aivsreal.runtime.detector import Detector
+
+    samples = samples_from_data(data)
+    if split is None:
+        split = max((sample.split for sample in samples if sample.split.startswith("val")), default="val")
+    part = limited(in_split(samples, split), limit)
+    kinds = [Tier(tier) for tier in dict.fromkeys(tiers)]
+
+    def tell(line: str) -> None:
+        click.echo(line, err=True)
+
+    with Detector.open(bundle, backend) as detector:
+        what, running = detector.bundle, detector.backend
+        tell(f"{running.name} {running.precision}, bundle {what.manifest.arch} {what.digest}: {detector.why}")
+        results = list(judged_images(detector, part, kinds, batch_size, tell))
+    target_B = np.array([result.sample.target for result in results], dtype=np.int64)
+    logit_B = np.array([result.verdict.logit for result in results])
+    if len(set(target_B.tolist())) < len(LABELS):
+        raise DataError(f"split {split!r} has no readable image of a class; both are needed")
+    try:
+        offset = offset_from_logits(target_B, logit_B) if recentre else 0.0
+    except ValueError as error:
+        raise DataError(f"split {split!r}: {error}") from None
+    raw_B, logit_B = logit_B, logit_B - offset
+    temperature = temperature_from_logits(target_B, logit_B)
+    measured = points_from_logits(target_B, logit_B, temperature)
+    before_B, after_B = (
+        np.array([p_ai_from_logit(logit, value) for logit in logits])
+        for logits, value in ((raw_B.tolist(), what.manifest.temperature), (logit_B.tolist(), temperature))
+    )
+    calibration: dict[str, object] = {
+        "split": split,
+        "tiers": [tier.value for tier in kinds],
+        "real": int((target_B == 0).sum()),
+        "ai": int((target_B == 1).sum()),
+        "offset": offset,
+        "nll_before": nll(target_B, raw_B, what.manifest.temperature),
+        "nll": nll(target_B, logit_B, temperature),
+        "ece_before": ece(target_B, before_B),
+        "ece": ece(target_B, after_B),
+        "operating_points": [asdict(point) for point in measured.values()],
+    }
+    click.echo(json.dumps({"temperature": temperature, "default_operating_point": default_point, **calibration}))
+    if out is not None:
+        manifest = replace(
+            what.manifest,
+            temperature=temperature,
+            points=tuple(point.point for point in measured.values()),
+            default_point=default_point,
+            # An earlier evaluation was made with other bounds: it is not true of the new bundle.
+            metrics={"training": what.manifest.metrics["training"], "calibration": calibration},
+        )
+        written = rewritten(what, manifest, out, _moved(what, offset, tell))
+        tell(f"written: {out}, digest {written.digest}")
+    return 1 if len({result.sample.path for result in results}) < len(part) else 0
+
+
+def _moved(bundle: Bundle, offset: float, tell: Callable[[str], None]) -> dict[str, bytes] | None:
+    """The files of a bundle whose logit is moved; what was made of the old model is left out."""
+    if not offset:
+        return None
+    left_out = sorted(set(bundle.manifest.files) - {MODEL, "README.md"})
+    if left_out:
+        tell(f"left out, made of the old model: {', '.join(left_out)}; add them again with aivsreal-export")
+    return {MODEL: recentred_model(bundle.read(MODEL), offset)}
+
+
+if __name__ == "__main__":
+    main()

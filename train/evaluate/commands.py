@@ -1,0 +1,106 @@
+"""`aivsreal-evaluate`: how good a bundle is, split by split and after each delivery, beside the pixel statistics."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aivsreal.runtime.errors import AivsrealError, DataError
+from aivsreal.runtime.verdict import LABELS
+from aivsreal.train.evaluate.judging import judged_images
+from aivsreal.train.evaluate.result import BASELINE_IMAGES, baseline_from_samples, split_result
+from aivsreal.train.evaluate.tiers import Tier
+from aivsreal.train.samples import Sample, in_split, limited, samples_from_data, samples_from_pair
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("data", type=click.Path(path_type=Path), required=False)
+@click.option("--real", type=click.Path(path_type=Path), help="Folder of real images, in place of DATA.")
+@click.option("--ai", type=click.Path(path_type=Path), help="Folder of AI images, in place of DATA.")
+@click.option("--split", "splits", multiple=True, help="Split to judge, repeatable.  [default: all but train]")
+@click.option("--bundle", metavar="FOLDER", help="Model to judge with.  [default: the shipped one]")
+@click.option("--backend", default="auto", show_default=True, help="What runs the model.")
+@click.option("--operating-point", metavar="NAME", help="Bounds between real, unsure and ai.  [default: the model's]")
+@click.option("--tier", "tiers", multiple=True, type=click.Choice([tier.value for tier in Tier]), default=["clean"])
+@click.option("--baseline/--no-baseline", default=True, help="Fit fifteen pixel statistics on split train beside it.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for report.json, report.md and plots.")
+@click.option("--record", is_flag=True, help="Put the numbers and a fresh model card into the bundle of --bundle.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line for each split and delivery.")
+@click.option("--batch-size", type=click.IntRange(1, 4096), default=16, show_default=True)
+@click.option("--limit", type=click.IntRange(1), help="At most this many images of each class and split.")
+@click.version_option(package_name="aivsreal")
+def main(**options: Any) -> None:
+    """Evaluate on DATA: a folder with SPLIT/real and SPLIT/ai, one with an images.csv, or --real DIR --ai DIR.
+
+    Exit status: 0 fine, 1 some images could not be read, 2 wrong use, no usable model or data.
+    """
+    try:
+        sys.exit(_evaluate(**options))
+    except AivsrealError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _evaluate(
+    data: Path | None, real: Path | None, ai: Path | None, splits: Sequence[str], bundle: str | None, backend: str,
+    operating_point: str | None, tiers: Sequence[str], baseline: bool, out: Path | None, record: bool, as_json: bool,
+    batch_size: int, limit: int | None,
+) -> int:  # fmt: skip
+    from aivsreal.runtime.detector import Detector
+    from aivsreal.train.evaluate.report import print_json, print_tables, record_in_bundle, write_report
+
+    if record and bundle is None:
+        raise DataError("--record changes a bundle: name it with --bundle FOLDER")
+    samples = chosen_samples(data, real, ai)
+    names = list(dict.fromkeys(splits)) or sorted({sample.split for sample in samples} - {"train"})
+    if not names:
+        raise DataError("there is nothing to judge: no image was found, or all are in the split train; see --split")
+    chosen = {name: limited(in_split(samples, name), limit) for name in names}
+    kinds = [Tier(tier) for tier in dict.fromkeys(tiers)]
+
+    def tell(line: str) -> None:
+        click.echo(line, err=True)
+
+    with Detector.open(bundle, backend, operating_point) as detector:
+        what, running = detector.bundle, detector.backend
+        tell(f"{running.name} {running.precision}, bundle {what.manifest.arch} {what.digest}: {detector.why}")
+        train = [sample for sample in samples if sample.split == "train"]
+        if baseline and ({sample.label for sample in train} < set(LABELS) or "train" in names):
+            tell("no baseline: it is fitted on a split train with both classes that is not judged itself")
+            baseline = False
+        fitted = baseline_from_samples(limited(train, BASELINE_IMAGES)) if baseline else None
+        results = []
+        for name, part in chosen.items():
+            judged = list(judged_images(detector, part, kinds, batch_size, tell, statistics=fitted is not None))
+            results.append(split_result(name, part, judged, fitted))
+        about: dict[str, object] = {
+            "arch": what.manifest.arch, "bundle": what.digest, "backend": running.name, "precision": running.precision,
+            "operating_point": detector.point.name, "baseline_fitted_on": fitted.images if fitted else 0,
+        }  # fmt: skip
+    # Files first: a reader of the tables who goes away (`| head`) must not cost them.
+    if out is not None:
+        write_report(out, about, results, tell)
+    if record:
+        tell(f"recorded in {what.path}, digest {record_in_bundle(what, about, results).digest}")
+    (print_json if as_json else print_tables)(about, results)
+    return 1 if any(result.skipped for result in results) else 0
+
+
+def chosen_samples(data: Path | None, real: Path | None, ai: Path | None) -> list[Sample]:
+    """The images named by DATA or by `--real` and `--ai`.
+
+    Raises:
+        DataError: neither or both are given, or nothing is there.
+    """
+    if data is not None and real is None and ai is None:
+        return samples_from_data(data)
+    if data is None and real is not None and ai is not None:
+        return samples_from_pair(real, ai)
+    raise DataError("name the images once: either DATA, or both --real DIR and --ai DIR")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Labelled images in, verdicts out: what evaluation and calibration have in common.
+
+Legend: F pixel statistic.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from aivsreal.runtime.errors import ImageError
+from aivsreal.runtime.files.images import pixels_from_file
+from aivsreal.runtime.preprocess import PixelsHWC
+from aivsreal.runtime.verdict import Verdict
+from aivsreal.train.evaluate.shortcuts import Floats, statistics_from_pixels
+from aivsreal.train.evaluate.tiers import Tier, delivered
+from aivsreal.train.samples import Sample
+
+
+class Judge(Protocol):
+    """The part of `runtime.detector.Detector` that an evaluation needs."""
+
+    def judge_many(self, images: Iterable[PixelsHWC], batch_size: int = 16) -> Iterator[Verdict]:
+        """A verdict for each image, in order."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """What was said of one image after one delivery."""
+
+    sample: Sample
+    tier: Tier
+    verdict: Verdict
+    statistics_F: Floats | None = None
+
+
+def judged_images(
+    judge: Judge,
+    samples: Sequence[Sample],
+    tiers: Sequence[Tier],
+    batch_size: int,
+    tell: Callable[[str], None],
+    statistics: bool = False,
+) -> Iterator[Judged]:
+    """Decode each image once, deliver it in each way and judge it; one that cannot be read is told and left out.
+
+    Images stream: about a batch of them is in memory. With `statistics` their pixel statistics are taken too.
+    """
+    waiting: deque[tuple[Sample, Tier, Floats | None]] = deque()
+
+    def deliveries() -> Iterator[PixelsHWC]:
+        for sample in samples:
+            try:
+                pixels_HWC = pixels_from_file(sample.path)
+            except ImageError as error:
+                tell(f"skipped: {error}")
+                continue
+            for tier in tiers:
+                arrived_HWC = delivered(pixels_HWC, tier)
+                waiting.append((sample, tier, statistics_from_pixels(arrived_HWC) if statistics else None))
+                yield arrived_HWC
+
+    for verdict in judge.judge_many(deliveries(), batch_size=batch_size):
+        sample, tier, statistics_F = waiting.popleft()
+        yield Judged(sample, tier, verdict, statistics_F)

@@ -1,0 +1,203 @@
+"""Decoded training images in one memory-mapped file, so that an epoch decodes nothing and workers share the pages.
+
+Decoding is most of the work of a loader: see `python -m aivsreal.benchmarks.studies.training`.
+Legend: H, W image height and width; C channel (3, RGB).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+from aivsreal.runtime.errors import DataError, ImageError
+from aivsreal.runtime.files.images import pixels_from_file
+from aivsreal.runtime.locks import locked
+from aivsreal.runtime.preprocess import PixelsHWC
+from aivsreal.train.samples import Sample
+
+Stamps = dict[str, list[int]]  # size and time of each image by its path
+
+FORMAT = 1
+PIXELS, INDEX, INDEX_PART = "pixels.bin", "index.json", "index.json.part"
+BUILD_LOCK = "build.lock"  # held while the cache is checked and built: trainings that start together build it once
+USE_LOCK = "use.lock"  # shared by all that train from the cache: nobody builds another one under their maps
+
+
+class FilePixels:
+    """Decodes a sample's file each time; the one that needs no preparation."""
+
+    def __init__(self, short_side: int = 0) -> None:
+        self.short_side = short_side
+
+    def __call__(self, sample: Sample) -> PixelsHWC:
+        """`pixels_HWC`, uint8.
+
+        Raises:
+            ImageError: the file cannot be read.
+        """
+        return reduced(pixels_from_file(sample.path, least_side=2 * self.short_side), self.short_side)
+
+
+class CachedPixels:
+    """Reads a sample's pixels from a cache folder of `cached_pixels`. Cheap to send to another process."""
+
+    def __init__(self, folder: Path, places: dict[str, tuple[int, int, int]]) -> None:
+        self.folder, self.places = folder, places
+        self._bytes: np.memmap[Any, np.dtype[np.uint8]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "places": self.places, "_bytes": None}  # a pickled memmap is all its bytes
+
+    def __call__(self, sample: Sample) -> PixelsHWC:
+        """`pixels_HWC`, uint8, a read-only view of the file."""
+        if self._bytes is None:
+            self._bytes = np.memmap(self.folder / PIXELS, np.uint8, "r")
+        start, height, width = self.places[str(sample.path)]
+        return np.asarray(self._bytes[start : start + height * width * 3]).reshape(height, width, 3)
+
+
+def reduced(pixels_HWC: PixelsHWC, short_side: int) -> PixelsHWC:
+    """The image scaled down, antialiased, until its short side is `short_side`; 0 or a smaller image: as it is."""
+    height, width = pixels_HWC.shape[:2]
+    scale = short_side / min(height, width)
+    if not short_side or scale >= 1:
+        return pixels_HWC
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(pixels_HWC).resize(size, Image.Resampling.BICUBIC))
+
+
+def cached_pixels(
+    folder: Path, samples: Sequence[Sample], short_side: int, workers: int, tell: Callable[[str], None]
+) -> tuple[CachedPixels, list[str]]:
+    """Open the cache of these samples, or build it where there is none or a file has changed since.
+
+    The index is written last: a half-written cache is built anew. Trainings may share a cache: one builds it and the
+    others wait.
+
+    Returns:
+        The cache, and a message for each sample that cannot be read and so is not in it.
+
+    Raises:
+        DataError: the folder cannot be written, holds something else, or another training uses it with other images.
+    """
+    try:
+        _check_that_it_is_a_cache(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock_file(folder / BUILD_LOCK) as build:
+            if not locked(build, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                tell(f"{folder}: another training builds it; waiting")
+                locked(build, fcntl.LOCK_EX)
+            use = _lock_file(folder / USE_LOCK)
+            try:
+                stamps = {str(sample.path): _stamp(sample.path) for sample in samples}
+                found = _opened(folder, stamps, short_side)
+                if found is None:
+                    if not locked(use, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                        raise DataError(f"{folder}: another training uses it with other images; give another --cache")
+                    found = _built(folder, samples, stamps, short_side, workers, tell)
+                locked(use, fcntl.LOCK_SH)
+            except BaseException:
+                use.close()
+                raise
+            cache, problems = found
+            weakref.finalize(cache, use.close)  # the lock lasts as long as the cache that was opened
+            return cache, problems
+    except OSError as error:
+        raise DataError(f"{error.filename or folder}: {error.strerror or error}; give another --cache") from None
+
+
+def _check_that_it_is_a_cache(folder: Path) -> None:
+    if (folder / INDEX).is_file():
+        _index_from_file(folder / INDEX)
+    elif folder.is_dir() and not {path.name for path in folder.iterdir()} <= {PIXELS, INDEX_PART, BUILD_LOCK, USE_LOCK}:
+        raise DataError(f"{folder}: holds something that is no cache; give an empty or new folder")
+
+
+def _lock_file(path: Path) -> IO[str]:
+    """Opened for reading, so that a finished cache can lie where nothing can be written."""
+    return open(path, opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))
+
+
+def _opened(folder: Path, stamps: Stamps, short_side: int) -> tuple[CachedPixels, list[str]] | None:
+    if not (folder / INDEX).is_file():
+        return None
+    values = _index_from_file(folder / INDEX)
+    if values["short_side"] != short_side or values["stamps"] != stamps:
+        return None
+    places = {name: (place[0], place[1], place[2]) for name, place in values["places"].items()}
+    return CachedPixels(folder, places), values["problems"]
+
+
+def _built(
+    folder: Path,
+    samples: Sequence[Sample],
+    stamps: Stamps,
+    short_side: int,
+    workers: int,
+    tell: Callable[[str], None],
+) -> tuple[CachedPixels, list[str]]:
+    index, part = folder / INDEX, folder / INDEX_PART
+    if index.is_file():
+        tell(f"{folder}: of other images; it is built anew")
+        index.unlink()
+    places, problems, size = _write_pixels(folder / PIXELS, samples, short_side, workers)
+    values = {"format": FORMAT, "short_side": short_side, "stamps": stamps, "places": places, "problems": problems}
+    part.write_text(json.dumps(values), encoding="utf-8")
+    os.replace(part, index)
+    tell(f"{folder}: {len(places)} images, {size / 2**20:.0f} MiB")
+    return CachedPixels(folder, places), problems
+
+
+def _index_from_file(index: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+        if values["format"] != FORMAT or not {"short_side", "stamps", "places", "problems"} <= values.keys():
+            raise ValueError
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{index}: not an index that this version wrote; give another folder with --cache") from None
+    return values
+
+
+def _stamp(path: Path) -> list[int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return [0, 0]  # a missing file is a problem of its image, told when it is decoded
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _write_pixels(
+    path: Path, samples: Sequence[Sample], short_side: int, workers: int
+) -> tuple[dict[str, tuple[int, int, int]], list[str], int]:
+    read = FilePixels(short_side)
+
+    def decoded(sample: Sample) -> PixelsHWC | str:
+        try:
+            return read(sample)
+        except ImageError as error:
+            return str(error)
+
+    places: dict[str, tuple[int, int, int]] = {}
+    problems = []
+    start = 0
+    ahead = 8 * max(1, workers)
+    with path.open("wb") as file, ThreadPoolExecutor(max(1, workers)) as pool:
+        for first in range(0, len(samples), ahead):  # some at a time: the whole set need not fit into memory
+            part = samples[first : first + ahead]
+            for sample, pixels_HWC in zip(part, pool.map(decoded, part), strict=True):
+                if isinstance(pixels_HWC, str):
+                    problems.append(pixels_HWC)
+                    continue
+                file.write(pixels_HWC.tobytes())
+                places[str(sample.path)] = (start, pixels_HWC.shape[0], pixels_HWC.shape[1])
+                start += pixels_HWC.size
+    return places, problems, start
