@@ -82,17 +82,39 @@ def add_engine(draft: Draft, options: BuildOptions, required: bool, rtx: bool) -
         return
     with _gpu() as found:
         gpu = found if isinstance(found, Gpu) else None
-        if gpu is not None and kind is EngineKind.TENSORRT_RTX and not options.compute_capabilities:
-            options = replace(options, compute_capabilities=(gpu.capability,))
-        if gpu is None and not options.compute_capabilities:
-            _leave(draft, str(found), required)
+    if gpu is None and not options.compute_capabilities:
+        _leave(draft, str(found), required)
+        return
+    attempts = [options]
+    if kind is EngineKind.TENSORRT_RTX and gpu is not None and not options.compute_capabilities:
+        # It names the GPUs that it was tested on, and may run on others: only trying tells, and parity is the judge.
+        attempts.append(replace(options, portable=True))
+    for attempt in attempts:
+        compared = len(draft.comparisons)
+        try:
+            draft.files = _with_engine(draft, kind, trt, gpu, attempt)
             return
-        targets = ", ".join(options.compute_capabilities)
-        place = f"for {targets}" if targets else f"on {gpu and gpu.name}"
-        draft.tell(f"building with {kind.product} {trt.__version__} {place}; this may take minutes")
-        graph = draft.files[HALF_MODEL] if options.half else full_from_onnx(_model(draft)).SerializeToString()
-        digest = hashlib.sha256(draft.files[MODEL]).hexdigest()
-        started = time.monotonic()
+        except (ExportError, BackendError) as error:
+            if attempt is attempts[-1]:
+                raise
+            del draft.comparisons[compared:]
+            draft.tell(f"{error}; trying an engine that is not for this GPU alone")
+
+
+def _with_engine(draft: Draft, kind: EngineKind, trt: Any, gpu: Gpu | None, options: BuildOptions) -> dict[str, bytes]:
+    """The draft's files with an engine that was built, and held against FP32 where its GPU is here.
+
+    Raises:
+        ExportError: the build failed, or the engine is past its tolerance.
+        BackendError: it does not run.
+    """
+    targets = ", ".join(options.compute_capabilities)
+    place = f"for {targets}" if targets else f"on {gpu and gpu.name}"
+    draft.tell(f"building with {kind.product} {trt.__version__} {place}; this may take minutes")
+    graph = draft.files[HALF_MODEL] if options.half else full_from_onnx(_model(draft)).SerializeToString()
+    digest = hashlib.sha256(draft.files[MODEL]).hexdigest()
+    started = time.monotonic()
+    with _gpu():
         here = None if gpu is None else (gpu.name, gpu.capability)
         engine = engine_from_onnx(trt, kind, graph, draft.manifest.spec, digest, options, here)
     card = engine.card
@@ -103,13 +125,13 @@ def add_engine(draft: Draft, options: BuildOptions, required: bool, rtx: bool) -
     files = {**draft.files, card.file: engine.plan, card.card_file: json.dumps(card.to_json(), indent=2).encode()}
     if gpu is None or gpu.capability not in card.key.compute_capabilities:
         draft.left.append(f"compare {card.file} on its GPU: aivsreal-export {draft.name}--verify")
-    else:
-        # Only this engine: the backend would else be free to take another that fits as well.
-        alone = {MODEL: draft.files[MODEL], **{name: files[name] for name in (card.file, card.card_file)}}
-        logits_B = engine_logits(alone, draft.manifest, draft.reference)
-        measured = draft.compare(card.file, logits_B, HALF if options.half else FULL_ENGINE)
-        files[card.card_file] = json.dumps(replace(card, parity=measured.to_json()).to_json(), indent=2).encode()
-    draft.files = files
+        return files
+    # Only this engine: the backend would else be free to take another that fits as well.
+    alone = {MODEL: draft.files[MODEL], **{name: files[name] for name in (card.file, card.card_file)}}
+    logits_B = engine_logits(alone, draft.manifest, draft.reference)
+    measured = draft.compare(card.file, logits_B, HALF if options.half else FULL_ENGINE)
+    files[card.card_file] = json.dumps(replace(card, parity=measured.to_json()).to_json(), indent=2).encode()
+    return files
 
 
 def _leave(draft: Draft, missing: str, required: bool) -> None:

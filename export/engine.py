@@ -43,6 +43,8 @@ class BuildOptions:
     """Run what can on this deep-learning accelerator of a Jetson, the rest on the GPU."""
     compute_capabilities: tuple[str, ...] = ()
     """GPUs to build for, of which none need be here; TensorRT-RTX alone can do that."""
+    portable: bool = False
+    """Leave it to TensorRT-RTX for which GPUs the engine is; else it is for those, or for the one that is here."""
 
     def __post_init__(self) -> None:
         if self.max_batch < 1 or (self.workspace_mib is not None and self.workspace_mib < 1):
@@ -90,7 +92,7 @@ def engine_from_onnx(
         found = "; ".join(str(parser.get_error(index).desc()) for index in range(parser.num_errors))
         raise ExportError(f"{flags[0]} does not accept the graph: {found or 'it gives no reason'}")
     config = builder.create_builder_config()
-    _configure(trt, kind, builder, config, spec.size, options, flags)
+    _configure(trt, kind, builder, config, spec.size, options, gpu, flags)
     cache = _timing_cache(config, options.timing_cache)
     serialised = builder.build_serialized_network(network, config)
     if serialised is None:
@@ -132,8 +134,9 @@ def _creation_flags(trt: Any, options: BuildOptions, flags: list[str]) -> int:
 
 
 def _configure(
-    trt: Any, kind: EngineKind, builder: Any, config: Any, size: int, options: BuildOptions, flags: list[str]
-) -> None:
+    trt: Any, kind: EngineKind, builder: Any, config: Any, size: int, options: BuildOptions,
+    gpu: tuple[str, str] | None, flags: list[str],
+) -> None:  # fmt: skip
     if options.half and "strongly typed" not in flags and hasattr(trt.BuilderFlag, "FP16"):
         config.set_flag(trt.BuilderFlag.FP16)
         flags.append("FP16 flag")
@@ -152,28 +155,36 @@ def _configure(
         config.default_device_type, config.DLA_core = trt.DeviceType.DLA, options.dla_core
         config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
         flags.append(f"DLA core {options.dla_core} with GPU fallback")
-    if options.compute_capabilities:
-        _set_targets(trt, kind, config, options.compute_capabilities, flags)
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # of TensorRT-RTX: else a CUDA graph cannot be recorded
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    if kind is EngineKind.TENSORRT and options.compute_capabilities:
+        raise ExportError(f"{kind.product} builds only for the GPU that is here: leave --rtx out, or use TensorRT-RTX")
+    if kind is EngineKind.TENSORRT_RTX and options.portable:
+        flags.append("portable")
+    elif kind is EngineKind.TENSORRT_RTX:
+        _set_targets(trt, config, options.compute_capabilities, gpu, flags)
     profile = builder.create_optimization_profile()
     profile.set_shape(INPUT, *((batch, 3, size, size) for batch in options.batches))
     if config.add_optimization_profile(profile) < 0:
         raise ExportError(f"{flags[0]} refuses batches of {options.batches}: try another --max-batch")
 
 
-def _set_targets(trt: Any, kind: EngineKind, config: Any, capabilities: Sequence[str], flags: list[str]) -> None:
-    if not hasattr(trt, "ComputeCapability"):
-        raise ExportError(f"{kind.product} builds only for the GPU that is here: leave --for-gpu out, or use --rtx")
-    config.num_compute_capabilities = len(capabilities)
-    for index, capability in enumerate(capabilities):
-        name = f"SM{capability.replace('.', '')}"
-        if not hasattr(trt.ComputeCapability, name):
-            known = sorted(item[2:] for item in dir(trt.ComputeCapability) if item.startswith("SM"))
+def _set_targets(
+    trt: Any, config: Any, capabilities: Sequence[str], gpu: tuple[str, str] | None, flags: list[str]
+) -> None:
+    """Those GPUs, or the one that is here, which TensorRT-RTX need not know by its number: it is then asked itself."""
+    known = {item[2:]: getattr(trt.ComputeCapability, item) for item in dir(trt.ComputeCapability) if item[:2] == "SM"}
+    wanted = capabilities or ((gpu[1],) if gpu else ())
+    numbers = [capability.replace(".", "") for capability in wanted]
+    config.num_compute_capabilities = len(numbers)
+    for index, (capability, number) in enumerate(zip(wanted, numbers, strict=True)):
+        if number not in known and capabilities:
             raise ExportError(
                 f"{flags[0]} cannot build for compute capability {capability}: one of "
-                f"{', '.join(f'{item[:-1]}.{item[-1]}' for item in known)}"
+                f"{', '.join(f'{item[:-1]}.{item[-1]}' for item in sorted(known))}"
             )
-        config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
-    flags.append(f"for {', '.join(capabilities)}")
+        config.set_compute_capability(known.get(number, trt.ComputeCapability.CURRENT), index)
+    flags.append(f"for {', '.join(wanted)}")
 
 
 def _timing_cache(config: Any, file: Path | None) -> Path | None:

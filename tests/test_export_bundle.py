@@ -15,7 +15,7 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from conftest import write_image
-from fake_cuda import JETSON, FakeDriver
+from fake_cuda import CARD, JETSON, FakeDriver
 from fake_gpu import installed_gpu
 from google.protobuf import text_format
 from onnx import numpy_helper
@@ -154,6 +154,23 @@ def test_tensorrt_rtx_builds_an_engine_for_another_gpu_and_leaves_its_comparison
     )  # fmt: skip
     assert (card.parity, card.gpu) == (None, "")
     assert json.loads(result.stdout)["left"] == [f"compare {card.file} on its GPU: aivsreal-export {folder} --verify"]
+
+
+@pytest.mark.parametrize("refusal", [None, "this GPU is not supported"])
+def test_tensorrt_rtx_is_asked_for_a_gpu_that_it_does_not_name_and_parity_decides(
+    folder: Path, refusal: str | None, kernel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed_gpu(monkeypatch, kernel, "rtx1.7", replace(CARD, name="H100", capability=(9, 0)))
+    sys.modules["tensorrt_rtx"].refuse_current = refusal  # type: ignore[attr-defined]
+    result = _export(folder, "--fp16", "--engine", "--json")
+    assert result.exit_code == 0, result.output
+    (card,) = engines_of(Bundle.open(folder))
+    assert card.key.compute_capabilities == ("9.0",)
+    assert card.flags[2:] == (("portable",) if refusal else ("for 9.0",))
+    assert card.parity is not None
+    assert ("this GPU is not supported; trying" in result.stderr) == bool(refusal)
+    with Detector.open(folder) as detector:
+        assert detector.backend.name == "tensorrt-rtx"
 
 
 def test_an_engine_past_its_tolerance_leaves_the_bundle_as_it_was(

@@ -135,6 +135,9 @@ def test_tensorrt_rtx_builds_our_half_graph_for_three_gpus(half: bytes) -> None:
     assert 300 <= card.layers <= 420  # with 190 more that only compute shapes; the linear form has twice as many
     assert card.half_layers >= card.layers - 10  # all but the head's last additions
     assert len(engine.plan) > 20e6
+    portable = replace(options, compute_capabilities=(), portable=True)
+    engine = engine_from_onnx(trt, EngineKind.TENSORRT_RTX, half, PreprocessSpec(), SHA256, portable, ("H100", "9.0"))
+    assert (engine.card.key.compute_capabilities, engine.card.flags[2:]) == (("9.0",), ("portable",))
     orin = replace(options, compute_capabilities=("8.7",))
     with pytest.raises(ExportError, match=r"cannot build for compute capability 8\.7: one of .*8\.6"):
         engine_from_onnx(trt, EngineKind.TENSORRT_RTX, half, PreprocessSpec(), SHA256, orin, None)

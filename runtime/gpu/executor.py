@@ -43,6 +43,21 @@ class EngineTensors:
     max_batch: int
 
 
+def context_from_engine(engine: Any) -> Any:
+    """A context of the engine, or None where memory is full.
+
+    TensorRT-RTX compiles kernels for a batch size that it meets, in the background unless it is told to wait for them,
+    and a graph that is recorded meanwhile would hold its slow ones for ever.
+    """
+    if hasattr(engine, "create_runtime_config"):
+        config = engine.create_runtime_config()
+        strategy = "dynamic_shapes_kernel_specialization_strategy"  # TensorRT has none
+        if hasattr(config, strategy):
+            setattr(config, strategy, type(getattr(config, strategy)).EAGER)
+            return engine.create_execution_context(config)
+    return engine.create_execution_context()
+
+
 class _Program:
     """An engine's context for one batch size, and the graph of kernel and engine once it is recorded.
 
@@ -50,7 +65,7 @@ class _Program:
     """
 
     def __init__(self, engine: Any) -> None:
-        self.context = engine.create_execution_context()
+        self.context = context_from_engine(engine)
         if self.context is None:
             raise GpuMemoryError("TensorRT has no memory for another execution context; try a smaller --batch-size")
         self.runs = 0

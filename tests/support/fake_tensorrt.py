@@ -40,7 +40,8 @@ _ENUMS: dict[str, tuple[str, ...]] = {
 def fake_tensorrt(version: str, compute_capability: str = "8.7", dla_cores: int = 0) -> Any:
     """A module that stands for `tensorrt` (or `tensorrt_rtx`) of one of `VERSIONS` on a GPU of that capability.
 
-    Its `refuse_build` may be set to a message: the next build then fails with it, as TensorRT's builder does.
+    Its `refuse_build` may be set to a message: the next build then fails with it, as TensorRT's builder does. So may
+    `refuse_current`, for the builds of TensorRT-RTX that are for the GPU that is here.
     """
     if version not in VERSIONS:
         raise ValueError(f"the surface of {version} is not known: one of {VERSIONS}")
@@ -48,14 +49,14 @@ def fake_tensorrt(version: str, compute_capability: str = "8.7", dla_cores: int 
     module.__version__ = version.removeprefix("rtx") + (".0" if version.count(".") == 1 else "")
     module.capability = compute_capability
     module.dla_cores = dla_cores
-    module.refuse_build = None
+    module.refuse_build = module.refuse_current = None
     module.has = lambda name: version in SURFACE[name] if name in SURFACE else True
     for name, members in _ENUMS.items():
         asked = [key.partition(".")[2] for key in SURFACE if key.startswith(f"{name}.") and module.has(key)]
         if name not in SURFACE or module.has(name):
             listed = [*members, *(member for member in asked if member not in members)]
             if name == "ComputeCapability":
-                listed = ["NONE", "SM75", "SM80", "SM86", "SM89", "SM120"]
+                listed = ["NONE", "CURRENT", "SM75", "SM80", "SM86", "SM89", "SM120"]
             setattr(module, name, enum.IntEnum(name, listed, start=0))
     for kind in (_Logger, _Builder, _Config, _Network, _Tensor, _Layer, _Parser, _Runtime, _Engine, _Context):
         bound = type(kind.public, (kind,), {"trt": module, "__module__": module.__name__})
@@ -151,6 +152,9 @@ class _Layer(_Bound):
     public = "ILayer"
     name = precision = None
 
+    def get_output(self, index: int) -> Any:
+        return self._output
+
 
 class _Network(_Bound):
     public = "INetworkDefinition"
@@ -187,6 +191,14 @@ class _Network(_Bound):
     @property
     def num_layers(self) -> int:
         return len(self._graph.node)
+
+    def get_layer(self, index: int) -> Any:
+        """All are as half as the weights: the fake infers no types."""
+        half = _large_weights(self._graph) == {10}
+        kind = getattr(self.trt.DataType, "HALF" if half else "FLOAT")
+        layer = self.trt.ILayer()
+        layer._output = self.trt.ITensor(self._graph.node[index].output[0], (), kind)
+        return layer
 
     def get_input(self, index: int) -> Any:
         return self._tensors(self._graph.input)[index]
@@ -347,6 +359,8 @@ class _Builder(_Bound):
         return _HostMemory(_MAGIC + len(text).to_bytes(4, "little") + text + network._content)
 
     def _refusal(self, network: Any, config: Any) -> str:
+        if self.trt.refuse_current and any(kind.name == "CURRENT" for kind in config._capabilities.values()):
+            return str(self.trt.refuse_current)
         if network._graph is None:
             return "the network is empty"
         if not config._profiles and any(-1 in network.get_input(index).shape for index in range(network.num_inputs)):
@@ -420,6 +434,16 @@ class _Inspector:
         return json.dumps({"Layers": layers, "Bindings": []})
 
 
+class _RuntimeConfig:
+    """`IRuntimeConfig`."""
+
+
+class _RtxRuntimeConfig(_RuntimeConfig):
+    def __init__(self) -> None:
+        kinds = enum.Enum("DynamicShapesKernelSpecializationStrategy", "LAZY EAGER NONE")
+        self.dynamic_shapes_kernel_specialization_strategy = kinds["LAZY"]
+
+
 class _Engine(_Bound):
     public = "ICudaEngine"
     name = ""
@@ -465,8 +489,11 @@ class _Engine(_Bound):
     def get_tensor_profile_shape(self, name: str, profile: int) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(shape) for shape in self._header["shapes"][name])
 
-    def create_execution_context(self) -> Any:
-        return self.trt.IExecutionContext(self)
+    def create_runtime_config(self) -> _RuntimeConfig:
+        return _RtxRuntimeConfig() if self.trt.__name__ == "tensorrt_rtx" else _RuntimeConfig()
+
+    def create_execution_context(self, config: _RuntimeConfig | None = None) -> Any:
+        return self.trt.IExecutionContext(self, config)
 
     def create_engine_inspector(self) -> _Inspector:
         return _Inspector(self)
@@ -475,9 +502,13 @@ class _Engine(_Bound):
 class _Context(_Bound):
     public = "IExecutionContext"
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, config: _RuntimeConfig | None = None) -> None:
         import onnxruntime
 
+        if engine.trt.__name__ == "tensorrt_rtx":
+            assert isinstance(config, _RtxRuntimeConfig)
+            strategy = config.dynamic_shapes_kernel_specialization_strategy.name
+            assert strategy == "EAGER", "a graph would be recorded of kernels that are soon replaced"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self._engine = engine
