@@ -5,12 +5,13 @@ Legend: B image in a batch; H, W image height and width; S input size; C channel
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Union
+from typing import BinaryIO, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +22,19 @@ from aivsreal.runtime.backends.protocol import Backend, MapBackend, SquareBacken
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import BackendError, Fault, ImageError
 from aivsreal.runtime.files.decode import Decoded, DecodePlan, reduced
-from aivsreal.runtime.files.images import MAX_PIXELS, pixels_from_array, pixels_from_file, pixels_from_image
+from aivsreal.runtime.files.images import (
+    MAX_PIXELS,
+    pixels_from_array,
+    pixels_from_file,
+    pixels_from_image,
+    pixels_from_snapshot,
+)
 from aivsreal.runtime.files.pipeline import judged_batches
 from aivsreal.runtime.files.pool import TIME_LIMIT_S, DecodePool
+from aivsreal.runtime.files.read import MAX_BYTES, Snapshot, check_content
 from aivsreal.runtime.preprocess import LogitsB, PixelsHWC, square_from_pixels
 from aivsreal.runtime.verdict import (
+    FileStamp,
     Judge,
     OperatingPoint,
     Scanned,
@@ -36,7 +45,11 @@ from aivsreal.runtime.verdict import (
     verdict_from_logit,
 )
 
-AnyImage = Union[str, Path, Image.Image, npt.NDArray[np.uint8]]  # noqa: UP007  Python 3.10 evaluates it
+AnyPath = Union[str, "os.PathLike[str]"]
+AnyImage = Union[  # noqa: UP007  Python 3.10 evaluates it
+    AnyPath, bytes, bytearray, memoryview, BinaryIO, Image.Image, npt.NDArray[np.uint8]
+]
+TAKEN = "a path, the bytes of an image file, a file opened in binary mode, a Pillow image or uint8 RGB [H, W, 3]"
 BATCH_SIZE = 16
 
 
@@ -52,6 +65,7 @@ class Detector:
         self.why = why
         """Why this backend was chosen and the others were passed over."""
         self.point = point
+        self._closed = False
 
     @staticmethod
     def open(
@@ -80,6 +94,7 @@ class Detector:
         return Detector(opened, running, why, point)
 
     def __enter__(self) -> Detector:
+        self._check_open()
         return self
 
     def __exit__(
@@ -93,16 +108,21 @@ class Detector:
         return Judge(self.bundle.digest, self.point.name, f"{self.backend.name} {self.backend.precision}")
 
     def close(self) -> None:
-        """Give back what the backend holds."""
-        self.backend.close()
+        """Give back what the backend holds; a second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            self.backend.close()
 
     def judge(self, image: AnyImage) -> Verdict:
-        """Judge one image: a path, a Pillow image, or uint8 RGB `pixels_HWC`.
+        """Judge one image: a path, the bytes of an image file, a file opened in binary mode, a Pillow image, or uint8
+        RGB `pixels_HWC`.
 
         Raises:
             ImageError: it cannot be read or judged.
-            BackendError: the backend failed.
+            BackendError: the backend failed, or the detector is closed.
+            TypeError: it is none of these.
         """
+        self._check_open()
         return self._verdict(float(self.backend.logits([self._pixels(image)])[0]))
 
     def judge_many(self, images: Iterable[AnyImage], batch_size: int = BATCH_SIZE) -> Iterator[Verdict]:
@@ -110,9 +130,12 @@ class Detector:
 
         Raises:
             ImageError: one cannot be read; the verdicts of those before it have been given.
-            BackendError: the backend failed.
+            BackendError: the backend failed, or the detector is closed.
+            TypeError: `images` is a single one, or one of them is nothing that `judge` takes.
         """
+        self._check_open()
         _check_positive("batch_size", batch_size)
+        _check_several("images", images)
         rest = iter(images)
         failed: ImageError | None = None
         while failed is None:
@@ -130,7 +153,7 @@ class Detector:
 
     def scan(
         self,
-        paths: Iterable[Path | None],
+        paths: Iterable[AnyPath | None],
         batch_size: int = BATCH_SIZE,
         threads: int | None = None,
         pool: DecodePool | None = None,
@@ -153,14 +176,15 @@ class Detector:
             views: put into each result what the network saw, with its map where the network gives one.
 
         Raises:
-            BackendError: the backend failed.
+            BackendError: the backend failed, or the detector is closed.
+            TypeError: `paths` is a single one, or one of them is no path.
         """
         for batch in self.scan_batches(paths, batch_size, threads, pool, trust_metadata, views):
             yield from batch
 
     def scan_batches(
         self,
-        paths: Iterable[Path | None],
+        paths: Iterable[AnyPath | None],
         batch_size: int = BATCH_SIZE,
         threads: int | None = None,
         pool: DecodePool | None = None,
@@ -172,14 +196,17 @@ class Detector:
         Raises:
             BackendError: the backend failed.
         """
+        self._check_open()
         _check_positive("batch_size", batch_size)
+        _check_several("paths", paths)
         running = pool or self.decode_pool(threads)
 
         def judge(batch: Sequence[Decoded]) -> list[Scanned]:
             return self._judged(batch, batch_size, trust_metadata, views)
 
         try:
-            yield from judged_batches(paths, running, judge, batch_size)
+            each = (None if path is None else _path(path) for path in paths)
+            yield from judged_batches(each, running, judge, batch_size)
         finally:
             if pool is None:
                 running.close()
@@ -198,6 +225,10 @@ class Detector:
         seen = spec if isinstance(self.backend, SquareBackend) else None
         plan = DecodePlan(seen, frames, max_pixels, by_content, spec.least_side)
         return DecodePool(plan, threads, time_limit_s, isolate)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BackendError("the detector is closed: open another one with Detector.open")
 
     def _judged(self, batch: Sequence[Decoded], batch_size: int, trust_metadata: bool, views: bool) -> list[Scanned]:
         pixels = [frame for decoded in batch for frame in decoded.pixels]
@@ -250,6 +281,7 @@ class Detector:
     def _logits_and_maps(
         self, reduced: Sequence[PixelsHWC], views: bool
     ) -> tuple[LogitsB, Sequence[npt.NDArray[np.float32] | None]]:
+        self._check_open()
         backend = self.backend
         if not (views and self.has_maps):
             return self._logits(reduced), [None] * len(reduced)
@@ -263,6 +295,7 @@ class Detector:
     def _logits(self, reduced: Sequence[PixelsHWC]) -> LogitsB:
         if not reduced:
             return np.empty(0, dtype=np.float32)
+        self._check_open()  # again, as a stream may go on after the end
         if isinstance(self.backend, SquareBackend):
             return self.backend.logits_from_squares(reduced)
         return self.backend.logits(reduced)
@@ -275,18 +308,57 @@ class Detector:
 
 
 def pixels_from_any(image: AnyImage, least_side: int = 0) -> PixelsHWC:
-    """`pixels_HWC`, uint8 RGB, of a path, a Pillow image or an array.
+    """`pixels_HWC`, uint8 RGB, of whatever `Detector.judge` takes.
 
     Args:
-        image: a path, an image or an array.
-        least_side: as of `pixels_from_file`; it is for paths alone: an open image is its owner's.
+        image: a path, the bytes of an image file, a file opened in binary mode (read from where it stands), a Pillow
+            image or an array.
+        least_side: as of `pixels_from_file`; it is for files alone: an open image is its owner's.
 
     Raises:
         ImageError: it cannot be read.
+        TypeError: it is none of these.
     """
-    if isinstance(image, (str, Path)):
-        return pixels_from_file(Path(image), least_side=least_side)
-    return pixels_from_image(image) if isinstance(image, Image.Image) else pixels_from_array(image)
+    if isinstance(image, (str, os.PathLike)):
+        return pixels_from_file(_path(image), least_side=least_side)
+    if isinstance(image, Image.Image):
+        return pixels_from_image(image)
+    if isinstance(image, np.ndarray):
+        return pixels_from_array(image)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return _pixels_from_content(bytes(image), "bytes", least_side)
+    if not hasattr(image, "read"):
+        raise TypeError(f"an image must be {TAKEN}, not {_kind(image)}")
+    named = getattr(image, "name", None)
+    name = named if isinstance(named, str) else "binary file"
+    try:
+        content = image.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be read: {error.strerror or error}", Fault.UNREADABLE) from None
+    if not isinstance(content, bytes):
+        raise TypeError(f"{name}: opened as text: open it with mode 'rb'; an image must be {TAKEN}")
+    return _pixels_from_content(content, name, least_side)
+
+
+def _pixels_from_content(content: bytes, name: str, least_side: int) -> PixelsHWC:
+    check_content(name, len(content))
+    return pixels_from_snapshot(Snapshot(Path(name), content, FileStamp(len(content), 0)), least_side=least_side)
+
+
+def _path(path: object) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"a path must be a str or an os.PathLike, not {_kind(path)}")
+    return Path(os.fsdecode(path))
+
+
+def _check_several(name: str, given: object) -> None:
+    """A single one could be iterated over too: a text by its letters, a file by its lines."""
+    if isinstance(given, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(given, "read"):
+        raise TypeError(f"{name} must be several, for example a list, not {_kind(given)}")
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else type(value).__name__
 
 
 def _check_positive(name: str, value: int) -> None:

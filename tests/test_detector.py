@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from conftest import write_image
 from PIL import Image
 
 from aivsreal.runtime import Bundle, Detector
-from aivsreal.runtime.errors import BackendError, BundleError, ImageError
+from aivsreal.runtime.errors import BackendError, BundleError, Fault, ImageError
 from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.runtime.verdict import Label
 from aivsreal.train.evaluate.metrics import auc
@@ -51,6 +54,87 @@ def test_a_path_an_open_image_and_an_array_get_the_same_verdict(tiny_bundle: Pat
     with Detector.open(tiny_bundle) as detector, Image.open(path) as image:
         verdicts = [detector.judge(form) for form in (path, str(path), image, np.asarray(image))]
     assert verdicts == verdicts[:1] * 4
+
+
+class Upload:
+    """As web frameworks give one: a file of bytes behind a wrapper, without a name."""
+
+    def __init__(self, content: bytes) -> None:
+        self._file = io.BytesIO(content)
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
+
+
+def test_judge_takes_paths_bytes_and_binary_files(fake: Detector, tmp_path: Path) -> None:
+    path = write_image(tmp_path / "image.png", 1)
+    content = path.read_bytes()
+    with path.open("rb") as file, os.scandir(tmp_path) as entries:
+        forms = [path, str(path), next(entries), content, bytearray(content), memoryview(content), io.BytesIO(content)]
+        verdicts = [fake.judge(form) for form in (*forms, file, Upload(content))]  # type: ignore[arg-type]
+        assert verdicts == verdicts[:1] * 9
+    assert list(fake.judge_many(forms[:6])) == verdicts[:6]
+
+
+@pytest.mark.parametrize("image", [None, 7, ["a.jpg"], object(), {"path": "a.jpg"}])
+def test_what_judge_does_not_take_is_a_type_error(fake: Detector, image: Any) -> None:
+    for call in (lambda: fake.judge(image), lambda: list(fake.judge_many([image]))):
+        with pytest.raises(TypeError, match="a path, the bytes of an image file, a file opened in binary mode"):
+            call()
+
+
+def test_a_file_opened_as_text_is_a_type_error(fake: Detector, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("words")
+    with (tmp_path / "a.txt").open() as file, pytest.raises(TypeError, match="'rb'"):
+        fake.judge(file)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [(b"", Fault.EMPTY), (b"words", Fault.NOT_AN_IMAGE), (b"\xff\xd8\xff\xe0 and no more", Fault.DAMAGED)],
+)
+def test_bytes_that_cannot_be_judged_have_a_fault_as_files_do(fake: Detector, content: bytes, fault: Fault) -> None:
+    for image in (content, io.BytesIO(content)):
+        with pytest.raises(ImageError) as caught:
+            fake.judge(image)
+        assert caught.value.fault is fault
+
+
+@pytest.mark.parametrize("one", ["a.jpg", Path("a.jpg"), b"bytes", io.BytesIO(b"bytes")])
+def test_a_single_image_where_several_are_wanted_is_a_type_error(fake: Detector, one: Any) -> None:
+    for call in (fake.judge_many, fake.scan):
+        with pytest.raises(TypeError, match="must be several"):
+            list(call(one))
+
+
+def test_scan_takes_any_path_and_nothing_else(fake: Detector, tmp_path: Path) -> None:
+    path = write_image(tmp_path / "image.png", 1)
+    with os.scandir(tmp_path) as entries:
+        assert [one.path for one in fake.scan([path, str(path), next(entries)])] == [path] * 3
+    with pytest.raises(TypeError, match="not bytes"):
+        list(fake.scan([path.read_bytes()]))  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino", "torch"])
+def test_closing_twice_is_fine_and_use_after_it_says_so(tiny_bundle: Path, tmp_path: Path, backend: str) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    path = write_image(tmp_path / "image.png", 1)
+    detector = Detector.open(tiny_bundle, backend)
+    begun = detector.judge_many(itertools.repeat(path), batch_size=1)
+    next(begun)
+    detector.close()
+    detector.close()
+    detector.backend.close()
+    for use in (
+        lambda: detector.judge(path),
+        lambda: list(detector.judge_many([path])),
+        lambda: next(begun),
+        lambda: list(detector.scan([path])),
+        detector.__enter__,
+    ):
+        with pytest.raises(BackendError, match="the detector is closed"):
+            use()
 
 
 def test_onnx_and_torch_agree(tiny_bundle: Path, tiny_data: Path) -> None:

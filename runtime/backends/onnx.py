@@ -126,8 +126,8 @@ class OnnxBackend:
         return self._logits_and_maps(batch_from_squares(squares, self._spec))
 
     def close(self) -> None:
-        """Free the session."""
-        del self._session
+        """Free the session; a second call does nothing."""
+        self.__dict__.pop("_session", None)
 
     def _logits(self, batch_BCHW: BatchBCHW) -> LogitsB:
         if not len(batch_BCHW):

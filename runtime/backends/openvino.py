@@ -115,8 +115,9 @@ class OpenvinoBackend:
         return self._logits_and_maps(batch_from_squares(squares, self._spec))
 
     def close(self) -> None:
-        """Free the compiled network."""
-        del self._request, self._compiled
+        """Free the compiled network; a second call does nothing."""
+        for name in ("_request", "_compiled"):
+            self.__dict__.pop(name, None)
 
     def _logits(self, batch_BCHW: BatchBCHW) -> LogitsB:
         if not len(batch_BCHW):

@@ -109,5 +109,5 @@ class TorchBackend:
         return logits_B, maps.float().cpu().numpy()
 
     def close(self) -> None:
-        """Let go of the network."""
-        del self.network
+        """Let go of the network; a second call does nothing."""
+        self.__dict__.pop("network", None)

@@ -58,7 +58,15 @@ def pixels_from_file(path: Path, max_pixels: int = MAX_PIXELS, least_side: int =
     Raises:
         ImageError: the file is missing, not an image, damaged, partial, too large or too small.
     """
-    snapshot = snapshot_from_file(path)
+    return pixels_from_snapshot(snapshot_from_file(path), max_pixels, least_side)
+
+
+def pixels_from_snapshot(snapshot: Snapshot, max_pixels: int = MAX_PIXELS, least_side: int = 0) -> PixelsHWC:
+    """As `pixels_from_file`, of a file that is in memory already.
+
+    Raises:
+        ImageError: it is not an image, damaged, partial, too large or too small.
+    """
     with opened(snapshot, max_pixels) as image:
         ((_, frame),) = frames_from_image(image, snapshot, 1, max_pixels, least_side)
         return np.asarray(frame)

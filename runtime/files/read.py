@@ -108,7 +108,16 @@ def _check_kind(path: Path, status: os.stat_result) -> None:
     for is_kind, name in _KINDS:
         if is_kind(mode):
             raise ImageError(f"{path}: {name}, not a regular file", Fault.NOT_A_FILE)
-    if status.st_size == 0:
-        raise ImageError(f"{path}: empty file", Fault.EMPTY)
-    if status.st_size > MAX_BYTES:
-        raise ImageError(f"{path}: {status.st_size:,} bytes; {MAX_BYTES:,} is the most that is read", Fault.TOO_LARGE)
+    check_content(path, status.st_size)
+
+
+def check_content(name: Path | str, size: int) -> None:
+    """Refuse what is empty or too large to be read into memory.
+
+    Raises:
+        ImageError: it has no byte, or more than `MAX_BYTES`.
+    """
+    if size == 0:
+        raise ImageError(f"{name}: empty file", Fault.EMPTY)
+    if size > MAX_BYTES:
+        raise ImageError(f"{name}: {size:,} bytes; {MAX_BYTES:,} is the most that is read", Fault.TOO_LARGE)
