@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from hostile import encoded, picture
 from PIL import Image, PngImagePlugin
+from PIL.ExifTags import Base
 from signing import TRAINED, signed
 
 from aivsreal.runtime.detector import Detector
 from aivsreal.runtime.files.c2pa import has_manifest
 from aivsreal.runtime.files.decode import DecodePlan, decoded_from_file
-from aivsreal.runtime.files.provenance import IPTC_EXTENSION, origin_from_source_type, source_types_from_xmp
+from aivsreal.runtime.files.provenance import IPTC_EXTENSION, origin_from_source_type, texts_from_xmp
 from aivsreal.runtime.verdict import Evidence, Label, Origin, Verdict, verdict_from_declared
 
 SETTINGS = "a cat\nNegative prompt: dog\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 96x72"
@@ -50,6 +51,38 @@ def _exif(software: str) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0131] = software
     return exif
+
+
+def _maker(**values: str) -> Image.Exif:
+    exif = Image.Exif()
+    for name, value in values.items():
+        exif[Base[name]] = value
+    return exif
+
+
+def _raw(name: str, profile: bytes) -> PngImagePlugin.PngInfo:
+    """A profile as ImageMagick puts it into a PNG."""
+    info, digits = PngImagePlugin.PngInfo(), profile.hex()
+    lines = "\n".join(digits[at : at + 72] for at in range(0, len(digits), 72))
+    info.add_text(f"Raw profile type {name}", f"\n{name}\n{len(profile):8}\n{lines}\n", zip=True)
+    return info
+
+
+def _xmp_of(field: str) -> bytes:
+    """A packet with one field as element: prefixes dc, xmp, photoshop, exif and dcterms are declared."""
+    names = {
+        "dc": "http://purl.org/dc/elements/1.1/",
+        "xmp": "http://ns.adobe.com/xap/1.0/",
+        "photoshop": "http://ns.adobe.com/photoshop/1.0/",
+        "exif": "http://ns.adobe.com/exif/1.0/",
+        "dcterms": "http://purl.org/dc/terms/",
+    }
+    declared = " ".join(f'xmlns:{prefix}="{uri}"' for prefix, uri in names.items())
+    return (
+        f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" '
+        f"{declared}>"
+        f"<rdf:Description>{field}</rdf:Description></rdf:RDF></x:xmpmeta>"
+    ).encode()
 
 
 def _comment(settings: str) -> Image.Exif:
@@ -92,9 +125,73 @@ def test_each_place_is_read(tmp_path: Path, content: bytes, source: str, origin:
     assert [(one.source, one.origin) for one in _evidence(tmp_path, content)] == [(source, origin)]
 
 
+FOOOCUS = '{"base_model": "x", "prompt": "a", "sampler": "dpm"}'
+SWARM = json.dumps({"sui_image_params": {"prompt": "a", "model": "b"}}, indent=2)
+JOB = "a cat --v 6 Job ID: 01234567-89ab-cdef-0123-456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("content", "sources"),
+    [
+        (encoded("JPEG", exif=_maker(Make="Black Forest Labs", Model="flux-dev")), ["exif:Make"]),
+        (encoded("WEBP", exif=_maker(Software="AI generated;txt2img;flux")), ["exif:Software"]),
+        (encoded("PNG", exif=_maker(Software="AI generated;img2img;flux")), ["exif:Software"]),
+        (
+            encoded("WEBP", exif=_maker(Model=f"prompt:{PROMPT}", Make=f"workflow:{WORKFLOW}")),
+            ["exif:Make", "exif:Model"],
+        ),
+        (encoded("JPEG", exif=_comment(json.dumps({"prompt": PROMPT, "workflow": {}}))), ["exif:UserComment"]),
+        (
+            encoded("PNG", pnginfo=_text(parameters=FOOOCUS, fooocus_scheme="fooocus")),
+            ["png:parameters", "png:fooocus_scheme"],
+        ),
+        (encoded("WEBP", exif=_comment(FOOOCUS)), ["exif:UserComment"]),
+        (encoded("PNG", pnginfo=_text(parameters=SWARM)), ["png:parameters"]),
+        (encoded("JPEG", exif=_comment(SWARM)), ["exif:UserComment"]),
+        (encoded("PNG", pnginfo=_text(**{"sd-metadata": '{"model": "stable diffusion"}'})), ["png:sd-metadata"]),
+        (encoded("PNG", pnginfo=_text(Dream="a -s50")), ["png:Dream"]),
+        (encoded("PNG", pnginfo=_text(invokeai_metadata='{"seed": 1}')), ["png:invokeai_metadata"]),
+        (encoded("PNG", pnginfo=_text(Comment='{"prompt": "a", "steps": 28, "sampler": "k_euler"}')), ["png:Comment"]),
+        (encoded("PNG", pnginfo=_text(use_stable_diffusion_model="sd-v1-5")), ["png:use_stable_diffusion_model"]),
+        (encoded("PNG", pnginfo=_text(Description=JOB)), ["png:Description"]),
+        (encoded("GIF", comment=SETTINGS.encode()), ["gif:comment"]),
+        (encoded("JPEG", comment=SETTINGS.encode()), ["jpeg:comment"]),
+        (encoded("PNG", pnginfo=_raw("xmp", _xmp(TRAINED))), ["xmp:DigitalSourceType"]),
+        (
+            encoded("PNG", pnginfo=_raw("APP1", b"http://ns.adobe.com/xap/1.0/\0" + _xmp(TRAINED))),
+            ["xmp:DigitalSourceType"],
+        ),
+        (encoded("JPEG", xmp=_xmp_of("<xmp:CreatorTool>Draw Things</xmp:CreatorTool>")), ["xmp:CreatorTool"]),
+        (encoded("JPEG", xmp=_xmp_of("<photoshop:Credit>Made with Google AI</photoshop:Credit>")), ["xmp:Credit"]),
+        (
+            encoded("JPEG", xmp=_xmp_of(f"<dc:description><rdf:Alt><rdf:li>{JOB}</rdf:li></rdf:Alt></dc:description>")),
+            ["xmp:description"],
+        ),
+    ],
+)  # fmt: skip
+def test_each_generator_is_read_where_it_writes(tmp_path: Path, content: bytes, sources: list[str]) -> None:
+    found = _evidence(tmp_path, content)
+    assert sorted(one.source for one in found) == sorted(sources)
+    assert {one.origin for one in found} == {Origin.AI}
+
+
+def test_a_picture_with_edited_parts_says_so(tmp_path: Path) -> None:
+    content = encoded("JPEG", xmp=_xmp_of("<photoshop:Credit>Edited with Google AI</photoshop:Credit>"))
+    assert [one.origin for one in _evidence(tmp_path, content)] == [Origin.AI_PARTS]
+
+
+@pytest.mark.parametrize("place", ["https://example.com/a.c2pa", "self#jumbf=/c2pa/urn:uuid:1"])
+def test_a_c2pa_manifest_elsewhere_is_reported_and_not_fetched(tmp_path: Path, place: str) -> None:
+    content = encoded(
+        "PNG", pnginfo=_text(**{XMP_IN_PNG: _xmp_of(f"<dcterms:provenance>{place}</dcterms:provenance>").decode()})
+    )
+    found = [(one.source, one.origin, place in one.detail) for one in _evidence(tmp_path, content)]
+    assert found == ([("c2pa", Origin.UNSTATED, True)] if place.startswith("https") else [])
+
+
 @pytest.mark.parametrize("form", ["attribute", "text", "resource"])
 def test_xmp_has_three_ways_to_say_it(form: str) -> None:
-    assert source_types_from_xmp(_xmp(TRAINED, form)) == [TRAINED]
+    assert texts_from_xmp(_xmp(TRAINED, form)) == [("xmp:DigitalSourceType", TRAINED)]
 
 
 @pytest.mark.parametrize(
@@ -116,6 +213,14 @@ def test_xmp_has_three_ways_to_say_it(form: str) -> None:
         encoded("JPEG", xmp=b"<broken " + _xmp(TRAINED)),
         encoded("JPEG", xmp=b"<!DOCTYPE x [<!ENTITY a 'b'>]>" + _xmp(TRAINED)),
         encoded("PNG", pnginfo=_text(prompt='{"a":' * 5000 + "1" + "}" * 5000)),
+        encoded("PNG", pnginfo=_text(parameters='{"prompt": "Your name?", "seed": 3}')),
+        encoded("PNG", pnginfo=_text(Comment="Created with GIMP", Dream="of a day -s")),
+        encoded("PNG", pnginfo=_text(**{"sd-metadata": "{}", "fooocus_scheme": "other"})),
+        encoded("PNG", pnginfo=_raw("xmp", b"<broken ")),
+        encoded("PNG", pnginfo=_text(**{"Raw profile type xmp": "xmp 4 zz"})),
+        encoded("JPEG", exif=_maker(Make="NIKON CORPORATION", Model="prompt: camera", ImageDescription="workflow:{}")),
+        encoded("JPEG", exif=_exif("Imagen AI 2.0")),
+        encoded("JPEG", xmp=_xmp_of("<xmp:CreatorTool>Adobe Photoshop 25.0</xmp:CreatorTool>")),
         encoded("JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"),
     ],
 )  # fmt: skip

@@ -7,18 +7,28 @@ is worth what its writer is, and its absence says nothing.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from xml.parsers import expat
 
 from PIL import ExifTags, Image
+from PIL.ExifTags import Base
 
 from aivsreal.runtime.files.c2pa import c2pa_evidence
+from aivsreal.runtime.files.generators import shortened, statements_of
 from aivsreal.runtime.verdict import Evidence, Origin
 
 IPTC_EXTENSION = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+_XMP_IN_JPEG = b"http://ns.adobe.com/xap/1.0/\0"
+_XMP_FIELDS = {
+    f"{IPTC_EXTENSION} DigitalSourceType": "xmp:DigitalSourceType",
+    "http://purl.org/dc/terms/ provenance": "xmp:provenance",
+    "http://ns.adobe.com/xap/1.0/ CreatorTool": "xmp:CreatorTool",
+    "http://ns.adobe.com/photoshop/1.0/ Credit": "xmp:Credit",
+    "http://ns.adobe.com/exif/1.0/ UserComment": "xmp:UserComment",
+    "http://purl.org/dc/elements/1.1/ description": "xmp:description",
+}
 _VOCABULARY = re.compile(r"(?:https?://cv\.iptc\.org/newscodes/digitalsourcetype/)?(\w+)")
 _ORIGINS = {
     "trainedAlgorithmicMedia": Origin.AI,
@@ -29,16 +39,7 @@ _ORIGINS = {
     "positiveFilm": Origin.CAPTURE,
     "print": Origin.CAPTURE,
 }
-# The whole field, or its beginning up to a space: "Stable Diffusion XL 1.0" is one, "Stable Diffusionist" is not.
-_GENERATORS = re.compile(
-    r"(stable diffusion|comfyui|invokeai|novelai|midjourney|dall[-·. ]?e|adobe firefly|imagen|fooocus|draw things)"
-    r"(?:[\s/,;(].*)?",
-    re.IGNORECASE | re.DOTALL,
-)
-# AUTOMATIC1111 and its kin: the last lines of the text are "Steps: 20, Sampler: Euler a, CFG scale: 7, ...".
-_SETTINGS = re.compile(r"^Steps: \d+, (?:[\w ]+: )", re.MULTILINE)
 _MOST = 1 << 24  # characters of one text; ComfyUI workflows reach hundreds of kilobytes
-_SHOWN = 200
 _UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, SyntaxError, RecursionError)
 
 
@@ -50,9 +51,10 @@ def evidence_from_image(image: Image.Image, content: bytes) -> tuple[Evidence, .
         content: the whole file.
     """
     found: list[Evidence] = []
-    for reader in (_from_png_text, _from_exif, _from_xmp):
+    for texts in (_png_texts, _comments, _exif_texts, _xmp_texts):
         try:
-            found.extend(reader(image))
+            for place, text in texts(image):
+                found.extend(_said(place, text) if len(text) <= _MOST else ())
         except (*_UNREADABLE, MemoryError):
             continue
     found.extend(c2pa_evidence(image.format or "", content, origin_from_source_type))
@@ -65,34 +67,43 @@ def origin_from_source_type(value: str) -> Origin:
     return _ORIGINS.get(match.group(1), Origin.UNSTATED) if match else Origin.UNSTATED
 
 
-def _from_png_text(image: Image.Image) -> Iterator[Evidence]:
-    if image.format != "PNG":
-        return
-    texts = {name: str(text) for name, text in getattr(image, "text", {}).items() if len(text) <= _MOST}
-    if _SETTINGS.search(texts.get("parameters", "")):
-        yield Evidence("png:parameters", Origin.AI, _short(texts["parameters"]))
-    nodes = _object(texts.get("prompt"))
-    if nodes and all(isinstance(node, dict) and isinstance(node.get("class_type"), str) for node in nodes.values()):
-        yield Evidence("png:prompt", Origin.AI, f"a ComfyUI prompt of {len(nodes)} nodes")
-    graph = _object(texts.get("workflow")).get("nodes")
-    if isinstance(graph, list) and graph and all(isinstance(node, dict) and "type" in node for node in graph):
-        yield Evidence("png:workflow", Origin.AI, f"a ComfyUI workflow of {len(graph)} nodes")
-    if _object(texts.get("invokeai_metadata")):
-        yield Evidence("png:invokeai_metadata", Origin.AI, _short(texts["invokeai_metadata"]))
-    if _GENERATORS.fullmatch(texts.get("Software", "").strip()):
-        yield Evidence("png:Software", Origin.AI, _short(texts["Software"]))
+def _said(place: str, text: str) -> Iterator[Evidence]:
+    if place == "xmp:DigitalSourceType":
+        yield Evidence(place, origin_from_source_type(text), shortened(text))
+    elif place == "xmp:provenance":
+        # Where an embedded manifest lies is said here too, in older files: that one is read by itself.
+        if text.startswith(("http://", "https://")):
+            yield Evidence("c2pa", Origin.UNSTATED, shortened(f"a C2PA manifest elsewhere, not fetched: {text}"))
+    else:
+        yield from statements_of(place, text)
 
 
-def _from_exif(image: Image.Image) -> Iterator[Evidence]:
+def _png_texts(image: Image.Image) -> Iterator[tuple[str, str]]:
+    if image.format == "PNG":
+        for name, text in getattr(image, "text", {}).items():
+            yield f"png:{name}", str(text)
+
+
+def _comments(image: Image.Image) -> Iterator[tuple[str, str]]:
+    comment = image.info.get("comment")
+    if isinstance(comment, bytes) and image.format in ("JPEG", "MPO", "GIF"):
+        yield f"{'gif' if image.format == 'GIF' else 'jpeg'}:comment", comment.decode("utf-8", "replace")
+
+
+def _exif_texts(image: Image.Image) -> Iterator[tuple[str, str]]:
     exif = image.getexif()
-    software = exif.get(ExifTags.Base.Software)
-    if isinstance(software, str) and _GENERATORS.fullmatch(software.strip("\0 ")):
-        yield Evidence("exif:Software", Origin.AI, _short(software))
-    comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+    for tag in (Base.Software, Base.Make, Base.Model, Base.ImageDescription, Base.DocumentName):
+        text = exif.get(tag)
+        if isinstance(text, str):
+            yield f"exif:{tag.name}", text
+    inner = exif.get_ifd(ExifTags.IFD.Exif)
+    comment, maker = inner.get(Base.UserComment), inner.get(Base.MakerNote)
     if isinstance(comment, bytes) and len(comment) <= _MOST:
-        text = _text_from_comment(comment, "utf-16-le" if exif.endian == "<" else "utf-16-be")
-        if _SETTINGS.search(text):
-            yield Evidence("exif:UserComment", Origin.AI, _short(text))
+        yield "exif:UserComment", _text_from_comment(comment, "utf-16-le" if exif.endian == "<" else "utf-16-be")
+    elif isinstance(comment, str):  # as text, which the tag is not meant to be
+        yield "exif:UserComment", comment
+    if isinstance(maker, (str, bytes)) and len(maker) < 16:  # a camera's is longer, and no text
+        yield "exif:MakerNote", maker if isinstance(maker, str) else maker.decode("utf-8", "replace")
 
 
 def _text_from_comment(comment: bytes, unicode_codec: str) -> str:
@@ -104,38 +115,52 @@ def _text_from_comment(comment: bytes, unicode_codec: str) -> str:
     return text.decode(codec, "replace")
 
 
-def _from_xmp(image: Image.Image) -> Iterator[Evidence]:
-    packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
+def _xmp_texts(image: Image.Image) -> Iterator[tuple[str, str]]:
+    for packet in _xmp_packets(image):
+        if packet and len(packet) <= _MOST:
+            yield from texts_from_xmp(packet)
+
+
+def _xmp_packets(image: Image.Image) -> Iterator[bytes]:
+    info = image.info
+    packet = info.get("xmp") or info.get("XML:com.adobe.xmp")
     if isinstance(packet, str):
         packet = packet.encode("utf-8", "surrogateescape")
-    if isinstance(packet, bytes) and len(packet) <= _MOST:
-        for value in source_types_from_xmp(packet):
-            yield Evidence("xmp:DigitalSourceType", origin_from_source_type(value), _short(value))
+    if isinstance(packet, bytes):
+        yield packet
+    if image.format == "PNG":
+        # ImageMagick: a text of the profile's name, its length, and its bytes as hexadecimal digits over many lines.
+        texts = getattr(image, "text", {})
+        for name in ("Raw profile type xmp", "Raw profile type APP1"):
+            digits = str(texts.get(name, "")).split(None, 2)[2:]
+            profile = bytes.fromhex(digits[0]) if digits else b""
+            if name.endswith("xmp") or profile.startswith(_XMP_IN_JPEG):
+                yield profile.removeprefix(_XMP_IN_JPEG)
 
 
-def source_types_from_xmp(packet: bytes) -> list[str]:
-    """Every `Iptc4xmpExt:DigitalSourceType` of an XMP packet: as attribute, text or resource.
+def texts_from_xmp(packet: bytes) -> list[tuple[str, str]]:
+    """Place and text of every field of `_XMP_FIELDS`: as attribute, text, resource, or in the items of a list.
 
     Raises:
         ValueError: it is no XML, or declares entities, as no XMP does and as attacks on parsers do.
     """
-    found: list[str] = []
-    open_names: list[str] = []
+    found: list[tuple[str, str]] = []
+    open_places: list[str | None] = []  # of each open element the field that it is, or lies in
     text: list[str] = []
-    wanted, resource = f"{IPTC_EXTENSION} DigitalSourceType", f"{_RDF} resource"
+    resource = f"{_RDF} resource"
 
     def start(name: str, attributes: dict[str, str]) -> None:
-        if wanted in attributes:
-            found.append(attributes[wanted])
-        if name == wanted and resource in attributes:
-            found.append(attributes[resource])
-        open_names.append(name)
+        found.extend((_XMP_FIELDS[key], value) for key, value in attributes.items() if key in _XMP_FIELDS)
+        place = _XMP_FIELDS.get(name) or (open_places[-1] if open_places else None)
+        if place is not None and resource in attributes:
+            found.append((place, attributes[resource]))
+        open_places.append(place)
         text.clear()
 
     def end(name: str) -> None:
-        open_names.pop()
-        if name == wanted and (stated := "".join(text).strip()):
-            found.append(stated)
+        place, stated = open_places.pop(), "".join(text).strip()
+        if place is not None and stated:
+            found.append((place, stated))
         text.clear()
 
     def refuse(*_: object) -> None:
@@ -143,23 +168,10 @@ def source_types_from_xmp(packet: bytes) -> list[str]:
 
     parser = expat.ParserCreate(namespace_separator=" ")
     parser.StartElementHandler, parser.EndElementHandler = start, end
-    parser.CharacterDataHandler = lambda part: text.append(part) if open_names and open_names[-1] == wanted else None
+    parser.CharacterDataHandler = lambda part: text.append(part) if open_places and open_places[-1] else None
     parser.StartDoctypeDeclHandler = refuse
     try:
         parser.Parse(packet.strip(b"\0 \t\r\n"), True)
     except expat.ExpatError as error:
         raise ValueError(f"no XML: {error}") from None
     return found
-
-
-def _object(text: str | None) -> dict[str, object]:
-    try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _short(text: str) -> str:
-    plain = " ".join(text.strip("\0 ").split())
-    return plain if len(plain) <= _SHOWN else plain[: _SHOWN - 1] + "…"
