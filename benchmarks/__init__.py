@@ -2,3 +2,5 @@
 
 if __name__ != "aivsreal.benchmarks":
     raise ImportError("write aivsreal.benchmarks: the repository root is on sys.path")
+
+import aivsreal.runtime  # noqa: F401  # opts out of what dependencies report, before one is imported

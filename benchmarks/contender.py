@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -20,8 +22,6 @@ Each = Callable[[str], object]
 
 def aivsreal(backend: str) -> Judge:
     """A scan, as `aivsreal-scan` does it."""
-    from pathlib import Path
-
     from aivsreal.runtime.detector import Detector
 
     detector = Detector.open(None, backend)
@@ -126,6 +126,8 @@ def _one_by_one(judge: Each) -> Judge:
 
 def main() -> None:
     """Serve until stdin ends."""
+    # By path, as everything here: the environment may lack aivsreal, and its packages report all the same.
+    runpy.run_path(str(Path(__file__).parents[1] / "runtime" / "telemetry.py"))["opt_out"]()
     name, _, detail = sys.argv[1].partition(":")
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a package prints must not land among the answers

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING
 if __name__ != "aivsreal.runtime":
     raise ImportError("write aivsreal.runtime: the repository root is on sys.path")
 
+from aivsreal.runtime.telemetry import opt_out
+
+opt_out()  # here, as this runs before any module of ours can import what reports
+
 if TYPE_CHECKING:
     from aivsreal.runtime.bundle.folder import Bundle
     from aivsreal.runtime.detector import Detector

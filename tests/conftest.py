@@ -15,6 +15,8 @@ from click.testing import CliRunner
 from fake_cuda import compiled_shim
 from PIL import Image
 
+import aivsreal.runtime  # noqa: F401  # before any test imports what would report to its maker
+
 ORIGINALS = Path(__file__).resolve().parents[2] / "shared" / "data" / "originals"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aivsreal.runtime.cache import usable_cache_folder
 from aivsreal.runtime.errors import AivsrealError, ImageError
 
 if TYPE_CHECKING:
@@ -53,6 +55,9 @@ def main(
     A map shows what moved the score, not what was edited. Exit status: 0 all were drawn, 1 some could not be, 2 wrong
     use or no usable model.
     """
+    # pytorch-grad-cam loads matplotlib, which would list the fonts in the home folder.
+    if (fonts := usable_cache_folder("matplotlib")) is not None:
+        os.environ.setdefault("MPLCONFIGDIR", str(fonts))
     try:
         from aivsreal.runtime.explain import Explainer, Layer, Method
         from aivsreal.runtime.verdict import Label
