@@ -17,8 +17,10 @@ from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import INPUT
 from aivsreal.runtime.errors import AivsrealError, BackendError, MissingExtra
 from aivsreal.runtime.gpu.backend import TensorrtBackend
+from aivsreal.runtime.gpu.calls import Driver
 from aivsreal.runtime.gpu.driver import DeviceBuffer, Graph, PinnedBuffer, Stream, open_driver
 from aivsreal.runtime.gpu.engine import fitting_engine, installed_libraries, loaded_engine, tensors_from_engine
+from aivsreal.runtime.gpu.executor import Floats, context_from_engine
 from aivsreal.runtime.gpu.kernel import PreprocessKernel
 from aivsreal.runtime.gpu.staging import staging_from_pixels
 from aivsreal.runtime.preprocess import PixelsHWC, batch_from_pixels
@@ -57,27 +59,31 @@ def measured(rows: Callable[[], Iterator[Row]], whats: Sequence[str], batches: S
 
 
 def ours(bundle: Bundle, batches: Sequence[int], size: tuple[int, int], seconds: float) -> Iterator[Row]:
-    """A row for each of `OURS` and each batch size that the engine takes.
+    """A row for each of `OURS` and each batch size that the engine takes; without an engine, the kernel's rows.
 
     Raises:
-        BackendError: there is no GPU, no TensorRT, or no engine for them.
+        BackendError: there is no GPU, or, after the kernel's rows, no TensorRT, or no engine for them.
     """
-    libraries = installed_libraries()
-    if not libraries:
-        raise MissingExtra("tensorrt", "tensorrt", "run TensorRT engines")
     with closing(open_driver()) as driver, driver.current(), ExitStack() as stack:
-        kind, card = fitting_engine(bundle, libraries, driver.gpu)
-        engine, _runtime = loaded_engine(bundle, card, libraries[kind])
-        tensors = tensors_from_engine(engine, bundle, card)
-        facts = {"gpu": driver.gpu.name, "engine": card.file, "precision": card.key.precision, "binding": driver.name}
+        facts = {"gpu": driver.gpu.name, "binding": driver.name}
         stream = stack.enter_context(Stream(driver))
         kernel = stack.enter_context(closing(PreprocessKernel(driver)))
-        for batch in (batch for batch in batches if tensors.min_batch <= batch <= tensors.max_batch):
+        engine: _Engine | None = None
+        without: BackendError | None = None
+        try:
+            engine = _Engine(bundle, driver)
+            facts |= {"engine": engine.card.file, "precision": engine.card.key.precision}
+        except BackendError as error:
+            without = error
+        for batch in batches if engine is None else engine.taken(batches):
             pixels = photographs(batch, *size)
-            with _placed(driver, bundle, tensors, engine, kernel, stream, pixels) as (steps, differing):
+            with _placed(driver, bundle, engine, kernel, stream, pixels) as (steps, differing):
                 for what, step in steps.items():
                     row = _row(what, batch, facts, step, stream.synchronize, seconds)
                     yield {**row, "differing_values": differing} if what == "kernel" else row
+        if without is not None:
+            raise without
+        engine = None
     with closing(TensorrtBackend(bundle)) as backend:
         for batch in batches:
             pixels = photographs(batch, *size)
@@ -88,14 +94,35 @@ def ours(bundle: Bundle, batches: Sequence[int], size: tuple[int, int], seconds:
             }  # fmt: skip
 
 
+class _Engine:
+    """The engine of a bundle for this GPU; inside `with driver.current()`.
+
+    Raises:
+        BackendError: there is no TensorRT, or no engine for it and this GPU.
+    """
+
+    def __init__(self, bundle: Bundle, driver: Driver) -> None:
+        libraries = installed_libraries()
+        if not libraries:
+            raise MissingExtra("tensorrt", "tensorrt", "run TensorRT engines")
+        kind, self.card = fitting_engine(bundle, libraries, driver.gpu)
+        self.engine, self._runtime = loaded_engine(bundle, self.card, libraries[kind])
+        self.tensors = tensors_from_engine(self.engine, bundle, self.card)
+
+    def taken(self, batches: Sequence[int]) -> list[int]:
+        """Those that it was built for."""
+        return [batch for batch in batches if self.tensors.min_batch <= batch <= self.tensors.max_batch]
+
+
 @contextmanager
 def _placed(
-    driver: Any, bundle: Bundle, tensors: Any, engine: Any, kernel: PreprocessKernel, stream: Stream, pixels: Any
+    driver: Driver, bundle: Bundle, engine: _Engine | None, kernel: PreprocessKernel, stream: Stream, pixels: Any
 ) -> Iterator[tuple[dict[str, Callable[[], None]], int]]:
     """Steps that only compute, on a batch that lies on the GPU; and how many values the kernel got wrong."""
-    spec, images = tensors.spec, len(pixels)
+    spec, images = bundle.manifest.spec, len(pixels)
+    dtype: Floats = np.float16 if engine is None else engine.tensors.input_dtype
     plan = staging_from_pixels(pixels, spec)
-    wanted = batch_from_pixels(pixels, spec).astype(tensors.input_dtype)
+    wanted = batch_from_pixels(pixels, spec).astype(dtype)
     with ExitStack() as held:
         staging = held.enter_context(PinnedBuffer(driver, plan.size))
         staged = held.enter_context(DeviceBuffer(driver, plan.size))
@@ -103,34 +130,47 @@ def _placed(
         result = held.enter_context(PinnedBuffer(driver, wanted.nbytes))
         plan.write(staging.view())
         driver.upload(staged.handle, staging.handle, plan.size, stream.handle)
-        context = engine.create_execution_context()
-        context.set_input_shape(INPUT, wanted.shape)
-        context.set_tensor_address(INPUT, batch.handle)
-        for name, (dtype, shape) in tensors.outputs.items():
-            size = images * int(np.prod(shape)) * np.dtype(dtype).itemsize
-            context.set_tensor_address(name, held.enter_context(DeviceBuffer(driver, size)).handle)
 
         def resize() -> None:
-            kernel.enqueue(staged.handle, batch.handle, images, spec, tensors.input_dtype, stream)
+            kernel.enqueue(staged.handle, batch.handle, images, spec, dtype, stream)
 
-        def infer() -> None:
-            if not context.execute_async_v3(stream.handle):
-                raise BackendError("TensorRT cannot run the engine; its message stands above")
-
-        def both() -> None:
-            resize()
-            infer()
-
-        both()
+        resize()
         driver.download(result.handle, batch.handle, wanted.nbytes, stream.handle)
         stream.synchronize()
-        differing = int((result.view(tensors.input_dtype).reshape(wanted.shape) != wanted).sum())
-        steps = {"kernel": resize, "engine": infer}
-        if driver.has_graphs:
-            graph = held.enter_context(Graph(driver, stream, both))
-            steps["graph"] = lambda: graph.launch(stream)
+        differing = int((result.view(dtype).reshape(wanted.shape) != wanted).sum())
+        steps = {"kernel": resize}
+        if engine is not None:
+            infer = _inference(driver, engine, batch, wanted.shape, stream, held)
+
+            def both() -> None:
+                resize()
+                infer()
+
+            both()
+            stream.synchronize()
+            steps["engine"] = infer
+            if driver.has_graphs:
+                graph = held.enter_context(Graph(driver, stream, both))
+                steps["graph"] = lambda: graph.launch(stream)
         yield steps, differing
         stream.synchronize()
+
+
+def _inference(
+    driver: Driver, engine: _Engine, batch: DeviceBuffer, shape: tuple[int, ...], stream: Stream, held: ExitStack
+) -> Callable[[], None]:
+    context = context_from_engine(engine.engine)
+    context.set_input_shape(INPUT, shape)
+    context.set_tensor_address(INPUT, batch.handle)
+    for name, (dtype, one) in engine.tensors.outputs.items():
+        size = shape[0] * int(np.prod(one)) * np.dtype(dtype).itemsize
+        context.set_tensor_address(name, held.enter_context(DeviceBuffer(driver, size)).handle)
+
+    def infer() -> None:
+        if not context.execute_async_v3(stream.handle):
+            raise BackendError("TensorRT cannot run the engine; its message stands above")
+
+    return infer
 
 
 def _row(what: str, batch: int, facts: Row, step: Callable[[], None], wait: Callable[[], None], seconds: float) -> Row:

@@ -20,12 +20,19 @@ from aivsreal.runtime.errors import BackendError
 TORCH = ("torch eager", "torch.compile")
 ONNX = ("ONNX Runtime CUDA",)
 ROOFLINE = ("roofline",)
+COMPILE_MODES = ("max-autotune", "reduce-overhead")
 _COPIED = 1 << 30  # bytes: far more than any cache holds
 _SIDE = 8192  # of the matrices whose product tells the rate
 
 
-def torch_rows(bundle: Bundle, batches: Sequence[int], seconds: float) -> Iterator[Row]:
+def torch_rows(bundle: Bundle, batches: Sequence[int], seconds: float, mode: str = COMPILE_MODES[0]) -> Iterator[Row]:
     """The fused network in half, eager and compiled with CUDA graphs, on a batch that lies on the GPU.
+
+    Args:
+        bundle: its network is measured.
+        batches: sizes.
+        seconds: for each measurement.
+        mode: how hard `torch.compile` tries; each of `COMPILE_MODES` uses CUDA graphs.
 
     Raises:
         BackendError: PyTorch finds no GPU.
@@ -34,7 +41,7 @@ def torch_rows(bundle: Bundle, batches: Sequence[int], seconds: float) -> Iterat
     from aivsreal.runtime.backends.torch import network_from_bundle
 
     network = network_from_bundle(bundle).half().cuda().eval()
-    networks = {"torch eager": network, "torch.compile": torch.compile(network, mode="max-autotune", dynamic=False)}
+    networks = {"torch eager": network, "torch.compile": torch.compile(network, mode=mode, dynamic=False)}
     side = bundle.manifest.spec.size
     for what, run in networks.items():
         for batch in batches:
@@ -43,7 +50,8 @@ def torch_rows(bundle: Bundle, batches: Sequence[int], seconds: float) -> Iterat
                 step = _bound(run, batch_BCSS)
                 for _ in range(3):  # compiles, then records its graph
                     step()
-                yield _row(what, batch, step, torch.cuda.synchronize, seconds, torch)
+                row = _row(what, batch, step, torch.cuda.synchronize, seconds, torch)
+                yield {**row, "mode": mode} if what == TORCH[1] else row
 
 
 def onnx_rows(bundle: Bundle, batches: Sequence[int], seconds: float) -> Iterator[Row]:

@@ -54,6 +54,7 @@ class FakeDriver:
         self._freed: list[np.ndarray[Any, Any]] = []  # kept, so that an address is never given out again
         self._queues: dict[int, list[Callable[[], None]]] = {}
         self._capturing: dict[int, list[Callable[[], None]]] = {}
+        self._capturers: dict[int, int] = {}  # threads: only what the one that records does is forbidden
         self._graphs: dict[int, list[Callable[[], None]]] = {}
         self._others: dict[int, str] = {}
         self._next = 1000
@@ -217,15 +218,17 @@ class FakeDriver:
         assert self.has_graphs
         assert stream not in self._capturing
         self._capturing[stream] = []
+        self._capturers[stream] = threading.get_ident()
 
     def end_capture(self, stream: int) -> int:
         self._told("end_capture")
         self._graphs[handle := self._handle()] = self._capturing.pop(stream)
+        assert self._capturers.pop(stream) == threading.get_ident(), "a recording was ended by another thread"
         return handle
 
     def abandon_capture(self, stream: int) -> None:
         self._told("abandon_capture")
-        del self._capturing[stream]
+        del self._capturing[stream], self._capturers[stream]
 
     def launch_graph(self, graph: int, stream: int) -> None:
         self._told("launch_graph")
@@ -254,7 +257,8 @@ class FakeDriver:
 
     def _allocated(self, kind: str, size: int) -> int:
         self._told(f"allocate_{kind}")
-        assert not self._capturing, "memory cannot be allocated while a stream is recorded"
+        recording = threading.get_ident() in self._capturers.values()
+        assert not recording, "memory cannot be allocated while a stream is recorded"
         if sum(memory.nbytes for memory in self._memory.values()) + size > self.memory_bytes:
             raise GpuMemoryError(f"the fake's memory is full: {size} bytes do not fit")
         memory = np.full(size + 256, 0xFF, np.uint8)[: size + 255]

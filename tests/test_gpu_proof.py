@@ -1,0 +1,156 @@
+"""The proof of a GPU runs from its script to its table without one, against the fakes, and a failure stops nothing.
+
+What no fake plays, and these tests cannot hold: PyTorch and ONNX Runtime on a GPU, the roofline, nvidia-smi, a build of
+pycuda, the real TensorRT on a GPU, and time.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_image
+
+from aivsreal.benchmarks.proof import steps as steps_module
+from aivsreal.benchmarks.proof.steps import Proof, Wish
+from aivsreal.runtime.bundle.folder import write_bundle
+from aivsreal.runtime.bundle.manifest import Manifest
+from aivsreal.runtime.spec import PreprocessSpec
+from aivsreal.runtime.verdict import LABELS, OperatingPoint
+
+ROOT = Path(__file__).resolve().parents[1]
+MANIFEST = Manifest("levit_128s", LABELS, PreprocessSpec(64), 1.2, (OperatingPoint("balanced", 0.6, 0.4),), "balanced")
+SMALL = "--seconds 0.02 --limit 500 --sizes 12 --soak 20 --images 2 --size 60 40 --batch 4 --batch 1".split()
+NEEDS_A_GPU = {"roofline", "PyTorch", "ONNX Runtime on CUDA"}
+
+
+@pytest.fixture(scope="module")
+def payload(small_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parts as payload.sh makes them, but for TensorRT-RTX, which is an archive with a module that does not load."""
+    stage, parts = tmp_path_factory.mktemp("stage"), tmp_path_factory.mktemp("parts")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", str(stage / "wheels"), str(ROOT)], check=True, capture_output=True)
+    for number in range(2):
+        write_image(stage / "images" / f"{number}.png", number, size=(90 + number, 80))
+    write_bundle(stage / "bundle", {"model.onnx": small_model.SerializeToString()}, MANIFEST)
+    content = b"raise ImportError('libtensorrt_rtx.so.1 is not for this machine')"
+    with tarfile.open(stage / "rtx-0.0.tar.xz", "w:xz") as packed:
+        about = tarfile.TarInfo("./tensorrt_rtx/__init__.py")
+        about.size = len(content)
+        packed.addfile(about, io.BytesIO(content))
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w") as packed:
+        packed.add(stage, ".")
+    half = len(whole.getvalue()) // 2
+    (parts / "proof.part00").write_bytes(whole.getvalue()[:half])
+    (parts / "proof.part01").write_bytes(whole.getvalue()[half:])
+    return parts
+
+
+def _faked(kernel: Path, version: str = "rtx1.7", refusal: str = "") -> dict[str, str]:
+    return {
+        "PYTHONPATH": str(ROOT / "tests" / "support" / "gpu_site"), "FAKE_KERNEL": str(kernel),
+        "FAKE_TENSORRT": version, "FAKE_REFUSAL": refusal, "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+
+
+def _proved(payload: Path, folder: Path, kernel: Path) -> dict[str, Any]:
+    environment = {**os.environ, **_faked(kernel), "PYTHON": sys.executable, "WORK": str(folder / "work")}
+    command = ["bash", str(ROOT / "benchmarks/proof/run.sh"), str(payload), str(folder / "out"), *SMALL]
+    command += ["--bundle", str(folder / "work" / "payload" / "bundle")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1, result.stdout + result.stderr  # what needs a GPU is not proved
+    assert (folder / "out" / "summary.txt").read_text() in result.stdout
+    steps = map(json.loads, (folder / "out" / "steps.jsonl").read_text().splitlines())
+    return {step["step"]: step for step in steps}
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "out" / "results.jsonl").read_text().splitlines()]
+
+
+def test_each_step_runs_against_the_fakes(payload: Path, kernel: Path, tmp_path: Path) -> None:
+    steps = _proved(payload, tmp_path, kernel)
+    failed = {name: step["why"] for name, step in steps.items() if not step["ok"]}
+    assert set(failed) == {*NEEDS_A_GPU, "kernel through pycuda"}, failed
+    assert failed["PyTorch"].endswith("finds no GPU")
+    rows = {(row["what"], row["batch"]): row for row in _rows(tmp_path)}
+    assert rows["kernel against Pillow", 0]["differing_values"] == 0
+    assert rows["kernel against Pillow", 0]["sizes"] == 12
+    assert rows["labels of a scan", 0]["judged"] == 2
+    assert rows["two threads", 0]["max_logit_difference"] == 0
+    assert rows["memory after many batches", 0]["batches"] == 20
+    for what in ("kernel", "engine", "graph", "end to end"):
+        for batch in (1, 4):
+            assert rows[what, batch]["p50_ms"] > 0
+    assert rows["claim: graph over engine, batch 1", 0]["holds"] is not None
+    assert all(row["benchmark"] == "gpu" for row in _rows(tmp_path))
+    table = (tmp_path / "out" / "summary.txt").read_text()
+    assert "kernel against Pillow | ok" in table
+    assert "GPU: FAKE H100" in table
+
+
+def test_without_an_engine_the_rest_goes_on_and_says_why(
+    payload: Path, kernel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(fileobj=io.BytesIO(b"".join(part.read_bytes() for part in sorted(payload.iterdir())))) as packed:
+        packed.extractall(tmp_path / "payload", filter="data")
+    for name, value in _faked(kernel, refusal="all").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(steps_module, "_installed", lambda name: False)
+    proof = _proof(
+        tmp_path,
+        payload=tmp_path / "payload",
+        soak=20,
+        seconds=0.02,
+        size=(60, 40),
+        bundle=str(tmp_path / "payload/bundle"),
+        batches=("2",),
+    )
+    steps_module._engine(proof, tmp_path / "payload" / "images")
+    steps_module._timed(proof)
+    steps = {step["step"]: step for step in proof.steps}
+    assert "tensorrt is needed to build an engine" in steps["engine by rtx-0.0"]["why"]
+    assert "ModuleNotFoundError" in steps["rtx-0.0 step by step, SM80"]["said"]
+    assert steps["half graph"]["ok"]
+    rows = {(row["what"], row["batch"]): row for row in proof.rows}
+    assert rows["kernel", 2]["p50_ms"] > 0
+    assert "tensorrt is needed" in rows["engine", 2]["not_measured"]
+    assert rows["memory after many batches of the kernel alone", 0]["holds"]
+    assert steps["two threads"]["why"] == "there is no engine"
+
+
+def _proof(folder: Path, **wish: Any) -> Proof:
+    for name in ("out", "work"):
+        (folder / name).mkdir()
+    return Proof(Wish(folder / "out", folder / "work", **wish), environment=dict(steps_module.QUIET))
+
+
+def test_a_step_that_hangs_crashes_or_fails_is_a_line_and_its_rows_are_kept(tmp_path: Path) -> None:
+    proof = _proof(tmp_path)
+    row = json.dumps({"benchmark": "gpu", "what": "kernel", "batch": 1, "p50_ms": 1.0})
+    code = f"import sys, time; print({row!r}, flush=True); "
+    assert not proof.run("hangs", 2, sys.executable, "-c", f"{code} time.sleep(60)")
+    assert not proof.run("crashes", 20, sys.executable, "-c", f"{code} import os; os.abort()")
+    assert not proof.run("fails", 20, sys.executable, "-c", f"{code} sys.exit('no such GPU')")
+    assert not proof.run("is not there", 20, str(tmp_path / "none"))
+    assert proof.run("is well", 20, sys.executable, "-c", code)
+    whys = [step["why"] for step in proof.steps]
+    assert whys[:3] == ["not done after 2 s", "ended by SIGABRT", "no such GPU"]
+    assert "No such file" in whys[3]
+    assert len(_rows(tmp_path)) == len(proof.rows) == 4
+    written = (tmp_path / "out" / "steps.jsonl").read_text().splitlines()
+    assert [json.loads(line)["ok"] for line in written] == [False] * 4 + [True]
+
+
+def test_when_the_time_for_all_of_it_is_up_the_rest_is_named(tmp_path: Path) -> None:
+    proof = _proof(tmp_path, limit_s=0.5)
+    assert not proof.run("late", 20, sys.executable, "-c", "")
+    assert "time" in proof.steps[0]["why"]
