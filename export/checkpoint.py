@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,10 +46,10 @@ def checkpoint_from_path(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: a file is missing, foreign, or its digest is not the card's.
     """
-    card_path = (path / "best.json") if path.is_dir() else path.with_suffix(".json")
+    card_path = (path / "best.json") if os.path.isdir(path) else path.with_suffix(".json")
     weights = card_path.with_suffix(".safetensors")
     for file in (card_path, weights):
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise CheckpointError(f"{file}: no such file; give a folder or checkpoint that aivsreal-train wrote")
     try:
         card = json.loads(card_path.read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ Legend: B image.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -123,7 +124,7 @@ def labelled_batches(split: Path, spec: PreprocessSpec, count: int) -> Iterator[
 
 def _paths(split: Path, label: str) -> list[Path]:
     folder = split / label
-    paths = list(image_paths(folder)) if folder.is_dir() else []
+    paths = list(image_paths(folder)) if os.path.isdir(folder) else []
     if not paths:
         raise DataError(f"{folder}: no images; --int8 needs --data with train/ and val_unseen/, each of real/ and ai/")
     return paths

@@ -5,6 +5,7 @@ Legend: B image; H, W image height and width; C channel (3, RGB); S input size.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Reference:
         if self.folder is None:
             yield from _synthetic(self.count)
             return
-        paths = list(image_paths(self.folder)) if self.folder.is_dir() else []
+        paths = list(image_paths(self.folder)) if os.path.isdir(self.folder) else []
         if not paths:
             raise ExportError(f"{self.folder}: no images for parity; give a folder of images with --reference")
         for index in np.unique(np.linspace(0, len(paths) - 1, min(self.count, len(paths))).astype(int)):

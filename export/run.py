@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def _bundle(wish: Wish) -> Bundle | None:
     """The bundle to start from, or None for a checkpoint."""
     if wish.source is None:
         return Bundle.open()
-    if (wish.source / MANIFEST).is_file():
+    if os.path.isfile(wish.source / MANIFEST):
         return Bundle.open(wish.source)
     return None
 
@@ -107,4 +108,6 @@ def _from_bundle(wish: Wish, bundle: Bundle, tell: Tell) -> Draft:
         )
     if wish.target is None:
         wish.target = extended_folder() if wish.source is None else bundle.path
+        if wish.target is None:
+            raise ExportError("there is no home folder to keep the extended bundle in: name a folder with -o")
     return draft_from_bundle(bundle, wish.reference, tell)

@@ -74,11 +74,13 @@ def check_repository(folder: Path) -> None:
     Raises:
         ExportError: it is a file, or holds a model of our name that is not ours.
     """
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise ExportError(f"{folder} is a file: name a folder for --triton")
     for place in sorted(folder.glob(f"{NAME}_*")):
         config = place / _CONFIG
-        if not config.is_file() or f'key: "{NAME}.bundle"' not in config.read_text(encoding="utf-8", errors="replace"):
+        if not os.path.isfile(config) or f'key: "{NAME}.bundle"' not in config.read_text(
+            encoding="utf-8", errors="replace"
+        ):
             raise ExportError(f"{place} is not a model of aivsreal-export: move it away, or name another folder")
 
 

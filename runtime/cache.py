@@ -15,9 +15,18 @@ from typing import Any
 _CPU_LINES = ("flags", "Features", "model name", "CPU part")
 
 
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/aivsreal`, or `~/.cache/aivsreal`; it need not exist."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "aivsreal")
+def user_folder(variable: str, in_home: str) -> Path | None:
+    """`aivsreal` in the folder that `variable` names, or in that one of the home folder; it need not exist.
+
+    None where neither is known, as in a container whose user is a number: a relative path is none (the XDG's rule).
+    """
+    folder = os.environ.get(variable) or os.path.join(os.path.expanduser("~"), in_home)
+    return Path(folder, "aivsreal") if os.path.isabs(folder) else None
+
+
+def cache_folder() -> Path | None:
+    """`$XDG_CACHE_HOME/aivsreal`, or `~/.cache/aivsreal`, or None, as `user_folder`."""
+    return user_folder("XDG_CACHE_HOME", ".cache")
 
 
 def usable_cache_folder(name: str) -> Path | None:
@@ -25,11 +34,14 @@ def usable_cache_folder(name: str) -> Path | None:
 
     What lies in it is loaded as it is, so a folder that others can write to is as good as none.
     """
-    folder = cache_folder() / name
+    cache = cache_folder()
+    if cache is None:
+        return None
+    folder = cache / name
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = folder.stat()
-    except (OSError, RuntimeError):  # no home folder
+    except OSError:
         return None
     alone = status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     return folder if alone and os.access(folder, os.W_OK) else None

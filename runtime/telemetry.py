@@ -32,8 +32,11 @@ def opt_out() -> None:
 
 def _chosen_for_openvino() -> bool:
     """Whether `opt_in_out --opt_in` was run: its answer is in a file, and no variable is read."""
+    file = os.path.expanduser("~/intel/openvino_telemetry")
+    if not os.path.isabs(file):
+        return False  # no home folder is known, and a folder "~" here is nobody's answer
     try:
-        with open(os.path.expanduser("~/intel/openvino_telemetry"), encoding="ascii", errors="replace") as answer:
+        with open(file, encoding="ascii", errors="replace") as answer:
             return answer.readline().strip() == "1"
     except OSError:
         return False

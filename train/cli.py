@@ -94,7 +94,7 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
     values = None
     bundle = None
     if options["init"] is not None:
-        if (options["init"] / MANIFEST).is_file():
+        if os.path.isfile(options["init"] / MANIFEST):
             bundle = Bundle.open(options["init"])
             start = told_of_bundle(bundle, config.arch)
         else:
@@ -114,7 +114,7 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
     compiled = device != "cpu" if options["compiled"] is None else options["compiled"]
     machine = Machine(device, amp, options["workers"], compiled, ranks)
 
-    if (out / "last.state.pt").exists() and not resume:
+    if os.path.exists(out / "last.state.pt") and not resume:
         raise CheckpointError(f"{out} already holds a run: add --resume, or give another folder with -o")
 
     def tell(text: str) -> None:
@@ -145,7 +145,7 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
     if bundle is not None:
         values = weights_from_bundle(bundle, train_samples, config, pixels_of or FilePixels(config.short_side))
     used = train_samples + [sample for split in vals for sample in val_samples[split]]
-    root = data if data.is_dir() else data.parent
+    root = data if os.path.isdir(data) else data.parent
     card: dict[str, Any] = {
         "format": 1,
         "arch": config.arch,

@@ -67,7 +67,10 @@ def _options(name: str, bundle: Bundle) -> dict[str, Any]:
         return {"use_tf32": 0}  # the 10-bit mantissa of TF32 would make fp32 a name only
     if name == "cpu":
         return {}
-    folder = cache_folder() / "onnx-tensorrt" / bundle.digest
+    cache = cache_folder()
+    if cache is None:
+        raise BackendError("there is no home folder to keep engines in: set XDG_CACHE_HOME")
+    folder = cache / "onnx-tensorrt" / bundle.digest
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:

@@ -18,6 +18,7 @@ from aivsreal.runtime.bundle.manifest import (
     manifest_from_json,
     object_from_json,
 )
+from aivsreal.runtime.cache import user_folder
 from aivsreal.runtime.errors import BackendError, BundleError
 
 SHIPPED = Path(__file__).resolve().parents[1] / "models" / "levit192"
@@ -41,12 +42,12 @@ class Bundle:
         """
         folder = _shipped_or_extended() if path is None else Path(path)
         again = "run pip install --force-reinstall aivsreal" if path is None else "make it again with aivsreal-export"
-        if not (folder / MANIFEST).is_file():
-            what = "is not a bundle: it has no manifest.json" if folder.is_dir() else "is no folder"
-            raise BundleError(f"{folder} {what}; {again}")
         try:
             text = (folder / MANIFEST).read_bytes()
             manifest = manifest_from_json(object_from_json(text))
+        except (FileNotFoundError, NotADirectoryError):
+            what = "is not a bundle: it has no manifest.json" if os.path.isdir(folder) else "is no folder"
+            raise BundleError(f"{folder} {what}; {again}") from None
         except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise BundleError(f"{folder / MANIFEST} cannot be used: {error}; {again}") from None
         bundle = Bundle(folder, manifest, hashlib.sha256(text).hexdigest()[:12])
@@ -85,16 +86,19 @@ class Bundle:
         return content
 
 
-def extended_folder() -> Path:
-    """Where `aivsreal-export` puts what it adds to the shipped bundle, whose own folder may not be writable."""
-    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(home) / "aivsreal" / SHIPPED.name
+def extended_folder() -> Path | None:
+    """Where `aivsreal-export` puts what it adds to the shipped bundle, whose own folder may not be writable.
+
+    None as `user_folder`.
+    """
+    folder = user_folder("XDG_DATA_HOME", os.path.join(".local", "share"))
+    return None if folder is None else folder / SHIPPED.name
 
 
 def _shipped_or_extended() -> Path:
     """The extended bundle, if it is the shipped one and more: one made for an older version of aivsreal is not."""
     folder = extended_folder()
-    if not (folder / MANIFEST).is_file():
+    if folder is None or not os.path.isfile(folder / MANIFEST):  # also where the home folder is somebody else's
         return SHIPPED
     try:
         mine, shipped = (json.loads((place / MANIFEST).read_bytes()) for place in (folder, SHIPPED))

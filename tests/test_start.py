@@ -1,0 +1,109 @@
+"""Where a command is started must not matter: no home folder, one of somebody else, streams that are closed or full."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hostile import encoded
+
+ROOT = Path(__file__).resolve().parents[1]
+# A user who is only a number, as in many containers: the system's list of users does not know it.
+NOBODY = """
+import pwd, sys
+def unknown(uid): raise KeyError(f"getpwuid(): uid not found: {uid}")
+pwd.getpwuid = unknown
+import runpy
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+SCAN, DOCTOR = "aivsreal.runtime.commands.scan", "aivsreal.runtime.commands.doctor"
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encoded("JPEG"))
+    return path
+
+
+def _started(
+    *arguments: object, before: tuple[str, ...] = (), **variables: str | None
+) -> subprocess.CompletedProcess[str]:
+    """A command in this environment but for these variables; None takes one away."""
+    environment = {name: value for name, value in {**os.environ, **variables}.items() if value is not None}
+    command = [*before, sys.executable, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+NO_HOME = {"HOME": None, "XDG_DATA_HOME": None, "XDG_CACHE_HOME": None}
+
+
+@pytest.mark.parametrize("options", [(), ("--isolate",), ("--backend", "onnx-cpu")])
+def test_a_scan_needs_no_home_folder(image: Path, options: tuple[str, ...]) -> None:
+    result = _started("-c", NOBODY, SCAN, image, *options, **NO_HOME)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(str(image))
+    assert "Traceback" not in result.stderr
+
+
+def test_the_doctor_needs_no_home_folder() -> None:
+    result = _started("-c", NOBODY, DOCTOR, **NO_HOME)
+    assert result.returncode == 0, result.stderr
+    assert "a scan\tok" in result.stdout
+
+
+def test_an_extended_bundle_needs_one_and_says_so(tmp_path: Path, image: Path) -> None:
+    options = ("--int8", "--data", tmp_path)
+    result = _started("-c", NOBODY, "aivsreal.export.cli", *options, **NO_HOME)
+    assert result.returncode == 2
+    assert "no home folder" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.fixture
+def closed_home(tmp_path: Path) -> tuple[Path, tuple[str, ...]]:
+    """A home folder that cannot be looked into, and what takes root's right to look away."""
+    home = tmp_path / "home"
+    home.mkdir()
+    if os.geteuid() != 0:
+        home.chmod(0)
+        return home, ()
+    if shutil.which("setpriv") is None:
+        pytest.skip("root may look everywhere, and there is no setpriv")
+    home.chmod(0o700)
+    os.chown(home, 12345, 12345)
+    return home, ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
+
+
+@pytest.mark.parametrize("module", [SCAN, DOCTOR])
+def test_a_home_folder_of_somebody_else_is_passed_over(
+    module: str, image: Path, closed_home: tuple[Path, tuple[str, ...]]
+) -> None:
+    home, before = closed_home
+    arguments = [image] if module == SCAN else []
+    result = _started("-m", module, *arguments, before=before, HOME=str(home), XDG_DATA_HOME=None, XDG_CACHE_HOME=None)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_bundle_that_may_not_be_looked_at_is_one_message(
+    image: Path, closed_home: tuple[Path, tuple[str, ...]]
+) -> None:
+    home, before = closed_home
+    result = _started("-m", SCAN, image, "--bundle", home / "bundle", before=before)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "Permission denied" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_relative_cache_folder_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the XDG has it; else each folder that a scan is started in would get one."""
+    from aivsreal.runtime.cache import cache_folder, usable_cache_folder
+
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    assert (cache_folder(), usable_cache_folder("things")) == (None, None)
