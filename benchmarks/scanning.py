@@ -25,7 +25,7 @@ from aivsreal.runtime.backends.protocol import SquareBackend
 from aivsreal.runtime.detector import BATCH_SIZE, Detector
 from aivsreal.runtime.errors import BackendError
 from aivsreal.runtime.files.decode import DecodePlan, decoded_from_file
-from aivsreal.runtime.files.images import frames_from_image, opened
+from aivsreal.runtime.files.images import opened
 from aivsreal.runtime.files.read import snapshot_from_file
 from aivsreal.runtime.machine import usable_cores
 from aivsreal.runtime.preprocess import square_from_image
@@ -145,8 +145,8 @@ def _decode_ms(detector: Detector, paths: Sequence[Path]) -> dict[str, float]:
         begun = process_time()
         snapshot = snapshot_from_file(path)
         read = process_time()
-        with opened(snapshot) as image:
-            ((_, frame),) = frames_from_image(image, snapshot, 1, least_side=spec.least_side)
+        with opened(snapshot) as picture:
+            ((_, frame),) = picture.frames(1, spec.least_side)
             decoded = process_time()
             square_from_image(frame, spec)
         for name, seconds in (

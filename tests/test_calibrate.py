@@ -148,7 +148,9 @@ def test_the_command_writes_a_new_bundle_with_what_it_printed(tmp_path: Path, mo
         folder.mkdir(parents=True)
         for index in range(20):
             grey = int(np.clip(rng.normal(brightness, 25), 0, 255))
-            Image.new("RGB", (20, 20), (grey, grey, grey)).save(folder / f"{index}.png")
+            image = Image.new("L", (20, 20), grey)
+            image.putpixel((0, 0), (grey + 128) % 256)  # a flat one would not be judged
+            image.save(folder / f"{index}.png")
     manifest = Manifest(
         "stand_in", LABELS, PreprocessSpec(size=32), 1.0, (OperatingPoint("half", 0.5, 0.5),), "half",
         metrics={"training": {}, "evaluation": "made with the old bounds"},

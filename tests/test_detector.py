@@ -23,7 +23,7 @@ from aivsreal.train.evaluate.metrics import auc
 
 
 class FakeBackend:
-    """A fake: its logit is the brightness of an image, and not finite for a black one. It takes full pixels only."""
+    """A fake: its logit is the median of an image, and not finite for a black one. It takes full pixels only."""
 
     name, precision = "fake", "fp32"
 
@@ -32,8 +32,8 @@ class FakeBackend:
 
     def logits(self, pixels: Sequence[PixelsHWC]) -> np.ndarray:
         self.batches.append(len(pixels))
-        means = [float(values.mean()) for values in pixels]
-        return np.array([mean - 128 if mean else np.nan for mean in means], dtype=np.float32)
+        medians = [float(np.median(values)) for values in pixels]
+        return np.array([median - 128 if median else np.nan for median in medians], dtype=np.float32)
 
     def close(self) -> None:
         pass
@@ -46,7 +46,9 @@ def fake(tiny_bundle: Path) -> Detector:
 
 
 def _grey(value: int) -> PixelsHWC:
-    return np.full((20, 20, 3), value, np.uint8)
+    pixels_HWC = np.full((20, 20, 3), value, np.uint8)
+    pixels_HWC[0, 0] ^= 128  # nothing could be seen in a flat one
+    return pixels_HWC
 
 
 def test_a_path_an_open_image_and_an_array_get_the_same_verdict(tiny_bundle: Path, tmp_path: Path) -> None:

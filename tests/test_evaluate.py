@@ -73,7 +73,10 @@ def data(tmp_path: Path) -> Path:
                 folder.mkdir(parents=True)
                 for grey in REAL:
                     level = grey if label == "real" else 256 - grey
-                    Image.new("RGB", (24, 20), (level, level, level)).save(folder / f"{grey}.png")
+                    image = Image.new("L", (24, 20), level)
+                    for x, other in enumerate((level - 9, level + 9)):  # a flat one would not be judged
+                        image.putpixel((x, 0), other)
+                    image.save(folder / f"{grey}.png")
     return tmp_path / "data"
 
 

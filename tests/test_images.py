@@ -29,10 +29,12 @@ def _sample() -> Image.Image:
 def test_every_format_is_read(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"image.{suffix}"
     image = Image.new("RGB", (32, 24), (200, 100, 50))
+    image.paste((50, 100, 200), (0, 0, 16, 16))
     image.save(path, **({"lossless": True} if suffix == "webp" else {}))
     pixels_HWC = pixels_from_file(path)
     assert (pixels_HWC.dtype, pixels_HWC.shape) == (np.uint8, (24, 32, 3))
-    assert np.abs(pixels_HWC.astype(int) - (200, 100, 50)).max() <= 4
+    assert np.abs(pixels_HWC[20, 24].astype(int) - (200, 100, 50)).max() <= 4
+    assert np.abs(pixels_HWC[4, 4].astype(int) - (50, 100, 200)).max() <= 4
 
 
 @pytest.mark.parametrize("suffix", LOSSLESS)
@@ -45,6 +47,7 @@ def test_lossless_formats_keep_every_pixel(tmp_path: Path, suffix: str) -> None:
 def test_the_first_of_many_frames_is_read(tmp_path: Path) -> None:
     for name, kind in (("a.jpg", "MPO"), ("a.gif", "GIF"), ("a.tiff", "TIFF")):
         frames = [Image.new("RGB", (32, 24), colour) for colour in ("red", "blue")]
+        frames[0].paste("black", (0, 0, 8, 8))
         frames[0].save(tmp_path / name, kind, save_all=True, append_images=frames[1:])
         red = pixels_from_file(tmp_path / name)[12, 16]
         assert red[0] > 250
@@ -80,10 +83,11 @@ def test_the_exif_turn_is_applied(tmp_path: Path, turn: int) -> None:
 def test_transparency_lies_on_white(tmp_path: Path) -> None:
     image = Image.new("RGBA", (32, 24), (0, 0, 0, 0))
     image.paste((255, 0, 0, 255), (0, 0, 16, 24))
-    image.save(tmp_path / "rgba.png")
-    image.convert("LA").save(tmp_path / "la.png")
     palette = Image.new("P", (32, 24), 0)
     palette.putpalette([0, 0, 0, 255, 0, 0])
+    palette.paste(1, (0, 0, 16, 24))
+    image.save(tmp_path / "rgba.png")
+    image.convert("LA").save(tmp_path / "la.png")
     palette.save(tmp_path / "palette.png", transparency=0)
     for name in ("rgba", "la", "palette"):
         assert (pixels_from_file(tmp_path / f"{name}.png")[12, 24] == 255).all()
@@ -98,7 +102,7 @@ def test_deep_grey_is_scaled_and_not_clipped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "LAB", "F"])
 def test_every_mode_of_an_open_image_becomes_rgb(mode: str) -> None:
-    image = Image.new("L", (32, 24), 255).convert("RGB").convert(mode) if mode == "LAB" else _sample().convert(mode)
+    image = Image.merge("LAB", _sample().split()) if mode == "LAB" else _sample().convert(mode)
     pixels_HWC = pixels_from_image(image)
     assert (pixels_HWC.dtype, pixels_HWC.shape) == (np.uint8, (24, 32, 3))
 

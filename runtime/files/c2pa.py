@@ -7,9 +7,18 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from collections.abc import Callable
+from itertools import islice, takewhile
+from typing import Any
 
+from aivsreal.runtime.files.containers import (
+    START_OF_SCAN,
+    bmff_boxes,
+    jpeg_segments,
+    png_chunks,
+    riff_chunks,
+    tiff_pages,
+)
 from aivsreal.runtime.verdict import Evidence, Origin
 
 _MIME = {
@@ -37,10 +46,7 @@ def c2pa_evidence(kind: str, content: bytes, origin_from_source_type: Callable[[
         content: the whole file.
         origin_from_source_type: reads the IPTC term that a manifest's actions carry.
     """
-    try:
-        if not has_manifest(kind, content):
-            return []
-    except (ValueError, IndexError):
+    if not has_manifest(kind, content):
         return []
     try:
         import c2pa
@@ -58,21 +64,17 @@ def c2pa_evidence(kind: str, content: bytes, origin_from_source_type: Callable[[
 
 
 def has_manifest(kind: str, content: bytes) -> bool:
-    """Whether the container holds a C2PA manifest in the place that its format has for it.
-
-    Raises:
-        ValueError: the container's structure is damaged.
-        IndexError: the same.
-    """
+    """Whether the container holds a C2PA manifest in the place that its format has for it."""
     if kind in ("JPEG", "MPO"):
-        return any(_is_c2pa_box(data[8:]) for marker, data in _jpeg_headers(content) if marker == 0xEB)
+        headers = takewhile(lambda one: one.marker != START_OF_SCAN, jpeg_segments(content))
+        return any(one.marker == 0xEB and _is_c2pa_box(one.data[8:]) for one in headers)
     if kind == "PNG":
-        return any(name == b"caBX" for name in _png_chunks(content))
+        return any(chunk.name == b"caBX" for chunk in png_chunks(content))
     if kind == "WEBP":
-        return any(name == b"C2PA" for name in _riff_chunks(content))
+        return any(name == b"C2PA" for name in riff_chunks(content))
     if kind in ("AVIF", "HEIF"):
-        return any(name == b"uuid" and start == _BMFF_UUID for name, start in _bmff_boxes(content))
-    return kind == "TIFF" and _TIFF_TAG in _tiff_tags(content)
+        return any(name == b"uuid" and start == _BMFF_UUID for name, start in bmff_boxes(content))
+    return kind == "TIFF" and any(_TIFF_TAG in page.tags for page in islice(tiff_pages(content), 1))
 
 
 def _evidence_from_store(
@@ -101,48 +103,6 @@ def _evidence_from_store(
 def _is_c2pa_box(box: bytes) -> bool:
     """A JUMBF superbox whose description box has the type of a C2PA manifest store."""
     return box[4:8] == b"jumb" and box[12:16] == b"jumd" and box[16:20] == b"c2pa"
-
-
-def _jpeg_headers(content: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 2
-    while content[at] == 0xFF and (marker := content[at + 1]) not in (0xDA, 0xD9):
-        length = int.from_bytes(content[at + 2 : at + 4], "big")
-        yield marker, content[at + 4 : at + 2 + length]
-        at += 2 + max(2, length)
-
-
-def _png_chunks(content: bytes) -> Iterator[bytes]:
-    at = 8
-    while at + 12 <= len(content) and (name := content[at + 4 : at + 8]) != b"IEND":
-        yield name
-        at += 12 + int.from_bytes(content[at : at + 4], "big")
-
-
-def _riff_chunks(content: bytes) -> Iterator[bytes]:
-    end, at = min(len(content), 8 + int.from_bytes(content[4:8], "little")), 12
-    while at + 8 <= end:
-        yield content[at : at + 4]
-        size = int.from_bytes(content[at + 4 : at + 8], "little")
-        at += 8 + size + size % 2
-
-
-def _bmff_boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    at = 0
-    while at + 8 <= len(content):
-        size, head = int.from_bytes(content[at : at + 4], "big"), 8
-        if size == 1:
-            size, head = int.from_bytes(content[at + 8 : at + 16], "big"), 16
-        yield content[at + 4 : at + 8], content[at + head : at + head + 16]
-        if size < head:
-            return  # 0: the box reaches to the end
-        at += size
-
-
-def _tiff_tags(content: bytes) -> Iterator[int]:
-    order: Literal["little", "big"] = "little" if content[:2] == b"II" else "big"
-    first = int.from_bytes(content[4:8], order)
-    for at in range(first + 2, first + 2 + 12 * int.from_bytes(content[first : first + 2], order), 12):
-        yield int.from_bytes(content[at : at + 2], order)
 
 
 def _short(text: str) -> str:

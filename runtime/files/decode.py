@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from aivsreal.runtime.errors import Fault, ImageError
-from aivsreal.runtime.files.images import MAX_PIXELS, frames_from_image, opened
+from aivsreal.runtime.files.images import MAX_PIXELS, opened
 from aivsreal.runtime.files.provenance import evidence_from_image
 from aivsreal.runtime.files.read import snapshot_from_file, stamp_of
 from aivsreal.runtime.preprocess import PixelsHWC, square_from_image, square_from_pixels
 from aivsreal.runtime.spec import PreprocessSpec
-from aivsreal.runtime.verdict import Evidence, FileStamp
+from aivsreal.runtime.verdict import Evidence, FileStamp, Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +61,14 @@ def decoded_from_file(path: Path, plan: DecodePlan) -> Decoded:
     try:
         snapshot = snapshot_from_file(path, plan.by_content)
         stamp = snapshot.stamp
-        with opened(snapshot, plan.max_pixels) as image:
+        with opened(snapshot, plan.max_pixels) as picture:
             # Each frame is reduced before the next is decoded, and straight from Pillow's image: two copies fewer.
             frames = [
                 (index, np.asarray(frame) if plan.spec is None else square_from_image(frame, plan.spec))
-                for index, frame in frames_from_image(image, snapshot, plan.frames, plan.max_pixels, plan.least_side)
+                for index, frame in picture.frames(plan.frames, plan.least_side)
             ]
-            evidence = evidence_from_image(image, snapshot.content)
+            evidence = evidence_from_image(picture.image, snapshot.content)
+            evidence += tuple(Evidence("decoding", Origin.UNSTATED, note) for note in picture.notes)
     except ImageError as error:
         return undecoded(path, str(error), error.fault, stamp or stamp_of(path, plan.by_content))
     return Decoded(path, stamp, tuple(pixels for _, pixels in frames), tuple(index for index, _ in frames), evidence)

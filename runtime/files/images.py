@@ -10,8 +10,8 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,17 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from aivsreal.runtime.errors import Fault, ImageError
-from aivsreal.runtime.files.containers import announced_format, is_heif
-from aivsreal.runtime.files.integrity import PartialPicture, check_container, check_filled
+from aivsreal.runtime.files.containers import announced_format, is_heif, png_chunks
+from aivsreal.runtime.files.integrity import (
+    Unfit,
+    check_filled,
+    check_kind,
+    kind_of_samples,
+    shown_pages,
+    sound_content,
+)
 from aivsreal.runtime.files.read import Snapshot, snapshot_from_file
+from aivsreal.runtime.files.rgb import FLAT, raw_mode, rgb_from_image
 from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.runtime.spec import halvings
 
@@ -29,6 +37,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF")
 MAX_PIXELS = 178_956_970  # Pillow's own limit: past it `Image.open` refuses, unless `own_process` moved it
 MIN_SIDE = 16  # below this there is nothing to judge: the network would look at interpolation alone
 
+_ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -56,7 +65,7 @@ def pixels_from_file(path: Path, max_pixels: int = MAX_PIXELS, least_side: int =
             then decoded at a half, a quarter or an eighth, never below it. 0 decodes every pixel.
 
     Raises:
-        ImageError: the file is missing, not an image, damaged, partial, too large or too small.
+        ImageError: the file is missing, not an image, damaged, partial, blank, too large or too small.
     """
     return pixels_from_snapshot(snapshot_from_file(path), max_pixels, least_side)
 
@@ -67,14 +76,14 @@ def pixels_from_snapshot(snapshot: Snapshot, max_pixels: int = MAX_PIXELS, least
     Raises:
         ImageError: it is not an image, damaged, partial, too large or too small.
     """
-    with opened(snapshot, max_pixels) as image:
-        ((_, frame),) = frames_from_image(image, snapshot, 1, max_pixels, least_side)
+    with opened(snapshot, max_pixels) as picture:
+        ((_, frame),) = picture.frames(1, least_side)
         return np.asarray(frame)
 
 
 @contextmanager
-def opened(snapshot: Snapshot, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """The Pillow image of a file, its size and structure checked; whatever goes wrong inside becomes an `ImageError`.
+def opened(snapshot: Snapshot, max_pixels: int = MAX_PIXELS) -> Iterator[Picture]:
+    """The picture in a file, its size and structure checked; whatever goes wrong inside becomes an `ImageError`.
 
     The content says what format it is, never the name.
 
@@ -85,35 +94,87 @@ def opened(snapshot: Snapshot, max_pixels: int = MAX_PIXELS) -> Iterator[Image.I
     heif = is_heif(content)
     if heif:
         _register_heif(path)
-    with (
-        _QUIET,
-        _damage_as_image_error(path, max_pixels, announced_format(content)),
-        Image.open(io.BytesIO(content), formats=("HEIF",) if heif else FORMATS) as image,
-    ):
-        _check_size(path, image.width, image.height, max_pixels)  # before anything is decoded
-        check_container(image.format or "", content, image.width, image.height)
-        yield image
+    formats = ("HEIF",) if heif else FORMATS
+    with _QUIET, _damage_as_image_error(path, max_pixels, content), ExitStack() as files:
+        check_kind(content)
+        image = files.enter_context(Image.open(io.BytesIO(content), formats=formats))
+        check = _check_not_too_large if image.format == "TIFF" else _check_size  # its pages have sizes of their own
+        check(path, image.width, image.height, max_pixels)  # before anything is decoded
+        sound = sound_content(image.format or "", content, image.width, image.height)
+        if sound is not content:
+            image = files.enter_context(Image.open(io.BytesIO(sound), formats=formats))
+        yield Picture(path, image, sound, sound is content, max_pixels)
 
 
-def frames_from_image(
-    image: Image.Image, snapshot: Snapshot, count: int, max_pixels: int = MAX_PIXELS, least_side: int = 0
-) -> Iterator[tuple[int, Image.Image]]:
-    """Index and RGB image of the first frame, or of up to `count` frames that are spread evenly.
+class Picture:
+    """An open image file, of which the frames that a viewer shows can be decoded. `opened` makes it."""
 
-    Call it inside `opened`, whose errors it shares, and use each frame before the next one is asked for. `least_side`
-    is that of `pixels_from_file`.
-    """
-    total = getattr(image, "n_frames", 1) if count > 1 else 1
-    wanted = min(count, total)
-    reduction = _drafted(image, least_side) if total == 1 else 1
-    for index in (round(step * (total - 1) / max(1, wanted - 1)) for step in range(wanted)):
+    def __init__(self, path: Path, image: Image.Image, content: bytes, ended: bool, max_pixels: int) -> None:
+        self.image = image
+        self.notes: list[str] = []
+        """What was passed over or presumed in decoding, for a person to know."""
+        self._path = path
+        self._content = content
+        self._ended = ended
+        self._max_pixels = max_pixels
+
+    def frames(self, count: int = 1, least_side: int = 0) -> Iterator[tuple[int, Image.Image]]:
+        """Index and RGB image of the first frame, or of up to `count` frames that are spread evenly.
+
+        Frames that cannot be judged are left out and noted where others can. Use each before the next is asked for.
+        `least_side` is that of `pixels_from_file`.
+
+        Raises:
+            ImageError: none can be judged; says why the first cannot.
+        """
+        shown = self._shown(count > 1)
+        wanted = min(count, len(shown))
+        spread = [shown[round(step * (len(shown) - 1) / max(1, wanted - 1))] for step in range(wanted)]
+        left_out: list[tuple[int, ImageError]] = []
+        for index in spread:
+            try:
+                with _damage_as_image_error(self._path, self._max_pixels):
+                    frame = self._frame(index, _drafted(self.image, least_side) if len(shown) == 1 else 1)
+            except ImageError as error:
+                left_out.append((index, error))
+            else:
+                yield index, frame
+        if len(left_out) == wanted:
+            raise left_out[0][1]
+        if left_out:
+            first, why = left_out[0]
+            reason = str(why).removeprefix(f"{self._path}: ")
+            self.notes.append(f"{len(left_out)} of {wanted} frames left out; frame {first}: {reason}")
+
+    def _shown(self, several: bool) -> Sequence[int]:
+        """Indices of the frames that a viewer shows: of more than the first only where `several` are wanted."""
+        image = self.image
+        if image.format == "TIFF":
+            shown = shown_pages(self._content)
+            return shown if several else shown[:1]
+        if image.format == "PNG" and getattr(image, "default_image", False):
+            if not any(chunk.name == b"fcTL" for chunk in png_chunks(self._content)):
+                return (0,)  # it only says that it is animated
+            return range(1, getattr(image, "n_frames", 1))  # its first image is for viewers without animation
+        if image.format in _ANIMATED and several:
+            return range(getattr(image, "n_frames", 1))
+        return (0,)  # what stands beside a JPEG or HEIC is a preview, a gain map or a depth map
+
+    def _frame(self, index: int, reduction: int) -> Image.Image:
+        image = self.image
         if index:
             image.seek(index)
-            _check_size(snapshot.path, image.width, image.height, max_pixels)
+        _check_size(self._path, image.width, image.height, self._max_pixels)
+        raw = raw_mode(image)
         image.load()
-        if index == 0 and image.format in ("JPEG", "MPO"):
-            check_filled(snapshot.content, image, reduction)
-        yield index, _rgb_from_image(image)
+        if image.format in ("JPEG", "MPO"):
+            check_filled(self._content, image, reduction, self._ended)
+        return _turned(rgb_from_image(image, raw, self.notes, lambda: self._again(index)), image)
+
+    def _again(self, index: int) -> Image.Image:
+        again = Image.open(io.BytesIO(self._content), formats=FORMATS)
+        again.seek(index)
+        return again
 
 
 def pixels_from_image(image: Image.Image) -> PixelsHWC:
@@ -124,20 +185,25 @@ def pixels_from_image(image: Image.Image) -> PixelsHWC:
     """
     _check_size("image", image.width, image.height, MAX_PIXELS)
     with _QUIET, _damage_as_image_error("image", MAX_PIXELS):
+        raw = raw_mode(image)
         image.load()
-        return np.asarray(_rgb_from_image(image))
+        return np.asarray(_turned(rgb_from_image(image, raw, []), image))
 
 
 def pixels_from_array(array_HWC: npt.NDArray[np.uint8]) -> PixelsHWC:
     """The array itself, once it is seen to be `pixels_HWC`.
 
     Raises:
-        ImageError: it is not uint8 RGB `[H, W, 3]`, or too large or too small.
+        ImageError: it is not uint8 RGB `[H, W, 3]`, or too large, too small or blank.
     """
     if array_HWC.dtype != np.uint8 or array_HWC.ndim != 3 or array_HWC.shape[2] != 3:
         raise ImageError(f"array: must be uint8 [H, W, 3] in RGB order, not {array_HWC.dtype} {array_HWC.shape}")
-    _check_size("array", array_HWC.shape[1], array_HWC.shape[0], MAX_PIXELS)
-    return array_HWC
+    height, width, _ = array_HWC.shape
+    _check_size("array", width, height, MAX_PIXELS)
+    for looked_at in (array_HWC[:: 1 + height // 8, :: 1 + width // 8], array_HWC):
+        if (looked_at != array_HWC[0, 0]).any():
+            return array_HWC
+    raise ImageError(f"array: {FLAT}", Fault.BLANK)
 
 
 def _drafted(image: Image.Image, least_side: int) -> int:
@@ -154,15 +220,9 @@ def _drafted(image: Image.Image, least_side: int) -> int:
     return divisor
 
 
-def _rgb_from_image(image: Image.Image) -> Image.Image:
+def _turned(rgb: Image.Image, image: Image.Image) -> Image.Image:
     turn = _TURNS.get(_orientation(image))
-    turned = image if turn is None else image.transpose(turn)
-    if turned.mode.startswith(("I", "F")):
-        turned = _eight_bit_from_deep(turned)
-    if turned.has_transparency_data:
-        rgba = turned.convert("RGBA")
-        turned = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
-    return turned if turned.mode == "RGB" else turned.convert("RGB")
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -172,13 +232,6 @@ def _orientation(image: Image.Image) -> int:
         return value if isinstance(value, int) else 1
     except _DAMAGED:
         return 1
-
-
-def _eight_bit_from_deep(image: Image.Image) -> Image.Image:
-    values_HW = np.nan_to_num(np.asarray(image, dtype=np.float32))
-    # Integer modes hold 16-bit samples; float images are either 0..1 or already 0..255.
-    top = 65535.0 if image.mode.startswith("I") else (1.0 if values_HW.max(initial=0.0) <= 1.0 else 255.0)
-    return Image.fromarray(np.clip(values_HW * (255.0 / top), 0, 255).astype(np.uint8))
 
 
 class _Quiet:
@@ -211,10 +264,13 @@ _QUIET = _Quiet()
 
 
 @contextmanager
-def _damage_as_image_error(name: Path | str, max_pixels: int, signature: str | None = None) -> Iterator[None]:
+def _damage_as_image_error(name: Path | str, max_pixels: int, content: bytes = b"") -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError:
+        signature, samples = announced_format(content), kind_of_samples(content)
+        if samples is not None:
+            raise ImageError(f"{name}: {samples}: save it with 8 or 16 bits a sample", Fault.UNSUPPORTED) from None
         if signature is not None:
             raise ImageError(f"{name}: begins as {signature} does, and cannot be decoded", Fault.DAMAGED) from None
         raise ImageError(f"{name}: not an image in a format that is known here", Fault.NOT_AN_IMAGE) from None
@@ -222,8 +278,8 @@ def _damage_as_image_error(name: Path | str, max_pixels: int, signature: str | N
         raise ImageError(f"{name}: {_too_many(max_pixels)}", Fault.TOO_LARGE) from None
     except MemoryError:
         raise ImageError(f"{name}: not enough memory to decode it", Fault.TOO_LARGE) from None
-    except PartialPicture as error:
-        raise ImageError(f"{name}: a part of the picture is missing: {error}", Fault.PARTIAL) from None
+    except Unfit as error:
+        raise ImageError(f"{name}: {error}", error.fault) from None
     except _DAMAGED as error:
         detail = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
         fault = Fault.PARTIAL if "truncated" in detail else Fault.DAMAGED  # Pillow's word for a file that just ends
@@ -231,12 +287,16 @@ def _damage_as_image_error(name: Path | str, max_pixels: int, signature: str | N
 
 
 def _check_size(name: Path | str, width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise ImageError(f"{name}: {width} x {height} is {_too_many(max_pixels)}", Fault.TOO_LARGE)
+    _check_not_too_large(name, width, height, max_pixels)
     if min(width, height) < MIN_SIDE:
         raise ImageError(
             f"{name}: {width} x {height} is too small to judge; {MIN_SIDE} pixels a side is the least", Fault.TOO_SMALL
         )
+
+
+def _check_not_too_large(name: Path | str, width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError(f"{name}: {width} x {height} is {_too_many(max_pixels)}", Fault.TOO_LARGE)
 
 
 def _too_many(max_pixels: int) -> str:

@@ -1,4 +1,4 @@
-"""Tell a picture of which a part is missing, where the decoder would fill it in and say nothing.
+"""Tell a picture of which a part, or all but a preview, is missing, where the decoder would say nothing.
 
 Measured with Pillow 13 on files cut at 200 places: a file that just ends is refused by every decoder. But libjpeg
 paints grey where the data of a JPEG end early and an end marker follows; a PNG's decoder does not look at the check
@@ -10,27 +10,120 @@ from __future__ import annotations
 
 import io
 import re
-import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-# Stuffed zeros and restarts belong to a scan's data. Not \xff+: that took 9 ms a megabyte, this takes 0.3.
-_SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+from aivsreal.runtime.errors import Fault
+from aivsreal.runtime.files.containers import (
+    END_OF_IMAGE,
+    START_OF_SCAN,
+    TiffDirectory,
+    camera_raw,
+    is_tiff,
+    jpeg_segments,
+    png_chunks,
+    tiff_directory,
+    tiff_pages,
+)
+
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
-_START_OF_SCAN, _END_OF_IMAGE, _RESTART_INTERVAL = 0xDA, 0xD9, 0xDD
-_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})  # sequential and progressive; lossless ones send no coefficients
-_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
+_HUFFMAN_TABLES, _QUANTISATION_TABLES, _RESTART_INTERVAL = 0xC4, 0xDB, 0xDD
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {_HUFFMAN_TABLES, 0xC8, 0xCC}
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+_ARITHMETIC = frozenset(range(0xC9, 0xD0))
+_COMMENTS = frozenset({0xFE, *range(0xE0, 0xF0)})
+_NEW_SUBFILE_TYPE, _OLD_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 254, 255, 256, 257, 258, 262
+_SAMPLES, _SUB_DIRECTORIES, _SAMPLE_FORMAT, _DNG_VERSION = 277, 330, 339, 50706
+_SENSOR = frozenset({32803, 34892})  # a colour filter array, linear raw
+_FEW = 64
+_RAW = "{}: only a preview in it could be read, not the picture: develop it to TIFF, PNG or JPEG"
+_ENDS_EARLY = "its data end before the picture does"
 
 
-class PartialPicture(ValueError):
+class Unfit(ValueError):
+    """A picture that must not be judged, for a reason of ours and not of its decoder."""
+
+    def __init__(self, message: str, fault: Fault) -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
+class PartialPicture(Unfit):
     """A part of the picture is missing; says which."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(f"a part of the picture is missing: {message}", Fault.PARTIAL)
 
-def check_container(kind: str, content: bytes, width: int, height: int) -> None:
-    """Look at the structure of a file before its pixels are trusted.
+
+def check_kind(content: bytes) -> None:
+    """Refuse what Pillow would open as a preview, or not at all, though it is whole.
+
+    Raises:
+        Unfit: it is a camera raw file, only a preview, or a TIFF of samples that cannot be read here.
+    """
+    raw = camera_raw(content)
+    if raw is not None:
+        raise Unfit(_RAW.format(raw), Fault.UNSUPPORTED)
+    if is_tiff(content):
+        shown_pages(content)
+
+
+def shown_pages(content: bytes) -> Sequence[int]:
+    """Indices of the pages of a TIFF that are pictures of their own, and no previews or masks of others.
+
+    Raises:
+        Unfit: there are none, or the file is a camera's raw file, of which the pages are previews.
+    """
+    pages = list(tiff_pages(content))
+    beside = [tiff_directory(content, at) for page in pages[:_FEW] for at in page.tags.get(_SUB_DIRECTORIES, ())[:_FEW]]
+    shown = [index for index, page in enumerate(pages) if _is_picture(page)]
+    largest = max((_pixels(pages[index]) for index in shown), default=0)
+    for one in (*pages, *beside):
+        if _DNG_VERSION in one.tags or _first(one, _PHOTOMETRIC) in _SENSOR:
+            raise Unfit(_RAW.format("camera raw"), Fault.UNSUPPORTED)
+    if any(_is_picture(one) and _pixels(one) > largest for one in beside):
+        raise Unfit(_RAW.format("camera raw, or a TIFF whose picture lies beside its pages"), Fault.UNSUPPORTED)
+    if pages and not shown:
+        raise Unfit(
+            "every page of it is marked as a preview or a mask of a picture that is not there", Fault.UNSUPPORTED
+        )
+    return shown or (0,)
+
+
+def _is_picture(one: TiffDirectory) -> bool:
+    # A reduced version, a mask and a depth map; in old files 2 is a reduced version
+    return not _first(one, _NEW_SUBFILE_TYPE) & 0b1101 and _first(one, _OLD_SUBFILE_TYPE) != 2
+
+
+def _pixels(one: TiffDirectory) -> int:
+    return _first(one, _WIDTH) * _first(one, _HEIGHT)
+
+
+def _first(one: TiffDirectory, tag: int) -> int:
+    return next(iter(one.tags.get(tag, ())), 0)
+
+
+def kind_of_samples(content: bytes) -> str | None:
+    """What a TIFF's first page consists of, in words, where that can be told."""
+    page = next(tiff_pages(content), None) if is_tiff(content) else None
+    bits = page.tags.get(_BITS, ()) if page else ()
+    if page is None or not bits or not all(1 <= one <= 64 for one in bits) or not _pixels(page):
+        return None
+    count = max(_first(page, _SAMPLES), len(bits))
+    form = {2: "signed integers", 3: "floats", 5: "complex integers", 6: "complex floats"}
+    said = form.get(_first(page, _SAMPLE_FORMAT), "integers")
+    name = "a BigTIFF" if content[2:4] in (b"+\0", b"\0+") else "a TIFF"
+    return f"{name} of {count} {said} of {bits[0]} bits a pixel, which cannot be read here"
+
+
+def sound_content(kind: str, content: bytes, width: int, height: int) -> bytes:
+    """Look at the structure of a file before its pixels are trusted; returns what is to be decoded.
+
+    That is the content itself, but for a JPEG without an end marker: it gets one, in the place of what stands behind
+    its picture. Then `check_filled` must be asked whether the data were all there.
 
     Args:
         kind: Pillow's name of the format.
@@ -42,45 +135,48 @@ def check_container(kind: str, content: bytes, width: int, height: int) -> None:
         PartialPicture: a part is missing.
     """
     if kind in ("JPEG", "MPO"):
-        _check_jpeg(content)
-    elif kind == "PNG":
+        end = _end_of_jpeg(content)
+        return content if end is None else content[:end] + b"\xff\xd9"
+    if kind == "PNG":
         _check_png(content)
     elif kind in ("WEBP", "AVIF", "HEIF"):
         # A flat WebP ends in a zero byte per 10,000 pixels (1,000 x 1,000: 101; 6,000 x 4,000: 2,310), an AVIF in none.
         zeros = len(content) - len(content.rstrip(b"\0"))
         if zeros > 64 + width * height // 4000:
             raise PartialPicture(f"the last {zeros:,} bytes are zeros")
+    return content
 
 
-def check_filled(content: bytes, image: Image.Image, reduction: int = 1) -> None:
+def check_filled(content: bytes, image: Image.Image, reduction: int = 1, ended: bool = True) -> None:
     """Tell a JPEG whose data end early, by the plain grey that libjpeg puts in their place.
 
     A picture may end in that grey by itself, so such a one is decoded once more with noise put behind its data: if
     they were all there, nothing changes.
 
     Args:
-        content: the whole JPEG file.
+        content: what was decoded.
         image: its loaded first image, before any turn.
         reduction: what its sides were divided by in decoding.
+        ended: the file had an end marker; without one the noise is tried whatever the picture ends in.
 
     Raises:
         PartialPicture: the last pixels were filled in.
     """
-    if not np.isin(_last_pixel(image), (127, 128)).all():  # 127: inverted, as Adobe's CMYK is
+    if ended and not np.isin(_last_pixel(image), (127, 128)).all():  # 127: inverted, as Adobe's CMYK is
         return
-    end = _end_of_image(content)
+    end = _end_of_scans(content)
+    if end is None:
+        if ended:
+            return
+        raise PartialPicture("it has no end marker")
     import random  # a picture that ends in grey is rare
 
-    # Noise that reaches to the last block: two bytes a pixel are more than it takes. It holds no marker.
-    noise = random.Random(0).randbytes(1 << 16).replace(b"\xff", b"\x55")
-    needed = 2 * image.width * image.height * reduction**2
-    noisy = b"".join((content[:end], *[noise] * -(-needed // len(noise)), b"\xff\xd9"))
-    with Image.open(io.BytesIO(noisy), formats=("JPEG",)) as again:
+    noise = random.Random(0).randbytes(1 << 16).replace(b"\xff", b"\x55")  # it holds no marker
+    with Image.open(io.BytesIO(content[:end] + noise + b"\xff\xd9"), formats=("JPEG",)) as again:
         if reduction > 1:
             again.draft("", (again.width // reduction, again.height // reduction))
-        again.load()
-        if again.size != image.size or _last_pixel(again) != _last_pixel(image):
-            raise PartialPicture("its data end before the picture does")
+        if again.tobytes() != image.tobytes():
+            raise PartialPicture(_ENDS_EARLY)
 
 
 def _last_pixel(image: Image.Image) -> tuple[float, ...]:
@@ -88,88 +184,121 @@ def _last_pixel(image: Image.Image) -> tuple[float, ...]:
     return value if isinstance(value, tuple) else (value or 0.0,)
 
 
-def _end_of_image(content: bytes) -> int:
-    """Offset of the end marker, once no restart marker is missing: behind a gap of those, noise proves nothing."""
-    interval, mcus, scans = 0, 0, list[int]()
-    for marker, start, data in _jpeg_segments(content):
-        if marker in _FRAMES and len(data) >= 6 + 3 * data[5]:
-            height, width, count = int.from_bytes(data[1:3], "big"), int.from_bytes(data[3:5], "big"), data[5]
-            factors = data[7 : 6 + 3 * count : 3] if count > 1 else b"\x11"
-            across, down = 8 * max(max(f >> 4 for f in factors), 1), 8 * max(max(f & 15 for f in factors), 1)
-            mcus = -(-width // across) * -(-height // down)
-        elif marker == _RESTART_INTERVAL:
+class _Frame:
+    """What a JPEG's frame header announces, and which of it the scans have sent."""
+
+    def __init__(self, marker: int, data: bytes) -> None:
+        self._progressive, self.arithmetic = marker in _PROGRESSIVE, marker in _ARITHMETIC
+        self._sides = int.from_bytes(data[3:5], "big"), int.from_bytes(data[1:3], "big")
+        parts = [data[at : at + 3] for at in range(6, 6 + 3 * data[5], 3)]
+        self._factors = {part[0]: (max(part[1] >> 4, 1), max(part[1] & 15, 1)) for part in parts}
+        self._lowest: dict[tuple[int, int], int] = {}  # (component, coefficient) -> the lowest bit that was sent
+
+    @property
+    def count(self) -> int:
+        """Of coefficients."""
+        return 64 * len(self._factors)
+
+    @property
+    def missing(self) -> int:
+        """Coefficients that were not sent down to their last bit."""
+        return sum(1 for one in self._factors for index in range(64) if self._lowest.get((one, index), 1))
+
+    def add(self, scan: bytes) -> bool:
+        """Note what a scan sends, by its header; False where that is none of this frame."""
+        ids = self._components(scan)
+        first, last, bits = scan[1 + 2 * len(ids) : 4 + 2 * len(ids)] if ids else (0, 0, 0)
+        if not self._progressive:
+            first, last, bits = 0, 63, 0  # libjpeg warns of other values and goes on: it sends all there is, always
+        for component in ids:
+            for coefficient in range(first, min(last, 63) + 1):
+                self._lowest[component, coefficient] = bits & 15
+        return bool(ids)
+
+    def units(self, scan: bytes) -> int:
+        """How many coding units a scan consists of."""
+        ids = self._components(scan)
+        if not ids:
+            return 0
+        # One component's units are its blocks, without those that only fill up a unit of several.
+        own = (1, 1) if len(ids) > 1 else self._factors[ids[0]]
+        most = [max(factors[axis] for factors in self._factors.values()) for axis in (0, 1)]
+        across, down = (-(-self._sides[axis] * own[axis] // (8 * most[axis])) for axis in (0, 1))
+        return across * down
+
+    def _components(self, scan: bytes) -> bytes:
+        ids = scan[1 : 1 + 2 * scan[0] : 2] if scan and len(scan) >= 4 + 2 * scan[0] else b""
+        return ids if all(one in self._factors for one in ids) else b""
+
+
+def _frame(marker: int, data: bytes) -> _Frame | None:
+    return _Frame(marker, data) if marker in _FRAMES and len(data) > 5 and 0 < data[5] <= (len(data) - 6) // 3 else None
+
+
+def _end_of_jpeg(content: bytes) -> int | None:
+    """None where an end marker stands behind the picture, else where it belongs.
+
+    Raises:
+        PartialPicture: not every bit of every coefficient of every component was sent.
+    """
+    frame: _Frame | None = None
+    end: int | None = None  # behind the scan that made the picture complete
+    for marker, data, _, behind in jpeg_segments(content):
+        if marker == END_OF_IMAGE and (frame is None or end is not None):
+            return None
+        if marker == END_OF_IMAGE or (end is not None and not _may_follow(marker, data)):
+            break
+        frame = frame or _frame(marker, data)
+        if marker == START_OF_SCAN and frame is not None:
+            if not frame.add(data) and end is not None:
+                break
+            end = None if frame.missing else behind
+    if frame is not None and end is None:
+        raise PartialPicture(f"{frame.missing} of its {frame.count} coefficients were not sent in full")
+    if end is None:
+        raise PartialPicture("it has no end marker")
+    # Zeros, as broken downloads leave them, are no data, but for one: the last byte, or the zero behind a 0xFF in it.
+    return min(end, len(content[:end].rstrip(b"\0")) + 1)
+
+
+def _may_follow(marker: int, data: bytes) -> bool:
+    """Whether a segment may stand behind a complete picture; anything else there is no part of the JPEG."""
+    if marker == _HUFFMAN_TABLES:
+        at = 0
+        while at < len(data):
+            at += 17 + sum(data[at + 1 : at + 17])
+        return at == len(data)
+    if marker == _QUANTISATION_TABLES:
+        return len(data) % 65 == 0
+    return marker in _COMMENTS or marker == START_OF_SCAN or (marker == _RESTART_INTERVAL and len(data) == 2)
+
+
+def _end_of_scans(content: bytes) -> int | None:
+    """Where the last scan's data end; None where noise behind them proves nothing, as with arithmetic coding.
+
+    Raises:
+        PartialPicture: a restart marker is missing: behind a gap of those, noise is stepped over.
+    """
+    interval, end = 0, None
+    frame: _Frame | None = None
+    for marker, data, coded, behind in jpeg_segments(content):
+        frame = frame or _frame(marker, data)
+        if marker == _RESTART_INTERVAL:
             interval = int.from_bytes(data[:2], "big")
-        elif marker == _START_OF_SCAN:
-            scans.append(start)
-        elif marker == _END_OF_IMAGE:
-            if (
-                interval
-                and len(scans) == 1
-                and len(_RESTART.findall(content, scans[0], start)) < -(-mcus // interval) - 1
-            ):
-                raise PartialPicture("its data end before the picture does")
-            return start
-    raise PartialPicture("it has no end marker")
-
-
-def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Marker, its offset and its data, of the first image in the file; data of a scan are stepped over."""
-    at = 2
-    while True:
-        start = at = content.find(b"\xff", at)  # libjpeg steps over bytes between segments too
-        if at < 0:
-            raise PartialPicture("it has no end marker")
-        while content[at : at + 1] == b"\xff":
-            at += 1
-        if at >= len(content):
-            raise PartialPicture("it has no end marker")
-        marker = content[at]
-        at += 1
-        if marker == _END_OF_IMAGE:
-            yield marker, start, b""
-            return
-        if marker in _BARE or marker == 0:
-            continue
-        length = int.from_bytes(content[at : at + 2], "big")
-        yield marker, start, content[at + 2 : at + length]
-        at += max(2, length)
-        if marker == _START_OF_SCAN:
-            found = _SCAN_END.search(content, at)
-            if found is None:
-                raise PartialPicture("it has no end marker")
-            at = found.start()
-            while content[at - 1] == 0xFF:  # fill bytes belong to the marker
-                at -= 1
-
-
-def _check_jpeg(content: bytes) -> None:
-    """An end marker stands behind the scans, and every bit of every coefficient of every component was sent."""
-    components = list[int]()
-    lowest: dict[tuple[int, int], int] = {}  # (component, coefficient) -> the lowest bit that was sent
-    for marker, _, data in _jpeg_segments(content):
-        if marker in _FRAMES and not components and len(data) >= 6:
-            components = list(data[6 : 6 + 3 * data[5] : 3])
-        elif marker == _START_OF_SCAN and data and len(data) >= 4 + 2 * data[0]:
-            first, last, bits = data[1 + 2 * data[0] : 4 + 2 * data[0]]
-            for component in data[1 : 1 + 2 * data[0] : 2]:
-                for coefficient in range(first, min(last, 63) + 1):
-                    lowest[component, coefficient] = bits & 15
-    missing = sum(1 for one in components for index in range(64) if lowest.get((one, index), 1))
-    if missing:
-        raise PartialPicture(f"{missing} of its {64 * len(components)} coefficients were not sent in full")
+        elif marker == START_OF_SCAN and frame is not None:
+            end = behind
+            restarts = -(-frame.units(data) // interval) - 1 if interval else 0
+            if restarts > 0 and len(_RESTART.findall(content, coded, behind)) < restarts:
+                raise PartialPicture(_ENDS_EARLY)
+    return None if frame is None or frame.arithmetic else end
 
 
 def _check_png(content: bytes) -> None:
-    at = 8
-    while len(content) >= at + 12:  # a missing end chunk is noticed by the decoder where pixels are missing too
-        (length,) = struct.unpack_from(">I", content, at)
-        name = content[at + 4 : at + 8]
-        body = memoryview(content)[at + 4 : at + 8 + length]
-        at += 12 + length
+    for name, start, behind in png_chunks(content):  # a missing end chunk is noticed by the decoder where pixels miss
         # What is wrong beside the pixels is nobody's loss.
         if name in (b"IHDR", b"PLTE", b"IDAT", b"tRNS") and (
-            len(content) < at or zlib.crc32(body) != int.from_bytes(content[at - 4 : at], "big")
+            len(content) < behind
+            or zlib.crc32(memoryview(content)[start + 4 : behind - 4])
+            != int.from_bytes(content[behind - 4 : behind], "big")
         ):
             raise PartialPicture(f"the check sum of its {name.decode()} does not fit")
-        if name == b"IEND":
-            return

@@ -25,6 +25,13 @@ def picture(seed: int = 0, size: tuple[int, int] = SIZE) -> Image.Image:
     return Image.fromarray(np.clip(slope_HWC, 0, 255).astype(np.uint8))
 
 
+def marked(colour: str | tuple[int, int, int], size: tuple[int, int] = SIZE) -> Image.Image:
+    """A plain sheet with a little of `picture` in its upper left corner."""
+    sheet = Image.new("RGB", size, colour)
+    sheet.paste(picture().crop((0, 0, 32, 32)))
+    return sheet
+
+
 def encoded(kind: str, image: Image.Image | None = None, **options: object) -> bytes:
     """An image file as bytes."""
     out = io.BytesIO()
@@ -55,9 +62,9 @@ def good_files() -> Iterator[tuple[str, bytes]]:
     yield "progressive.jpg", encoded("JPEG", progressive=True)
     yield "restarts.jpg", encoded("JPEG", restart_marker_blocks=2)
     yield "trailing.jpg", encoded("JPEG") + b"13 bytes here"
-    yield "grey_end.jpg", encoded("JPEG", Image.new("RGB", SIZE, (128, 128, 128)))
-    yield "grey_end_restarts.jpg", encoded("JPEG", Image.new("RGB", SIZE, (128, 128, 128)), restart_marker_blocks=3)
-    yield "grey_end_progressive.jpg", encoded("JPEG", Image.new("RGB", SIZE, (128, 128, 128)), progressive=True)
+    yield "grey_end.jpg", encoded("JPEG", marked((128, 128, 128)))
+    yield "grey_end_restarts.jpg", encoded("JPEG", marked((128, 128, 128)), restart_marker_blocks=3)
+    yield "grey_end_progressive.jpg", encoded("JPEG", marked((128, 128, 128)), progressive=True)
     yield "deep.png", encoded("PNG", Image.fromarray(np.asarray(grey).astype(np.uint16) * 257))
     yield "one_bit.png", encoded("PNG", grey.convert("1"))
     palette = rgb.quantize(16)
@@ -89,8 +96,8 @@ def good_files() -> Iterator[tuple[str, bytes]]:
     yield "webp_in.gif", encoded("WEBP")
     yield "least.png", encoded("PNG", picture(0, (16, 16)))
     yield "narrow.png", encoded("PNG", picture(0, (16, 3000)))
-    yield "flat.webp", encoded("WEBP", Image.new("RGB", (1000, 1000), "white"))
-    yield "black.bmp", encoded("BMP", Image.new("RGB", SIZE))
+    yield "flat.webp", encoded("WEBP", marked("white", (1000, 1000)))
+    yield "black.bmp", encoded("BMP", marked("black"))
     yield "new\nline.jpg", encoded("JPEG")
     yield "quote'\"<b>&.jpg", encoded("JPEG")
     yield os.fsdecode(b"bytes\xff\xfe.jpg"), encoded("JPEG")
@@ -135,6 +142,13 @@ def bad_files() -> Iterator[tuple[str, bytes, Fault]]:
     )
     yield "dot.png", encoded("PNG", Image.new("RGB", (1, 1))), Fault.TOO_SMALL
     yield "line.png", encoded("PNG", Image.new("RGB", (1, 10_000))), Fault.TOO_SMALL
+    yield "flat.png", encoded("PNG", Image.new("RGB", SIZE, "white")), Fault.BLANK
+    yield "flat.jpg", encoded("JPEG", Image.new("RGB", SIZE, "grey")), Fault.BLANK
+    yield (
+        "transparent.png",
+        encoded("PNG", Image.merge("RGBA", (*picture().split(), Image.new("L", SIZE)))),
+        Fault.BLANK,
+    )
     yield "text_bomb.png", _with_text_bomb(png), Fault.DAMAGED
 
 

@@ -1,0 +1,74 @@
+"""What the decoder uses is whole, or the picture is refused; what it passes over is nobody's loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hostile import encoded, marked, picture
+
+from aivsreal.runtime.errors import Fault
+from aivsreal.runtime.files.decode import DecodePlan, decoded_from_file
+from aivsreal.runtime.files.images import pixels_from_file
+
+OPTIONS = ({}, {"progressive": True}, {"restart_marker_blocks": 2}, {"subsampling": 0}, {"optimize": True})
+VIDEO = np.random.default_rng(1).integers(0, 256, 20_000, np.uint8).tobytes()  # it has 78 markers, by chance
+TRAILERS = {
+    "nothing": b"",
+    "half a marker": b"\xff",
+    "zeros": bytes(5000),
+    "words": b"\0\0\x01\nMotionPhoto_Data" + bytes(20) + b"SEFT",
+    "a second picture": encoded("JPEG", picture(7)),
+    "a video": VIDEO,
+}
+
+
+def _scan_header(jpeg: bytes) -> int:
+    """Where Ss stands in the first scan's header."""
+    at = jpeg.index(b"\xff\xda")
+    return at + 5 + 2 * jpeg[at + 4]
+
+
+@pytest.mark.parametrize(("first", "last", "bits"), [(0, 0, 0), (1, 63, 0), (0, 63, 0x10), (63, 0, 0x21)])
+def test_a_sequential_jpeg_is_whole_whatever_its_scan_header_says_of_coefficients(
+    tmp_path: Path, first: int, last: int, bits: int
+) -> None:
+    whole = encoded("JPEG")
+    at = _scan_header(whole)
+    (tmp_path / "whole.jpg").write_bytes(whole)
+    (tmp_path / "odd.jpg").write_bytes(whole[:at] + bytes([first, last, bits]) + whole[at + 3 :])
+    assert (pixels_from_file(tmp_path / "odd.jpg") == pixels_from_file(tmp_path / "whole.jpg")).all()
+
+
+def test_a_sequential_jpeg_lacks_a_component_whose_scan_is_missing(tmp_path: Path) -> None:
+    whole = encoded("JPEG")
+    at = whole.index(b"\xff\xda")
+    header = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"  # luminance alone
+    (tmp_path / "image.jpg").write_bytes(whole[:at] + header + whole[_scan_header(whole) + 3 :])
+    decoded = decoded_from_file(tmp_path / "image.jpg", DecodePlan())
+    assert decoded.fault is Fault.PARTIAL
+    assert "128 of its 192 coefficients" in (decoded.error or "")
+
+
+@pytest.mark.parametrize("trailer", TRAILERS.values(), ids=TRAILERS)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_jpeg_of_which_every_block_was_sent_is_whole_without_an_end_marker(
+    tmp_path: Path, options: dict[str, object], trailer: bytes
+) -> None:
+    for image in (picture(), marked((128, 128, 128))):
+        whole = encoded("JPEG", image, **options)
+        (tmp_path / "whole.jpg").write_bytes(whole)
+        (tmp_path / "open.jpg").write_bytes(whole[:-2] + trailer)
+        assert (pixels_from_file(tmp_path / "open.jpg") == pixels_from_file(tmp_path / "whole.jpg")).all()
+
+
+@pytest.mark.parametrize("trailer", ["nothing", "half a marker", "zeros", "a second picture"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_jpeg_that_ends_early_without_an_end_marker_is_partial(
+    tmp_path: Path, options: dict[str, object], trailer: str
+) -> None:
+    whole = encoded("JPEG", **options)
+    for share in (0.5, 0.7, 0.9, 0.97):
+        (tmp_path / "cut.jpg").write_bytes(whole[: int(len(whole) * share)] + TRAILERS[trailer])
+        assert decoded_from_file(tmp_path / "cut.jpg", DecodePlan()).fault is Fault.PARTIAL, share
