@@ -87,7 +87,7 @@ def ours(bundle: Bundle, batches: Sequence[int], size: tuple[int, int], seconds:
     with closing(TensorrtBackend(bundle)) as backend:
         for batch in batches:
             pixels = photographs(batch, *size)
-            timing = timed(lambda pixels=pixels: backend.logits(pixels), seconds)  # type: ignore[misc]
+            timing = timed(lambda pixels=pixels: backend.run(pixels), seconds)  # type: ignore[misc]
             yield {
                 "what": "end to end", "batch": batch, **facts, **timing.to_json(),
                 "images_per_s": round(batch * _threaded(backend, pixels, seconds), 1),
@@ -186,7 +186,7 @@ def _threaded(backend: TensorrtBackend, pixels: list[PixelsHWC], seconds: float)
     """Batches a second from two threads, so that uploading overlaps computing as in a service."""
     with ThreadPoolExecutor(2) as pool:
         return rate(
-            lambda: list(pool.map(backend.logits, [pixels, pixels])), lambda: None, seconds, at_once=1
+            lambda: list(pool.map(backend.run, [pixels, pixels])), lambda: None, seconds, at_once=1
         ) * 2  # fmt: skip
 
 

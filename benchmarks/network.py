@@ -14,7 +14,7 @@ from aivsreal.benchmarks.pairs import ratio, rounded
 from aivsreal.benchmarks.timing import timed
 from aivsreal.runtime.backends.choose import open_backend
 from aivsreal.runtime.backends.cpu_choice import cpu_openers, measured, probe_squares
-from aivsreal.runtime.backends.protocol import Backend, SquareBackend
+from aivsreal.runtime.backends.protocol import Backend
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import BackendError
 
@@ -103,9 +103,7 @@ def runner(backend: Backend, bundle: Bundle, batch: int) -> Callable[[], object]
     """Runs the backend on a batch of squares, normalising included."""
     squares = probe_squares(bundle.manifest.spec.size, 8)
     chosen = [squares[index % len(squares)] for index in range(batch)]
-    if isinstance(backend, SquareBackend):
-        return lambda: backend.logits_from_squares(chosen)
-    return lambda: backend.logits(chosen)
+    return lambda: backend.run(chosen)
 
 
 def _ms_a_run(run: Callable[[], object], seconds: float) -> float:

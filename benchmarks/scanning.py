@@ -21,7 +21,6 @@ from aivsreal.benchmarks.network import runner
 from aivsreal.benchmarks.pairs import rounded
 from aivsreal.benchmarks.photos import SHAPES
 from aivsreal.benchmarks.start import best_ms
-from aivsreal.runtime.backends.protocol import SquareBackend
 from aivsreal.runtime.detector import BATCH_SIZE, Detector
 from aivsreal.runtime.errors import BackendError
 from aivsreal.runtime.files.decode import DecodePlan, decoded_from_file
@@ -44,7 +43,7 @@ def scan_row(backend: str, bundle: str | None, shape: str, paths: Sequence[Path]
         BackendError: the backend cannot run here, or takes no squares.
     """
     with Detector.open(bundle, backend) as detector:
-        if not isinstance(detector.backend, SquareBackend):
+        if not detector.backend.takes_squares:
             raise BackendError(f"{detector.backend.name} resizes by itself: see aivsreal-bench gpu")
         list(detector.scan(paths))  # warm-up
         begun = perf_counter()

@@ -98,7 +98,7 @@ def engine_logits(files: Mapping[str, bytes], manifest: Manifest, reference: Ref
         try:
             pixels = reference.pixels()
             while chunk := list(islice(pixels, CHUNK)):
-                parts.append(backend.logits(chunk))
+                parts.append(backend.run(chunk).logits_B)
         finally:
             backend.close()
     return np.concatenate(parts)

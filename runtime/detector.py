@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from aivsreal.runtime.backends.choose import open_backend
-from aivsreal.runtime.backends.protocol import Backend, MapBackend, SquareBackend, SquareMapBackend
+from aivsreal.runtime.backends.protocol import Backend
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import BackendError, Fault, ImageError
 from aivsreal.runtime.files.decode import Decoded, DecodePlan, reduced
@@ -32,7 +32,7 @@ from aivsreal.runtime.files.images import (
 from aivsreal.runtime.files.pipeline import judged_batches
 from aivsreal.runtime.files.pool import TIME_LIMIT_S, DecodePool
 from aivsreal.runtime.files.read import MAX_BYTES, Snapshot, check_content
-from aivsreal.runtime.preprocess import LogitsB, PixelsHWC, square_from_pixels
+from aivsreal.runtime.preprocess import PixelsHWC, Scores, square_from_pixels
 from aivsreal.runtime.verdict import (
     FileStamp,
     Judge,
@@ -123,7 +123,7 @@ class Detector:
             TypeError: it is none of these.
         """
         self._check_open()
-        return self._verdict(float(self.backend.logits([self._pixels(image)])[0]))
+        return self._verdict(float(self._scores([self._reduced(self._pixels(image))]).logits_B[0]))
 
     def judge_many(self, images: Iterable[AnyImage], batch_size: int = BATCH_SIZE) -> Iterator[Verdict]:
         """Judge images in batches, in order; one batch is in memory at a time.
@@ -145,7 +145,7 @@ class Detector:
                     pixels.append(self._reduced(self._pixels(image)))  # noqa: PERF401  kept when one fails
             except ImageError as error:
                 failed = error
-            for logit in self._logits(pixels):
+            for logit in self._scores(pixels).logits_B:
                 yield self._verdict(float(logit))
             if failed is None and not pixels:
                 return
@@ -163,8 +163,8 @@ class Detector:
         """Judge files in order; one that cannot be judged becomes a result with its error.
 
         Files are decoded in a thread a core, at most two batches ahead, so memory does not grow with their number. For
-        a `SquareBackend` the threads also crop and resize, so that it does not grow with the images' size either. The
-        first results come after one file; see `pipeline.judged_batches`.
+        a backend that takes squares the threads also crop and resize, so that it does not grow with the images' size
+        either. The first results come after one file; see `pipeline.judged_batches`.
 
         Args:
             paths: read as far as the window needs, so it may be an endless stream. One whose next path has yet to come
@@ -222,7 +222,7 @@ class Detector:
     ) -> DecodePool:
         """Threads that decode for `scan`; close the pool when done. See `DecodePool` and `DecodePlan`."""
         spec = self.bundle.manifest.spec
-        seen = spec if isinstance(self.backend, SquareBackend) else None
+        seen = spec if self.backend.takes_squares else None
         plan = DecodePlan(seen, frames, max_pixels, by_content, spec.least_side)
         return DecodePool(plan, threads, time_limit_s, isolate)
 
@@ -233,13 +233,14 @@ class Detector:
     def _judged(self, batch: Sequence[Decoded], batch_size: int, trust_metadata: bool, views: bool) -> list[Scanned]:
         pixels = [frame for decoded in batch for frame in decoded.pixels]
         # Files of several frames make a batch longer than was asked for.
-        parts = [self._logits_and_maps(pixels[at : at + batch_size], views) for at in range(0, len(pixels), batch_size)]
-        logits = iter([float(logit) for logits_B, _ in parts for logit in logits_B])
-        maps = iter([map_hw for _, maps_B in parts for map_hw in maps_B])
+        with_maps = views and self.backend.has_maps
+        parts = [self._scores(pixels[at : at + batch_size], with_maps) for at in range(0, len(pixels), batch_size)]
+        logits = iter([float(logit) for scores in parts for logit in scores.logits_B])
+        maps = iter([map_hw for scores in parts for map_hw in (() if scores.maps_Bhw is None else scores.maps_Bhw)])
         judged = []
         for decoded in batch:
             scanned = self._scanned(decoded, [next(logits) for _ in decoded.pixels], trust_metadata)
-            seen = [next(maps) for _ in decoded.pixels]
+            seen = [next(maps, None) for _ in decoded.pixels]
             if views and scanned.verdict is not None:
                 scanned = replace(scanned, view=View(self._square(decoded.pixels[0]), seen[0]))
             judged.append(scanned)
@@ -267,38 +268,16 @@ class Detector:
         return pixels_from_any(image, self.bundle.manifest.spec.least_side)
 
     def _reduced(self, pixels_HWC: PixelsHWC) -> PixelsHWC:
-        return reduced(pixels_HWC, self.bundle.manifest.spec if isinstance(self.backend, SquareBackend) else None)
+        return reduced(pixels_HWC, self.bundle.manifest.spec if self.backend.takes_squares else None)
 
     def _square(self, reduced_HWC: PixelsHWC) -> PixelsHWC:
-        squared = isinstance(self.backend, SquareBackend)
-        return reduced_HWC if squared else square_from_pixels(reduced_HWC, self.bundle.manifest.spec)
+        return reduced_HWC if self.backend.takes_squares else square_from_pixels(reduced_HWC, self.bundle.manifest.spec)
 
-    @property
-    def has_maps(self) -> bool:
-        """Whether the network says what moved its score, so that views have maps."""
-        return isinstance(self.backend, MapBackend) and self.backend.has_maps
-
-    def _logits_and_maps(
-        self, reduced: Sequence[PixelsHWC], views: bool
-    ) -> tuple[LogitsB, Sequence[npt.NDArray[np.float32] | None]]:
-        self._check_open()
-        backend = self.backend
-        if not (views and self.has_maps):
-            return self._logits(reduced), [None] * len(reduced)
-        if isinstance(backend, SquareMapBackend):
-            logits_B, maps_Bhw = backend.logits_and_maps_from_squares(reduced)
-        else:
-            assert isinstance(backend, MapBackend)
-            logits_B, maps_Bhw = backend.logits_and_maps(reduced)
-        return logits_B, list(maps_Bhw)
-
-    def _logits(self, reduced: Sequence[PixelsHWC]) -> LogitsB:
-        if not reduced:
-            return np.empty(0, dtype=np.float32)
+    def _scores(self, images: Sequence[PixelsHWC], maps: bool = False) -> Scores:
+        if not images:
+            return Scores(np.empty(0, dtype=np.float32))
         self._check_open()  # again, as a stream may go on after the end
-        if isinstance(self.backend, SquareBackend):
-            return self.backend.logits_from_squares(reduced)
-        return self.backend.logits(reduced)
+        return self.backend.run(images, maps)
 
     def _verdict(self, logit: float) -> Verdict:
         try:

@@ -7,6 +7,7 @@ h, w cells of a map.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,16 @@ BatchBCHW = npt.NDArray[np.float32]
 LogitsB = npt.NDArray[np.float32]
 MapsBhw = npt.NDArray[np.float32]
 MapHW = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a network said of a batch, before calibration."""
+
+    logits_B: LogitsB
+    maps_Bhw: MapsBhw | None = None
+    """Where they were asked for: a logit is the mean of its map."""
+
 
 _RESAMPLING = {
     ResizeFilter.BILINEAR: Image.Resampling.BILINEAR,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,13 @@ def write_image(path: Path, seed: int, size: tuple[int, int] = (96, 72), smooth:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.clip(slope_HWC + noise_HWC, 0, 255).astype(np.uint8)).save(path)
     return path
+
+
+def squares_of(bundle: Any, images: Sequence[Any]) -> list[Any]:
+    """What a backend that takes squares is given of images of any sizes."""
+    from aivsreal.runtime.preprocess import square_from_pixels
+
+    return [square_from_pixels(pixels_HWC, bundle.manifest.spec) for pixels_HWC in images]
 
 
 # Started in the background of a script, pytest inherits a SIGINT that is ignored, and so would the commands that the

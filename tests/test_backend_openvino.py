@@ -12,7 +12,6 @@ import pytest
 
 from aivsreal.runtime.backends.choose import open_backend
 from aivsreal.runtime.backends.cpu_choice import MAX_DIFFERENCE, MEAN_DIFFERENCE, measured, probe_squares
-from aivsreal.runtime.backends.protocol import SquareBackend, SquareMapBackend
 from aivsreal.runtime.bundle.folder import Bundle, write_bundle
 from aivsreal.runtime.errors import BackendError, BundleError
 from aivsreal.runtime.spec import PreprocessSpec
@@ -32,22 +31,22 @@ def test_openvino_agrees_with_onnx_runtime() -> None:
     onnx, _ = open_backend(bundle, "onnx-cpu", 1)
     openvino, why = open_backend(bundle, "openvino", 1)
     assert why == "asked for"
-    assert isinstance(openvino, SquareBackend)
     assert openvino.name == "openvino-cpu"
     assert openvino.precision in ("bf16", "fp16", "fp32")
     seen = measured({"onnx": onnx, "openvino": openvino}, bundle)["openvino"]
     assert seen.mean_difference <= MEAN_DIFFERENCE
     assert seen.max_difference <= MAX_DIFFERENCE
     squares = probe_squares(bundle.manifest.spec.size, 5)
-    alone = np.concatenate([openvino.logits_from_squares([square]) for square in squares])
-    assert openvino.logits_from_squares(squares) == pytest.approx(alone, abs=0.02)
-    assert openvino.logits([]).shape == (0,)
-    if isinstance(openvino, SquareMapBackend) and openvino.has_maps:
-        logits_B, maps_Bhw = openvino.logits_and_maps_from_squares(squares)
-        assert maps_Bhw.mean(axis=(1, 2)) == pytest.approx(logits_B, abs=0.05)
+    alone = np.concatenate([openvino.run([square]).logits_B for square in squares])
+    assert openvino.run(squares).logits_B == pytest.approx(alone, abs=0.02)
+    assert openvino.run([]).logits_B.shape == (0,)
+    if openvino.has_maps:
+        scores = openvino.run(squares, maps=True)
+        assert scores.maps_Bhw is not None
+        assert scores.maps_Bhw.mean(axis=(1, 2)) == pytest.approx(scores.logits_B, abs=0.05)
     else:
         with pytest.raises(BackendError, match="no map"):
-            openvino.logits_and_maps(squares)  # type: ignore[attr-defined]
+            openvino.run(squares, maps=True)
 
 
 @installed

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_image
+from conftest import squares_of, write_image
 from fake_cuda import CARD, JETSON, FakeDriver
 from fake_gpu import bundle_with_engine, installed_gpu, small_bundle
 from fake_tensorrt import VERSIONS
@@ -60,8 +60,8 @@ def test_every_version_gives_the_logits_of_the_onnx_graph(
     assert backend.precision == ("fp16" if half else "fp32")
     assert why.startswith("auto; engine fp")
     for count in (1, 3, 3, 3, 9, 40):
-        got, wanted = backend.logits(_images(count, count)), OnnxBackend(plain).logits(_images(count, count))
-        assert got == pytest.approx(wanted, abs=0.02 if half else 1e-5)
+        wanted = OnnxBackend(plain).run(squares_of(plain, _images(count, count))).logits_B
+        assert backend.run(_images(count, count)).logits_B == pytest.approx(wanted, abs=0.02 if half else 1e-5)
     backend.close()
     backend.close()
     driver.check_empty()
@@ -70,11 +70,13 @@ def test_every_version_gives_the_logits_of_the_onnx_graph(
 def test_the_map_comes_with_the_logits_and_has_them_for_its_mean(install: Install, with_engine: Bundle) -> None:
     driver = install()
     backend = TensorrtBackend(with_engine)
-    logits_B, map_BHW = backend.logits_and_maps(_images(5))
+    scores = backend.run(_images(5), maps=True)
+    logits_B, map_BHW = scores.logits_B, scores.maps_Bhw
+    assert map_BHW is not None
     assert map_BHW.shape[0] == 5
     assert map_BHW.ndim == 3
     assert map_BHW.mean(axis=(1, 2)) == pytest.approx(logits_B, abs=1e-4)
-    assert backend.logits([]).shape == (0,)
+    assert backend.run([]).logits_B.shape == (0,)
     backend.close()
     driver.check_empty()
 
@@ -83,12 +85,12 @@ def test_a_batch_is_one_upload_one_graph_and_a_small_download(install: Install, 
     driver = install()
     backend = TensorrtBackend(with_engine)
     for _ in range(2):  # the first run of a size allocates, the second records
-        backend.logits(_images(4))
+        backend.run(_images(4))
     driver.calls.clear()
-    backend.logits(_images(4))
+    backend.run(_images(4))
     assert driver.calls == ["upload", "launch_graph", "synchronize"]
     driver.calls.clear()
-    backend.logits(_images(4)[::-1][:2] * 2)  # other sizes and tables in another order, and the same graph
+    backend.run(_images(4)[::-1][:2] * 2)  # other sizes and tables in another order, and the same graph
     assert driver.calls == ["upload", "launch_graph", "synchronize"]
     backend.close()
 
@@ -97,9 +99,9 @@ def test_a_larger_batch_goes_in_halves_that_overlap(install: Install, with_engin
     driver = install()
     backend = TensorrtBackend(with_engine)
     for _ in range(3):
-        backend.logits(_images(16))
+        backend.run(_images(16))
     driver.calls.clear()
-    backend.logits(_images(16))
+    backend.run(_images(16))
     # The second half is on its way before the first is waited for.
     assert driver.calls == ["upload", "launch_graph", "upload", "launch_graph", "synchronize", "synchronize"]
     backend.close()
@@ -110,8 +112,8 @@ def test_a_jetson_copies_nothing(install: Install, plain: Bundle, tmp_path: Path
     driver = install(gpu=JETSON)
     backend = TensorrtBackend(bundle)
     for count in (1, 3, 3, 3, 12):
-        wanted = OnnxBackend(plain).logits(_images(count))
-        assert backend.logits(_images(count)) == pytest.approx(wanted, abs=1e-5)
+        wanted = OnnxBackend(plain).run(squares_of(plain, _images(count))).logits_B
+        assert backend.run(_images(count)).logits_B == pytest.approx(wanted, abs=1e-5)
     assert driver.count("upload") == driver.count("download") == 0
     assert driver.count("launch_graph") > 0
     backend.close()
@@ -122,9 +124,9 @@ def test_without_graphs_the_parts_are_launched_and_it_is_said(install: Install, 
     driver = install(has_graphs=False)
     backend, why = open_backend(with_engine, "tensorrt")
     assert "no CUDA graphs: fake has none" in why
-    wanted = OnnxBackend(with_engine).logits(_images(5))
+    wanted = OnnxBackend(with_engine).run(squares_of(with_engine, _images(5))).logits_B
     for _ in range(3):
-        assert backend.logits(_images(5)) == pytest.approx(wanted, abs=1e-5)
+        assert backend.run(_images(5)).logits_B == pytest.approx(wanted, abs=1e-5)
     backend.close()
     driver.check_empty()
 
@@ -143,7 +145,8 @@ def test_a_recording_that_fails_is_given_up_and_said(
         backend = TensorrtBackend(with_engine)
     assert "CAPTURE_UNSUPPORTED" in caplog.text
     assert "CAPTURE_UNSUPPORTED" in backend.detail
-    assert backend.logits(_images(3)) == pytest.approx(OnnxBackend(with_engine).logits(_images(3)), abs=1e-5)
+    wanted = OnnxBackend(with_engine).run(squares_of(with_engine, _images(3))).logits_B
+    assert backend.run(_images(3)).logits_B == pytest.approx(wanted, abs=1e-5)
     backend.close()
     driver.check_empty()
 
@@ -153,10 +156,10 @@ def test_threads_share_a_backend(install: Install, with_engine: Bundle) -> None:
     backend = TensorrtBackend(with_engine)
     batches = [_images(1 + seed % 11, seed) for seed in range(24)]
     reference = OnnxBackend(with_engine)
-    wanted = [reference.logits(batch) for batch in batches]
+    wanted = [reference.run(squares_of(with_engine, batch)).logits_B for batch in batches]
     with ThreadPoolExecutor(6) as pool:
-        for got, expected in zip(pool.map(backend.logits, batches), wanted, strict=True):
-            assert got == pytest.approx(expected, abs=1e-5)
+        for scores, expected in zip(pool.map(backend.run, batches), wanted, strict=True):
+            assert scores.logits_B == pytest.approx(expected, abs=1e-5)
     backend.close()
     driver.check_empty()
 
@@ -167,12 +170,12 @@ def test_a_full_memory_halves_the_batch_and_says_so(
     driver = install(memory_bytes=900_000)
     backend = TensorrtBackend(with_engine)
     with caplog.at_level(logging.WARNING):
-        got = backend.logits(_images(32))
-    assert got == pytest.approx(OnnxBackend(with_engine).logits(_images(32)), abs=1e-5)
+        got = backend.run(_images(32)).logits_B
+    assert got == pytest.approx(OnnxBackend(with_engine).run(squares_of(with_engine, _images(32))).logits_B, abs=1e-5)
     assert "at most" in caplog.text or "no longer overlap" in caplog.text
     halved = len(caplog.records)
     caplog.clear()
-    backend.logits(_images(32))
+    backend.run(_images(32))
     assert len(caplog.records) < halved  # it is remembered
     backend.close()
     driver.check_empty()
@@ -190,8 +193,8 @@ def test_an_engine_for_fixed_batches_is_filled_up(install: Install, plain: Bundl
     driver = install()
     backend = TensorrtBackend(bundle)
     for count in (1, 5):
-        wanted = OnnxBackend(plain).logits(_images(count))
-        assert backend.logits(_images(count)) == pytest.approx(wanted, abs=1e-5)
+        wanted = OnnxBackend(plain).run(squares_of(plain, _images(count))).logits_B
+        assert backend.run(_images(count)).logits_B == pytest.approx(wanted, abs=1e-5)
     backend.close()
     driver.check_empty()
 
@@ -200,7 +203,7 @@ def test_more_batch_sizes_than_are_kept_come_and_go(install: Install, with_engin
     driver = install()
     backend = TensorrtBackend(with_engine)
     for count in (1, 2, 3, 4, 5, 1, 2, 5, 5, 1):
-        backend.logits(_images(count))
+        backend.run(_images(count))
     backend.close()
     assert driver.count("end_capture") == driver.count("destroy_graph")
     driver.check_empty()
@@ -262,9 +265,9 @@ def test_a_failing_run_is_an_error_and_the_backend_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules["tensorrt"].IExecutionContext, "execute_async_v3", lambda *_: False)
         with pytest.raises(BackendError, match="cannot run the engine"):
-            backend.logits(_images(6))
-    wanted = OnnxBackend(with_engine).logits(_images(6))
-    assert backend.logits(_images(6)) == pytest.approx(wanted, abs=1e-5)
+            backend.run(_images(6))
+    wanted = OnnxBackend(with_engine).run(squares_of(with_engine, _images(6))).logits_B
+    assert backend.run(_images(6)).logits_B == pytest.approx(wanted, abs=1e-5)
     backend.close()
     driver.check_empty()
 
@@ -286,10 +289,10 @@ def test_an_exported_network_gives_the_same_logits_and_maps(
     bundle = bundle_with_engine(tmp_path / "bundle", exported)
     driver = install()
     backend = TensorrtBackend(bundle)
-    logits_B, maps_Bhw = backend.logits_and_maps(_images(5))
-    wanted_B, wanted_Bhw = OnnxBackend(exported, provider="cpu").logits_and_maps(_images(5))
-    assert logits_B == pytest.approx(wanted_B, abs=1e-4)
-    np.testing.assert_allclose(maps_Bhw, wanted_Bhw, atol=1e-4)
+    found = backend.run(_images(5), maps=True)
+    wanted = OnnxBackend(exported, provider="cpu").run(squares_of(exported, _images(5)), maps=True)
+    assert found.logits_B == pytest.approx(wanted.logits_B, abs=1e-4)
+    np.testing.assert_allclose(found.maps_Bhw, wanted.maps_Bhw, atol=1e-4)
     backend.close()
     driver.check_empty()
 
@@ -325,9 +328,9 @@ def test_the_fake_finds_a_use_after_free(
     backend = TensorrtBackend(with_engine)
     # The graphs of a buffer that was replaced by a larger one are launched again.
     monkeypatch.setattr("aivsreal.runtime.gpu.executor._Program.forget", lambda self: None)
-    backend.logits(_images(4))
+    backend.run(_images(4))
     with pytest.raises(AssertionError, match=r"not allocated|was changed"):
-        backend.logits(_images(1))
+        backend.run(_images(1))
 
 
 def test_the_fake_finds_a_read_before_the_work_is_done(
@@ -336,7 +339,7 @@ def test_the_fake_finds_a_read_before_the_work_is_done(
     install()
     backend = TensorrtBackend(with_engine)
     monkeypatch.setattr("aivsreal.runtime.gpu.driver.Stream.synchronize", lambda self: None)
-    assert np.isnan(backend.logits(_images(3))).all()
+    assert np.isnan(backend.run(_images(3)).logits_B).all()
 
 
 def test_the_fake_finds_a_staging_buffer_that_is_written_too_early(

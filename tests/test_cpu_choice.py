@@ -13,24 +13,21 @@ from aivsreal.runtime.backends import choose as backends
 from aivsreal.runtime.backends.cpu_choice import Measured, choice, fastest, measured, probe_squares
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import BackendError
-from aivsreal.runtime.preprocess import PixelsHWC
+from aivsreal.runtime.preprocess import PixelsHWC, Scores
 
 
 class FakeBackend:
     """A fake: its logit is the mean brightness, moved by `off`, and it burns `ms` of processor time an image."""
 
     def __init__(self, name: str, ms: float = 0.0, off: float = 0.0) -> None:
-        self.precision = "fp32"
+        self.precision, self.takes_squares, self.has_maps = "fp32", True, False
         self.name, self._ms, self._off, self.closed = name, ms, off, False
 
-    def logits_from_squares(self, squares: Sequence[PixelsHWC]) -> np.ndarray:
+    def run(self, squares: Sequence[PixelsHWC], maps: bool = False) -> Scores:
         end = time.process_time() + len(squares) * self._ms / 1000
         while time.process_time() < end:
             pass
-        return np.array([square.mean() / 64 - 2 + self._off for square in squares], dtype=np.float32)
-
-    def logits(self, pixels: Sequence[PixelsHWC]) -> np.ndarray:
-        return self.logits_from_squares(pixels)
+        return Scores(np.array([square.mean() / 64 - 2 + self._off for square in squares], dtype=np.float32))
 
     def close(self) -> None:
         self.closed = True

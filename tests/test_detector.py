@@ -17,7 +17,7 @@ from PIL import Image
 
 from aivsreal.runtime import Bundle, Detector
 from aivsreal.runtime.errors import BackendError, BundleError, Fault, ImageError
-from aivsreal.runtime.preprocess import PixelsHWC
+from aivsreal.runtime.preprocess import PixelsHWC, Scores
 from aivsreal.runtime.verdict import Label
 from aivsreal.train.evaluate.metrics import auc
 
@@ -26,14 +26,15 @@ class FakeBackend:
     """A fake: its logit is the median of an image, and not finite for a black one. It takes full pixels only."""
 
     name, precision = "fake", "fp32"
+    takes_squares = has_maps = False
 
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def logits(self, pixels: Sequence[PixelsHWC]) -> np.ndarray:
-        self.batches.append(len(pixels))
-        medians = [float(np.median(values)) for values in pixels]
-        return np.array([median - 128 if median else np.nan for median in medians], dtype=np.float32)
+    def run(self, images: Sequence[PixelsHWC], maps: bool = False) -> Scores:
+        self.batches.append(len(images))
+        medians = [float(np.median(values)) for values in images]
+        return Scores(np.array([median - 128 if median else np.nan for median in medians], dtype=np.float32))
 
     def close(self) -> None:
         pass
@@ -248,7 +249,7 @@ def test_unknown_backends_and_points_are_clear_errors(tiny_bundle: Path) -> None
 def test_a_backend_reads_its_precision_from_the_network(tiny_bundle: Path) -> None:
     with Detector.open(tiny_bundle, "onnx") as detector:
         assert (detector.backend.name, detector.backend.precision) == ("onnx-cpu", "fp32")
-        assert detector.backend.logits([]).shape == (0,)
+        assert detector.backend.run([]).logits_B.shape == (0,)
 
 
 def test_a_network_for_another_size_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:

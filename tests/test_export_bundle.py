@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
-from conftest import write_image
+from conftest import squares_of, write_image
 from fake_cuda import CARD, JETSON, FakeDriver
 from fake_gpu import installed_gpu
 from google.protobuf import text_format
@@ -125,7 +125,7 @@ def test_with_a_gpu_the_bundle_gets_an_engine_that_the_runtime_takes(
         assert (detector.backend.name, detector.backend.precision) == ("tensorrt", "fp16")
         logit = detector.judge(pixels_HWC).logit
     onnx_backend, _ = open_backend(Bundle.open(folder), "onnx")
-    assert abs(logit - float(onnx_backend.logits([pixels_HWC])[0])) < 0.05
+    assert abs(logit - float(onnx_backend.run(squares_of(Bundle.open(folder), [pixels_HWC])).logits_B[0])) < 0.05
     verified = _export(folder, "--verify", "--json")
     assert verified.exit_code == 0, verified.output
     assert card.file in {row["file"] for row in json.loads(verified.stdout)["comparisons"]}

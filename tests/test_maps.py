@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import write_image
+from conftest import squares_of, write_image
 
 from aivsreal.runtime.backends.choose import open_backend
-from aivsreal.runtime.backends.protocol import MapBackend, SquareMapBackend
 from aivsreal.runtime.bundle.folder import Bundle, write_bundle
 from aivsreal.runtime.errors import BackendError
 from aivsreal.runtime.explain import Explainer
 from aivsreal.runtime.files.images import pixels_from_file
-from aivsreal.runtime.preprocess import square_from_pixels
 from aivsreal.runtime.verdict import Label
 
 
@@ -35,23 +33,24 @@ def _open(path: Path, kind: str) -> Any:
 @pytest.mark.parametrize("kind", ["onnx", "torch"])
 def test_a_logit_is_the_mean_of_its_map(map_bundle: Path, images: list[np.ndarray], kind: str) -> None:
     backend = _open(map_bundle, kind)
-    assert isinstance(backend, MapBackend)
-    assert isinstance(backend, SquareMapBackend)
-    logits_B, maps_Bhw = backend.logits_and_maps(images)
+    squares = squares_of(Bundle.open(map_bundle), images)
+    scores = backend.run(squares, maps=True)
+    logits_B, maps_Bhw = scores.logits_B, scores.maps_Bhw
     assert maps_Bhw.shape == (3, 4, 4)
     assert maps_Bhw.dtype == np.float32
     assert np.ptp(maps_Bhw, axis=(1, 2)).min() > 0.02
     np.testing.assert_allclose(maps_Bhw.mean(axis=(1, 2)), logits_B, atol=1e-5)
-    np.testing.assert_allclose(backend.logits(images), logits_B, atol=1e-6)
-    spec = Bundle.open(map_bundle).manifest.spec
-    squares = [square_from_pixels(pixels_HWC, spec) for pixels_HWC in images]
-    np.testing.assert_allclose(backend.logits_and_maps_from_squares(squares)[1], maps_Bhw, atol=1e-6)
-    assert [len(values) for values in backend.logits_and_maps([])] == [0, 0]
+    alone = backend.run(squares)
+    np.testing.assert_allclose(alone.logits_B, logits_B, atol=1e-6)
+    assert alone.maps_Bhw is None
+    none = backend.run([], maps=True)
+    assert [len(none.logits_B), len(none.maps_Bhw)] == [0, 0]
     backend.close()
 
 
 def test_onnx_and_pytorch_give_the_same_map(map_bundle: Path, images: list[np.ndarray]) -> None:
-    ours, theirs = (_open(map_bundle, kind).logits_and_maps(images)[1] for kind in ("onnx", "torch"))
+    squares = squares_of(Bundle.open(map_bundle), images)
+    ours, theirs = (_open(map_bundle, kind).run(squares, maps=True).maps_Bhw for kind in ("onnx", "torch"))
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
@@ -59,7 +58,8 @@ def test_the_map_is_last_stage_gradcam_before_the_relu(map_bundle: Path, images:
     """Grad-CAM has the gradient of the mean over the tokens, and not the bias: so map = tokens * Grad-CAM + bias."""
     explainer = Explainer(map_bundle)
     bias = float(explainer.network.head.bias)  # type: ignore[arg-type]
-    _, maps_Bhw = _open(map_bundle, "onnx").logits_and_maps(images)
+    squares = squares_of(explainer.bundle, images)
+    maps_Bhw = _open(map_bundle, "onnx").run(squares, maps=True).maps_Bhw
     for pixels_HWC, map_hw in zip(images, maps_Bhw, strict=True):
         gradcam_hw = explainer.explain(pixels_HWC, of=Label.AI).map_hw
         np.testing.assert_allclose(map_hw, gradcam_hw * gradcam_hw.size + bias, atol=1e-5)
@@ -73,6 +73,7 @@ def test_a_bundle_from_before_maps_says_what_to_do(map_bundle: Path, images: lis
     old = write_bundle(tmp_path / "old", files, replace(bundle.manifest, files={}))
     backend = _open(old.path, "onnx")
     assert not backend.has_maps
-    assert len(backend.logits(images)) == 3
+    squares = squares_of(bundle, images)
+    assert len(backend.run(squares).logits_B) == 3
     with pytest.raises(BackendError, match="aivsreal-export"):
-        backend.logits_and_maps(images)
+        backend.run(squares, maps=True)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from conftest import squares_of
 from fake_gpu import SIDE, small_bundle
 
 from aivsreal.runtime.backends.choose import open_backend
@@ -90,8 +91,9 @@ def test_tensorrt_keeps_its_engines_and_is_told_the_batches(
     assert folder.is_dir()
     assert options["trt_profile_max_shapes"] == f"pixels_BCHW:{MAX_TENSORRT_BATCH}x3x{SIDE}x{SIDE}"
     images = [np.full((30, 30, 3), value, np.uint8) for value in range(MAX_TENSORRT_BATCH + 5)]
-    wanted = OnnxBackend(bundle, provider="cpu").logits(images)
-    assert (backend.logits(images) == wanted).all()
+    squares = squares_of(bundle, images)
+    wanted = OnnxBackend(bundle, provider="cpu").run(squares).logits_B
+    assert (backend.run(squares).logits_B == wanted).all()
     assert backend._session.batches == [MAX_TENSORRT_BATCH, 5]
 
 

@@ -63,7 +63,7 @@ def test_processors_with_other_instructions_differ(tmp_path: Path) -> None:
 
 def _logits(bundle: Bundle) -> np.ndarray:
     backend = OnnxBackend(bundle, 1, "cpu")
-    logits_B = backend.logits_from_squares(probe_squares(bundle.manifest.spec.size, 3))
+    logits_B = backend.run(probe_squares(bundle.manifest.spec.size, 3)).logits_B
     backend.close()
     return logits_B
 

@@ -216,7 +216,10 @@ def soak(batches: int, seconds: float, bundle: str | None, kernel_alone: bool) -
 
         else:
             backend = stack.enter_context(closing(TensorrtBackend(opened_bundle)))
-            one = backend.logits
+
+            def one(pixels: list[PixelsHWC]) -> object:
+                return backend.run(pixels)
+
         before, begin, done = (0, 0), time.perf_counter(), 0
         while done < batches and time.perf_counter() - begin < seconds:
             if done == int(batches * _WARM_UP):
@@ -257,11 +260,11 @@ def threads(batches: int, bundle: str | None) -> None:
         for size in (1, 4, 8)
     ]
     with closing(TensorrtBackend(Bundle.open(bundle))) as backend:
-        alone = [backend.logits(pixels) for pixels in drawn]
+        alone = [backend.run(pixels).logits_B for pixels in drawn]
 
         def worst(offset: int) -> float:
             numbers = [(number + offset) % len(drawn) for number in range(batches)]
-            return max(float(np.abs(backend.logits(drawn[number]) - alone[number]).max()) for number in numbers)
+            return max(float(np.abs(backend.run(drawn[number]).logits_B - alone[number]).max()) for number in numbers)
 
         with ThreadPoolExecutor(2) as pool:
             most = max(pool.map(worst, range(2)))

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aivsreal.benchmarks.machine import machine_facts
-from aivsreal.runtime.backends.protocol import SquareBackend
+from aivsreal.runtime.backends.protocol import Backend
 from aivsreal.runtime.detector import Detector
 from aivsreal.runtime.errors import AivsrealError, BackendError
 from aivsreal.runtime.files.images import pixels_from_file
@@ -88,11 +88,11 @@ GEOMETRIES: dict[str, Views] = {
 
 
 def mean_logits(
-    images: Sequence[PixelsHWC], views: Views, spec: PreprocessSpec, backend: SquareBackend
+    images: Sequence[PixelsHWC], views: Views, spec: PreprocessSpec, backend: Backend
 ) -> npt.NDArray[np.float32]:
     """`logits_B`, the mean over the views of each image."""
     squares_BV = [views(pixels_HWC, spec) for pixels_HWC in images]
-    logits_V = backend.logits_from_squares([square_SSC for squares_V in squares_BV for square_SSC in squares_V])
+    logits_V = backend.run([square_SSC for squares_V in squares_BV for square_SSC in squares_V]).logits_B
     mean_B: npt.NDArray[np.float32] = logits_V.reshape(len(images), -1).mean(axis=1)
     return mean_B
 
@@ -117,7 +117,7 @@ def compared(samples: Sequence[Sample], detector: Detector, batch_size: int = 16
         ImageError: an image cannot be read.
     """
     backend, spec = detector.backend, detector.bundle.manifest.spec
-    if not isinstance(backend, SquareBackend):
+    if not backend.takes_squares:
         raise BackendError(f"the backend {backend.name} resizes by itself; use --backend onnx")
     target_B = np.array([sample.target for sample in samples])
     parts: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in GEOMETRIES}

@@ -5,13 +5,13 @@ Legend: B image in a batch; H, W image height and width; C channel (3, RGB); S i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from time import process_time
 
 import numpy as np
 
-from aivsreal.runtime.backends.protocol import Backend, SquareBackend
+from aivsreal.runtime.backends.protocol import Backend
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import INT8_MODEL
 from aivsreal.runtime.cache import cpu_digest, remember, remembered, usable_cache_folder
@@ -129,12 +129,13 @@ def fastest(openers: Mapping[str, Opener], bundle: Bundle, threads: int | None) 
 def measured(backends: Mapping[str, Backend], bundle: Bundle) -> dict[str, Measured]:
     """Speed of each and its difference from the reference, on the same squares, in turns."""
     squares = probe_squares(bundle.manifest.spec.size)
-    p_ai = {name: _p_ai(_logits(backend, squares), bundle.manifest.temperature) for name, backend in backends.items()}
+    temperature = bundle.manifest.temperature
+    p_ai = {name: _p_ai(backend.run(squares).logits_B, temperature) for name, backend in backends.items()}
     best = dict.fromkeys(backends, float("inf"))
     for turn in range(_ROUNDS + 1):  # in turns, so that a machine that is busy for a while is so for all
         for name, backend in backends.items():
             begin = process_time()
-            _logits(backend, squares[:_BATCH])
+            backend.run(squares[:_BATCH])
             if turn:
                 best[name] = min(best[name], (process_time() - begin) * 1000 / _BATCH)
     differences = {name: np.abs(values - p_ai[_REFERENCE]) for name, values in p_ai.items()}
@@ -156,10 +157,6 @@ def choice(seen: Mapping[str, Measured]) -> tuple[str, str]:
         else:
             parts.append(f"{name} passed over: it moves p_ai by up to {one.max_difference:.3f}")
     return chosen, "; ".join(parts)
-
-
-def _logits(backend: Backend, squares: Sequence[PixelsHWC]) -> LogitsB:
-    return backend.logits_from_squares(squares) if isinstance(backend, SquareBackend) else backend.logits(squares)
 
 
 def _p_ai(logits_B: LogitsB, temperature: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

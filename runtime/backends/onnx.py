@@ -23,7 +23,7 @@ from aivsreal.runtime.bundle.folder import Bundle, no_maps
 from aivsreal.runtime.bundle.manifest import INT8_MODEL, LOGITS, MAP, MODEL
 from aivsreal.runtime.errors import BackendError, BundleError, MissingExtra
 from aivsreal.runtime.machine import has_int8_products, usable_cores
-from aivsreal.runtime.preprocess import BatchBCHW, LogitsB, MapsBhw, PixelsHWC, batch_from_pixels, batch_from_squares
+from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, Scores, batch_from_squares
 
 _INPUT_TYPES: dict[str, tuple[str, type[np.floating[Any]]]] = {
     "tensor(float)": ("fp32", np.float32),
@@ -46,6 +46,8 @@ class OnnxBackend:
         BackendError: onnxruntime is installed but cannot be loaded, or does not run on the provider asked for.
         BundleError: the network cannot be loaded, or is not one for the manifest's preprocessing.
     """
+
+    takes_squares = True
 
     def __init__(
         self, bundle: Bundle, threads: int | None = None, provider: str | None = None, int8: bool | None = None
@@ -93,54 +95,22 @@ class OnnxBackend:
         lost = [name for name, _ in providers if name not in running]
         self.passed_over = "; ".join(f"{name} passed over: it did not load, see aivsreal-doctor" for name in lost)
 
-    def logits(self, pixels: Sequence[PixelsHWC]) -> LogitsB:
-        """`logits_B`, float32, of `pixels_HWC` of any sizes.
+    def run(self, images: Sequence[PixelsHWC], maps: bool = False) -> Scores:
+        """Scores of `square_SSC`, each already reduced to the input's size.
 
         Raises:
-            BackendError: ONNX Runtime failed, for example because the GPU's memory is full.
+            BackendError: ONNX Runtime failed, for example because the GPU's memory is full; or there are no maps.
         """
-        return self._logits(batch_from_pixels(pixels, self._spec))
-
-    def logits_from_squares(self, squares: Sequence[PixelsHWC]) -> LogitsB:
-        """`logits_B`, float32, of `square_SSC` that are already reduced to the input's size.
-
-        Raises:
-            BackendError: ONNX Runtime failed.
-        """
-        return self._logits(batch_from_squares(squares, self._spec))
-
-    def logits_and_maps(self, pixels: Sequence[PixelsHWC]) -> tuple[LogitsB, MapsBhw]:
-        """`logits_B` and `maps_Bhw`, float32, of `pixels_HWC` of any sizes.
-
-        Raises:
-            BackendError: the network gives no maps; or ONNX Runtime failed.
-        """
-        return self._logits_and_maps(batch_from_pixels(pixels, self._spec))
-
-    def logits_and_maps_from_squares(self, squares: Sequence[PixelsHWC]) -> tuple[LogitsB, MapsBhw]:
-        """`logits_B` and `maps_Bhw`, float32, of `square_SSC` that are already reduced to the input's size.
-
-        Raises:
-            BackendError: the network gives no maps; or ONNX Runtime failed.
-        """
-        return self._logits_and_maps(batch_from_squares(squares, self._spec))
+        if maps and not self.has_maps:
+            raise no_maps(self._bundle)
+        if not images:
+            return Scores(np.empty(0, np.float32), np.empty((0, 0, 0), np.float32) if maps else None)
+        logits_B1, *rest = self._run(batch_from_squares(images, self._spec), [LOGITS, MAP] if maps else [LOGITS])
+        return Scores(logits_B1.reshape(-1), rest[0] if maps else None)
 
     def close(self) -> None:
         """Free the session; a second call does nothing."""
         self.__dict__.pop("_session", None)
-
-    def _logits(self, batch_BCHW: BatchBCHW) -> LogitsB:
-        if not len(batch_BCHW):
-            return np.empty(0, dtype=np.float32)
-        return self._run(batch_BCHW, [LOGITS])[0].reshape(-1)
-
-    def _logits_and_maps(self, batch_BCHW: BatchBCHW) -> tuple[LogitsB, MapsBhw]:
-        if not self.has_maps:
-            raise no_maps(self._bundle)
-        if not len(batch_BCHW):
-            return np.empty(0, dtype=np.float32), np.empty((0, 0, 0), dtype=np.float32)
-        logits_B1, maps_Bhw = self._run(batch_BCHW, [LOGITS, MAP])
-        return logits_B1.reshape(-1), maps_Bhw
 
     def _run(self, batch_BCHW: BatchBCHW, outputs: list[str]) -> list[npt.NDArray[np.float32]]:
         if len(batch_BCHW) > self._largest:

@@ -17,7 +17,7 @@ from aivsreal.runtime.bundle.manifest import INPUT, LOGITS, MAP, MODEL
 from aivsreal.runtime.cache import usable_cache_folder
 from aivsreal.runtime.errors import BackendError, BundleError, MissingExtra
 from aivsreal.runtime.machine import usable_cores
-from aivsreal.runtime.preprocess import BatchBCHW, LogitsB, MapsBhw, PixelsHWC, batch_from_pixels, batch_from_squares
+from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, Scores, batch_from_squares
 
 _PRODUCTS = ("Convolution", "FullyConnected", "MatMul")  # layers whose precision is the network's
 _SHORT = {"f32": "fp32", "f16": "fp16"}
@@ -37,6 +37,8 @@ class OpenvinoBackend:
         BackendError: openvino is installed but cannot be loaded.
         BundleError: the network cannot be compiled, or is not one for the manifest's preprocessing.
     """
+
+    takes_squares = True
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         try:
@@ -82,55 +84,23 @@ class OpenvinoBackend:
         self.name = "openvino-cpu"
         self.precision = _precision(self._compiled.get_runtime_model())
 
-    def logits(self, pixels: Sequence[PixelsHWC]) -> LogitsB:
-        """`logits_B`, float32, of `pixels_HWC` of any sizes.
+    def run(self, images: Sequence[PixelsHWC], maps: bool = False) -> Scores:
+        """Scores of `square_SSC`, each already reduced to the input's size.
 
         Raises:
-            BackendError: OpenVINO failed.
+            BackendError: OpenVINO failed; or the network gives no maps.
         """
-        return self._logits(batch_from_pixels(pixels, self._spec))
-
-    def logits_from_squares(self, squares: Sequence[PixelsHWC]) -> LogitsB:
-        """`logits_B`, float32, of `square_SSC` that are already reduced to the input's size.
-
-        Raises:
-            BackendError: OpenVINO failed.
-        """
-        return self._logits(batch_from_squares(squares, self._spec))
-
-    def logits_and_maps(self, pixels: Sequence[PixelsHWC]) -> tuple[LogitsB, MapsBhw]:
-        """`logits_B` and `maps_Bhw`, float32, of `pixels_HWC` of any sizes.
-
-        Raises:
-            BackendError: the network gives no maps; or OpenVINO failed.
-        """
-        return self._logits_and_maps(batch_from_pixels(pixels, self._spec))
-
-    def logits_and_maps_from_squares(self, squares: Sequence[PixelsHWC]) -> tuple[LogitsB, MapsBhw]:
-        """`logits_B` and `maps_Bhw`, float32, of `square_SSC` that are already reduced to the input's size.
-
-        Raises:
-            BackendError: the network gives no maps; or OpenVINO failed.
-        """
-        return self._logits_and_maps(batch_from_squares(squares, self._spec))
+        if maps and not self.has_maps:
+            raise no_maps(self._bundle)
+        if not images:
+            return Scores(np.empty(0, np.float32), np.empty((0, 0, 0), np.float32) if maps else None)
+        logits_B1, *rest = self._run(batch_from_squares(images, self._spec), [LOGITS, MAP] if maps else [LOGITS])
+        return Scores(logits_B1.reshape(-1), rest[0] if maps else None)
 
     def close(self) -> None:
         """Free the compiled network; a second call does nothing."""
         for name in ("_request", "_compiled"):
             self.__dict__.pop(name, None)
-
-    def _logits(self, batch_BCHW: BatchBCHW) -> LogitsB:
-        if not len(batch_BCHW):
-            return np.empty(0, dtype=np.float32)
-        return self._run(batch_BCHW, (LOGITS,))[0].reshape(-1)
-
-    def _logits_and_maps(self, batch_BCHW: BatchBCHW) -> tuple[LogitsB, MapsBhw]:
-        if not self.has_maps:
-            raise no_maps(self._bundle)
-        if not len(batch_BCHW):
-            return np.empty(0, dtype=np.float32), np.empty((0, 0, 0), dtype=np.float32)
-        logits_B1, maps_Bhw = self._run(batch_BCHW, (LOGITS, MAP))
-        return logits_B1.reshape(-1), maps_Bhw
 
     def _run(self, batch_BCHW: BatchBCHW, outputs: Sequence[str]) -> list[npt.NDArray[np.float32]]:
         with self._lock:  # one request is one set of buffers

@@ -6,7 +6,6 @@ Legend: B image in a batch; h, w cells of a map.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,17 +17,14 @@ from aivsreal.runtime.backends.networks import (
     network_from_arch,
 )
 from aivsreal.runtime.bundle.folder import Bundle
-from aivsreal.runtime.bundle.manifest import HALF_SUFFIX, MAP
+from aivsreal.runtime.bundle.manifest import HALF_SUFFIX, MAP, MODEL
 from aivsreal.runtime.errors import BundleError, MissingExtra
-from aivsreal.runtime.preprocess import BatchBCHW, LogitsB, MapsBhw, PixelsHWC, batch_from_pixels, batch_from_squares
+from aivsreal.runtime.preprocess import LogitsB, PixelsHWC, Scores, batch_from_squares
 
 try:
     import torch
 except ImportError as error:
     raise MissingExtra("torch", error.name or "torch", "run the network in PyTorch") from None
-
-if TYPE_CHECKING:
-    pass
 
 
 def network_from_bundle(bundle: Bundle) -> FusedLevit:
@@ -45,8 +41,8 @@ def network_from_bundle(bundle: Bundle) -> FusedLevit:
         raise MissingExtra("torch", error.name or "onnx", "read the weights of a bundle") from None
     manifest = bundle.manifest
     network = fused_network(network_from_arch(manifest.arch, manifest.spec.size), manifest.arch, manifest.spec.size)
-    path = bundle.path / "model.onnx"
-    content = bundle.read("model.onnx")
+    path = bundle.path / MODEL
+    content = bundle.read(MODEL)
     try:
         graph = onnx.load_from_string(content).graph
     except Exception as error:  # protobuf's DecodeError, whose class differs between its versions
@@ -76,6 +72,7 @@ class TorchBackend:
     """
 
     name = "torch"
+    takes_squares = True
     has_maps = True  # PyTorch computes them whatever the bundle's graph gives
 
     def __init__(self, bundle: Bundle) -> None:
@@ -84,29 +81,16 @@ class TorchBackend:
         self.network = network_from_bundle(bundle).to(self.device)
         self.precision = str(self.network.head.weight.dtype).removeprefix("torch.").replace("float", "fp")
 
-    def logits(self, pixels: Sequence[PixelsHWC]) -> LogitsB:
-        """`logits_B`, float32, of decoded images of any sizes."""
-        return self._run(batch_from_pixels(pixels, self.spec))[0]
-
-    def logits_from_squares(self, squares: Sequence[PixelsHWC]) -> LogitsB:
-        """`logits_B`, float32, of squares that `square_from_pixels` made."""
-        return self._run(batch_from_squares(squares, self.spec))[0]
-
-    def logits_and_maps(self, pixels: Sequence[PixelsHWC]) -> tuple[LogitsB, MapsBhw]:
-        """`logits_B` and `maps_Bhw`, float32, of decoded images of any sizes."""
-        return self._run(batch_from_pixels(pixels, self.spec))
-
-    def logits_and_maps_from_squares(self, squares: Sequence[PixelsHWC]) -> tuple[LogitsB, MapsBhw]:
-        """`logits_B` and `maps_Bhw`, float32, of squares that `square_from_pixels` made."""
-        return self._run(batch_from_squares(squares, self.spec))
-
-    def _run(self, batch_BCHW: BatchBCHW) -> tuple[LogitsB, MapsBhw]:
-        if not len(batch_BCHW):
-            return np.empty(0, dtype=np.float32), np.empty((0, *self.network.resolution), dtype=np.float32)
+    def run(self, images: Sequence[PixelsHWC], maps: bool = False) -> Scores:
+        """Scores of `square_SSC`, each already reduced to the input's size."""
+        if not images:
+            none_Bhw = np.empty((0, *self.network.resolution), np.float32)
+            return Scores(np.empty(0, np.float32), none_Bhw if maps else None)
+        batch_BCHW = batch_from_squares(images, self.spec)
         with torch.inference_mode():
-            output, maps = self.network.logits_and_map(torch.from_numpy(batch_BCHW).to(self.device))
+            output, found_Bhw = self.network.logits_and_map(torch.from_numpy(batch_BCHW).to(self.device))
         logits_B: LogitsB = logits_from_output(output).cpu().numpy()
-        return logits_B, maps.float().cpu().numpy()
+        return Scores(logits_B, found_Bhw.float().cpu().numpy() if maps else None)
 
     def close(self) -> None:
         """Let go of the network; a second call does nothing."""

@@ -22,7 +22,7 @@ from aivsreal.runtime.gpu.driver import open_driver
 from aivsreal.runtime.gpu.engine import fitting_engine, installed_libraries, loaded_engine, tensors_from_engine
 from aivsreal.runtime.gpu.executor import EngineSlot, Outputs
 from aivsreal.runtime.gpu.kernel import PreprocessKernel
-from aivsreal.runtime.preprocess import LogitsB, MapsBhw, PixelsHWC
+from aivsreal.runtime.preprocess import PixelsHWC, Scores
 
 SLOTS = 2  # while one computes, the other is filled and uploaded
 SPLIT_FROM = 8  # images: from here on a batch goes in two halves, so that the one's upload hides behind the other
@@ -41,6 +41,8 @@ class TensorrtBackend:
         BackendError: there is no GPU, or the bundle has no engine that it can run.
         BundleError: the engine is not one for the manifest's preprocessing, or its card is damaged.
     """
+
+    takes_squares = False  # its kernel crops and resizes
 
     def __init__(self, bundle: Bundle, driver: Driver | None = None) -> None:
         libraries = installed_libraries()
@@ -82,25 +84,17 @@ class TensorrtBackend:
         """Why kernel and engine are launched one by one; empty where they go as one CUDA graph."""
         return next((held.without_graphs for held in self._closing if isinstance(held, EngineSlot)), "")
 
-    def logits(self, pixels: Sequence[PixelsHWC]) -> LogitsB:
-        """`logits_B`, float32, of `pixels_HWC` of any sizes and in any number.
+    def run(self, images: Sequence[PixelsHWC], maps: bool = False) -> Scores:
+        """Scores of `pixels_HWC` of any sizes and in any number.
 
         Raises:
             GpuMemoryError: not even one image fits.
-            BackendError: CUDA or TensorRT failed.
+            BackendError: CUDA or TensorRT failed; or the engine gives no maps.
         """
-        return self._run(pixels)[LOGITS].reshape(-1)
-
-    def logits_and_maps(self, pixels: Sequence[PixelsHWC]) -> tuple[LogitsB, MapsBhw]:
-        """`logits_B`, and `maps_Bhw`, float32: a logit is the mean of its map.
-
-        Raises:
-            BackendError: the engine gives no maps; or as for `logits`.
-        """
-        if not self.has_maps:
+        if maps and not self.has_maps:
             raise no_maps(self._bundle)
-        outputs = self._run(pixels)
-        return outputs[LOGITS].reshape(-1), outputs[MAP]
+        outputs = self._run(images)
+        return Scores(outputs[LOGITS].reshape(-1), outputs[MAP] if maps else None)
 
     def close(self) -> None:
         """Give back all that it holds on the GPU; a second call does nothing."""

@@ -45,7 +45,7 @@ class Artefacts:
         self.want_views = html is not None or heatmaps is not None
         self._folder = None if heatmaps is None else Path(heatmaps)
         self._about = f"bundle {detector.bundle.manifest.arch} {detector.bundle.digest}"
-        self._lacks_maps = not detector.has_maps
+        self._lacks_maps = not detector.backend.has_maps
         self._drawn = 0
         self._html = html
         if self._folder is not None and self._lacks_maps:
