@@ -16,6 +16,7 @@ from aivsreal.export.layers import layers_from_inspection, layers_from_network
 from aivsreal.runtime.bundle.engine_key import EngineCard, EngineKey, EngineKind, this_platform
 from aivsreal.runtime.bundle.manifest import INPUT
 from aivsreal.runtime.errors import ExportError
+from aivsreal.runtime.files.kinds import HEAD, kind_of
 from aivsreal.runtime.spec import PreprocessSpec
 
 # A builder that ignores the wish for half leaves no half tensor at all, and one that heeds it leaves few layers without
@@ -194,6 +195,8 @@ def _timing_cache(config: Any, file: Path | None) -> Path | None:
         content = file.read_bytes() if file.exists() else b""
     except OSError as error:
         raise ExportError(f"{file}: the timing cache cannot be read: {error.strerror}") from None
+    if (what := kind_of(content[:HEAD])) is not None:
+        raise ExportError(f"{file} is {what.name}, not a timing cache, and would be replaced: name another file")
     # A cache of another version or GPU, or a damaged one, is not an error: its timings are only taken anew.
     for candidate in (content, b""):
         cache = config.create_timing_cache(candidate)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from conftest import write_image
 from fake_tensorrt import fake_tensorrt
 from onnx import TensorProto, helper, numpy_helper
 
@@ -87,6 +88,14 @@ def test_the_options_reach_the_builder(small: bytes, tmp_path: Path) -> None:
     cache.write_bytes(b"damaged")
     _build(trt, small, timing_cache=cache)
     assert cache.read_bytes() == first
+
+
+def test_a_picture_is_no_timing_cache(small: bytes, tmp_path: Path) -> None:
+    photo = write_image(tmp_path / "photo.jpg", 1)
+    content = photo.read_bytes()
+    with pytest.raises(ExportError, match="a JPEG picture"):
+        _build(fake_tensorrt("10.3.0"), small, timing_cache=photo)
+    assert photo.read_bytes() == content
 
 
 def test_on_version_11_a_dla_engine_is_strongly_typed_too(small: bytes) -> None:

@@ -102,6 +102,22 @@ def test_a_torn_last_line_is_dropped_and_its_file_judged_again(results: Path, ph
     assert names == ["0.jpg", "1.jpg", *(["2.jpg"] if left == -1 else []), "3.jpg"]
 
 
+@pytest.mark.parametrize("torn", [b"{", b'{"path": "a', b'{"path": "a.jpg", "label": "ai"'])
+def test_an_only_row_that_is_torn_is_dropped(tmp_path: Path, photos: list[Path], torn: bytes) -> None:
+    (tmp_path / "r.jsonl").write_bytes(torn)
+    with ResultsFile(tmp_path / "r.jsonl", JUDGE, resume=True) as file:
+        file.write(_scanned(photos[0]))
+    assert [row.scanned.path for row in rows_from_file(tmp_path / "r.jsonl")] == [photos[0]]
+
+
+@pytest.mark.parametrize("content", [encoded("JPEG"), b"a\nline without an end", b'{"other": 1}\n{"rest": '])
+def test_going_on_with_another_file_changes_no_byte(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(ResultsError, match="is no results file"):
+        ResultsFile(tmp_path / "file", JUDGE, resume=True)
+    assert (tmp_path / "file").read_bytes() == content
+
+
 def test_a_file_that_is_no_results_file_is_left_alone(tmp_path: Path) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("mine\nmy own\n")

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from aivsreal.runtime.errors import AivsrealError, CheckpointError, DataError, MissingExtra
+from aivsreal.runtime.errors import AivsrealError, DataError, MissingExtra
 from aivsreal.train.config import PRESETS
 
 
@@ -71,7 +71,7 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
     from aivsreal.runtime.bundle.folder import Bundle
     from aivsreal.runtime.bundle.manifest import MANIFEST
     from aivsreal.train.fit.cache import FilePixels, cached_pixels
-    from aivsreal.train.fit.checkpoint import starting_point
+    from aivsreal.train.fit.checkpoint import CURVES, METRICS, check_unused, starting_point
     from aivsreal.train.fit.distributed import Ranks
     from aivsreal.train.fit.loop import Machine, fit
     from aivsreal.train.fit.plot import draw_curves
@@ -114,8 +114,8 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
     compiled = device != "cpu" if options["compiled"] is None else options["compiled"]
     machine = Machine(device, amp, options["workers"], compiled, ranks)
 
-    if os.path.exists(out / "last.state.pt") and not resume:
-        raise CheckpointError(f"{out} already holds a run: add --resume, or give another folder with -o")
+    if not resume:
+        check_unused(out)
 
     def tell(text: str) -> None:
         if ranks.first:
@@ -170,15 +170,13 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
         f"{config.preset}: {config.arch} on {len(train_samples)} images, {len(problems)} skipped, {device}"
         f"{' with mixed precision' if amp else ''}; best epoch by AUC on {' and '.join(choose_on)}; into {out}"
     )
-    metrics_path = out / "metrics.jsonl"
-    if not resume and ranks.first:
-        metrics_path.unlink(missing_ok=True)
+    metrics_path = out / METRICS
     with TrainDisplay(config.epochs, quiet=not ranks.first) as display:
 
         def on_epoch(row: dict[str, Any]) -> None:
             with metrics_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-            draw_curves(metrics_path, out / "curves.png")
+            draw_curves(metrics_path, out / CURVES)
             display.epoch(row)
 
         best = fit(

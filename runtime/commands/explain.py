@@ -37,11 +37,12 @@ NOTE = "A map shows what moved the score, not what was edited."
 @click.option(
     "--class", "of", type=click.Choice(["ai", "real"]), help="What the map shall speak for.  [default: the likelier]"
 )
+@click.option("--overwrite", is_flag=True, help="Replace arrays that aivsreal did not write too; never a picture.")
 @click.option("--bundle", metavar="FOLDER", help="Model to use.  [default: the shipped one]")
 @click.option("--operating-point", metavar="NAME", help="Bounds between real, unsure and ai.  [default: the model's]")
 @click.version_option(package_name="aivsreal", prog_name="aivsreal-explain")
 def main(
-    paths: tuple[str, ...], out: Path, method: str, layer: str, of: str | None, bundle: str | None,
+    paths: tuple[str, ...], out: Path, method: str, layer: str, of: str | None, overwrite: bool, bundle: str | None,
     operating_point: str | None,
 ) -> None:  # fmt: skip
     """Draw what in an image moved its score: orange towards ai, blue towards real.
@@ -69,7 +70,7 @@ def main(
         def explained(pixels_HWC: PixelsHWC) -> Explanation:
             return explainer.explain(pixels_HWC, Method(method), Layer(layer), asked)
 
-        code = _explain(explained, explainer.bundle, paths, out)
+        code = _explain(explained, explainer.bundle, paths, out, overwrite)
     except AivsrealError as error:
         click.echo(f"aivsreal-explain: {error}", err=True)
         code = 2
@@ -79,7 +80,9 @@ def main(
     sys.exit(code)
 
 
-def _explain(explained: Callable[[PixelsHWC], Explanation], bundle: Bundle, paths: tuple[str, ...], out: Path) -> int:
+def _explain(
+    explained: Callable[[PixelsHWC], Explanation], bundle: Bundle, paths: tuple[str, ...], out: Path, overwrite: bool
+) -> int:
     from aivsreal.runtime.files.find import argument_paths
     from aivsreal.runtime.files.images import pixels_from_file
     from aivsreal.runtime.results.heatmap import path_for
@@ -96,7 +99,7 @@ def _explain(explained: Callable[[PixelsHWC], Explanation], bundle: Bundle, path
             click.echo(f"{escaped(path)}\terror\t{escaped(str(error).removeprefix(f'{path}: '))}")
             continue
         explanation = explained(pixels_HWC)
-        png = _write(bundle, explanation, pixels_HWC, path, path_for(out, path))
+        png = _write(bundle, explanation, pixels_HWC, path, path_for(out, path), overwrite)
         drawn += 1
         verdict = explanation.verdict
         row = (escaped(path), verdict.label.value, f"{verdict.p_ai:.6f}", explanation.of.value, escaped(png))
@@ -106,17 +109,20 @@ def _explain(explained: Callable[[PixelsHWC], Explanation], bundle: Bundle, path
     return 1 if failed or notes else 0
 
 
-def _write(bundle: Bundle, explanation: Explanation, pixels_HWC: PixelsHWC, path: Path, stem: Path) -> Path:
+def _write(
+    bundle: Bundle, explanation: Explanation, pixels_HWC: PixelsHWC, path: Path, stem: Path, overwrite: bool
+) -> Path:
     from aivsreal.runtime.results.heatmap import overlay, write_map
+    from aivsreal.runtime.results.output import SOFTWARE
 
     picture = overlay(pixels_HWC, explanation.signed_hw, explanation.box)
     about = {
         "Title": f"What moved the score of {path.name} towards {explanation.of.value}",
         "Description": f"{explanation.method.value} of {explanation.layer.value}. {NOTE}",
-        "Software": f"aivsreal, bundle {bundle.manifest.arch} {bundle.digest}",
+        "Software": f"{SOFTWARE}, bundle {bundle.manifest.arch} {bundle.digest}",
         "Comment": f"{explanation.verdict.label.value}: {explanation.verdict.reason}",
     }
-    return write_map(stem, picture, explanation.map_hw, about)
+    return write_map(stem, picture, explanation.map_hw, about, overwrite)
 
 
 def _description(explainer: Explainer) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aivsreal.runtime.errors import AivsrealError, OutputError, ResultsError
+from aivsreal.runtime.errors import AivsrealError, ResultsError
 
 if TYPE_CHECKING:
     from aivsreal.runtime.bundle.folder import Bundle
@@ -29,9 +30,12 @@ _AHEAD = 32  # pictures that are decoded before their turn
 @click.option("--html", type=click.Path(path_type=Path), help="Report that opens in any browser, offline.")
 @click.option("--assets", is_flag=True, help="With --html, put its pictures into a folder beside it.")
 @click.option("--csv", type=click.Path(path_type=Path), help="Comma-separated rows with a heading.")
+@click.option("--overwrite", is_flag=True, help="Replace files that aivsreal did not write too, but for pictures.")
 @click.option("--bundle", metavar="FOLDER", help="Model that judged.  [default: the shipped one]")
 @click.version_option(package_name="aivsreal")
-def main(results: Path, html: Path | None, assets: bool, csv: Path | None, bundle: str | None) -> None:
+def main(
+    results: Path, html: Path | None, assets: bool, csv: Path | None, overwrite: bool, bundle: str | None
+) -> None:  # fmt: skip
     """Make a report of RESULTS, which `aivsreal-scan --output RESULTS` wrote. Nothing is judged again.
 
     Where a file has several rows the latest counts. Pictures are read from the files again, where those are still as
@@ -44,7 +48,7 @@ def main(results: Path, html: Path | None, assets: bool, csv: Path | None, bundl
     if assets and html is None:
         raise click.UsageError("--assets is for --html")
     try:
-        for line in _made(results, html, assets, csv, bundle):
+        for line in _made(results, html, assets, csv, overwrite, bundle):
             click.echo(line, err=True)
     except AivsrealError as error:
         click.echo(f"aivsreal-report: {error}", err=True)
@@ -54,13 +58,19 @@ def main(results: Path, html: Path | None, assets: bool, csv: Path | None, bundl
         sys.exit(130)
 
 
-def _made(results: Path, html: Path | None, assets: bool, csv: Path | None, bundle: str | None) -> Iterator[str]:
+def _made(
+    results: Path, html: Path | None, assets: bool, csv: Path | None, overwrite: bool, bundle: str | None
+) -> Iterator[str]:  # fmt: skip
     from aivsreal.runtime.bundle.folder import Bundle
     from aivsreal.runtime.results.file import rows_from_file
+    from aivsreal.runtime.results.output import CSV, check_apart, check_replaceable, replacing
     from aivsreal.runtime.results.row import latest_rows
     from aivsreal.runtime.results.writers import CsvWriter, Tally, Writer
     from aivsreal.runtime.text import escaped
 
+    check_apart({name: path for name, path in (("--html", html), ("--csv", csv)) if path is not None})
+    if csv is not None:
+        check_replaceable(csv, CSV, [results], overwrite)
     rows = list(latest_rows(rows_from_file(results)))
     if not rows:
         raise ResultsError(f"{results} has no rows: scan with aivsreal-scan --output {escaped(results)} first")
@@ -68,17 +78,16 @@ def _made(results: Path, html: Path | None, assets: bool, csv: Path | None, bund
     with ExitStack() as stack:
         writers: list[Writer] = []
         if csv is not None:
-            try:
-                stream = stack.enter_context(csv.open("w", encoding="utf-8", newline=""))
-            except OSError as error:
-                raise OutputError(f"{csv} cannot be written: {error.strerror}; name another file") from None
-            writers.append(CsvWriter(stream))
+            stream = io.TextIOWrapper(stack.enter_context(replacing(csv)), "utf-8", newline="")
+            stack.callback(stream.detach)  # what it holds is flushed by each row, and the file below closes itself
+            writers.append(CsvWriter(stream, escaped(csv)))
         scanned: Iterable[Scanned] = (row.scanned for row in rows)
         if html is not None:
             from aivsreal.runtime.results.html import HtmlReport
 
             opened = Bundle.open(bundle)
-            writers.append(stack.enter_context(HtmlReport(html, _ran(results, rows[0].judge, opened), assets)))
+            ran = _ran(results, rows[0].judge, opened)
+            writers.append(stack.enter_context(HtmlReport(html, ran, assets, [results], overwrite)))
             scanned = _with_pictures(scanned, opened)
         for one in scanned:
             pictures += one.view is not None

@@ -48,6 +48,7 @@ INTERRUPTED, PIPE_CLOSED = 130, 141
 @click.option("--assets", is_flag=True, help="With --html, put its pictures into a folder beside it.")
 @click.option("--heatmaps", metavar="FOLDER", help="Also draw what moved each score, as FOLDER/<path>.png and .npy.")
 @click.option("--output", metavar="FILE", help="Append JSON lines to FILE, not to standard output.")
+@click.option("--overwrite", is_flag=True, help="Replace files that aivsreal did not write too, but for pictures.")
 @click.option("--resume", is_flag=True, help="Go on with --output: skip files that it has, by path, size and time.")
 @click.option("--by-content", is_flag=True, help="Write SHA-256s, and resume by path and SHA-256.")
 @click.option("--retry-errors", is_flag=True, help="With --resume, judge again what ended in an error.")
@@ -119,21 +120,24 @@ def _scan(detector: Detector, options: Options) -> int:
     from aivsreal.runtime.files.own_process import set_up_pillow
     from aivsreal.runtime.files.pool import TIME_LIMIT_S
     from aivsreal.runtime.results.artefacts import Artefacts
+    from aivsreal.runtime.results.output import check_apart
     from aivsreal.runtime.results.writers import Tally
     from aivsreal.runtime.text import escaped
 
     tally, notes, begin = Tally(), list[str](), time.perf_counter()
     max_pixels = options.max_pixels or MAX_PIXELS
     set_up_pillow(max_pixels)
+    outputs = {"--output": options.output, "--html": options.html, "--heatmaps": options.heatmaps}
+    check_apart({option: Path(name) for option, name in outputs.items() if name is not None})
     with ExitStack() as stack:
         results = None
         if options.output is not None:
             from aivsreal.runtime.results.file import ResultsFile
 
-            resumed = (options.resume, options.by_content, options.retry_errors)
+            resumed = (options.resume, options.by_content, options.retry_errors, options.overwrite)
             results = stack.enter_context(ResultsFile(Path(options.output), detector.judge_of_rows, *resumed))
         artefacts = stack.enter_context(
-            Artefacts(detector, options.paths, options.html, options.assets, options.heatmaps)
+            Artefacts(detector, options.paths, options.html, options.assets, options.heatmaps, options.overwrite)
         )  # fmt: skip
         writer = _writer(stack, detector, options, results)
         pool = stack.enter_context(
@@ -151,8 +155,8 @@ def _scan(detector: Detector, options: Options) -> int:
                 ):  # fmt: skip
                     for last in batch:
                         writer.write(last)
-                        artefacts.write(last)
                         tally.add(last)
+                        artefacts.write(last)
                     if stop.signal is not None:
                         break
         finally:
@@ -160,10 +164,11 @@ def _scan(detector: Detector, options: Options) -> int:
                 artefacts.complete = False
                 where = f"after {escaped(last.path)}" if last else "before the first file"
                 notes.append(f"stopped by {stop.signal.name} {where}; {options.how_to_go_on()}")
-            known, failed = (results.skipped, results.skipped_errors) if results is not None else (0, 0)
-            told = [f"in {escaped(options.output or '')} already: {known} files, errors {failed}"] if known else []
-            for note in [*notes, *told, *artefacts.told(), tally.summary(time.perf_counter() - begin)]:
-                click.echo(note, err=True)
+    # Only now is all written, and the running count gone from the terminal.
+    known, failed = (results.skipped, results.skipped_errors) if results is not None else (0, 0)
+    told = [f"in {escaped(options.output or '')} already: {known} files, errors {failed}"] if known else []
+    for note in [*notes, *told, *artefacts.told(), tally.summary(time.perf_counter() - begin)]:
+        click.echo(note, err=True)
     if stop.signal is not None:
         return 128 + stop.signal
     return 1 if notes or tally.errors or failed else 0

@@ -26,6 +26,7 @@ class Options:
     assets: bool
     heatmaps: str | None
     output: str | None
+    overwrite: bool
     resume: bool
     by_content: bool
     retry_errors: bool
@@ -44,6 +45,10 @@ class Options:
         """
         if self.resume and self.output is None:
             raise click.UsageError("--resume goes on with a results file: name it with --output")
+        if self.overwrite and self.resume:
+            raise click.UsageError("--overwrite begins anew and --resume goes on: choose one")
+        if self.overwrite and self.output is None and self.html is None and self.heatmaps is None:
+            raise click.UsageError("--overwrite is for --output, --html and --heatmaps")
         if self.retry_errors and not self.resume:
             raise click.UsageError("--retry-errors is for --resume")
         if self.output is not None and self.jsonl:

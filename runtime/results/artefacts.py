@@ -12,6 +12,7 @@ from PIL import Image
 
 from aivsreal.runtime.bundle.folder import no_maps
 from aivsreal.runtime.preprocess import PixelsHWC
+from aivsreal.runtime.results.output import SOFTWARE
 from aivsreal.runtime.text import escaped
 from aivsreal.runtime.verdict import Scanned, View
 
@@ -31,6 +32,7 @@ class Artefacts:
         html: file of the report, or None.
         assets: put its pictures beside it.
         heatmaps: folder of the heat maps, or None.
+        overwrite: replace files that are not ours too, but for pictures.
 
     Raises:
         OutputError: the report cannot be written there.
@@ -38,8 +40,9 @@ class Artefacts:
     """
 
     def __init__(
-        self, detector: Detector, arguments: Sequence[str], html: str | None, assets: bool, heatmaps: str | None
-    ) -> None:
+        self, detector: Detector, arguments: Sequence[str], html: str | None, assets: bool, heatmaps: str | None,
+        overwrite: bool = False,
+    ) -> None:  # fmt: skip
         self.complete = True
         """To be set to False where the scan is stopped before its end."""
         self.want_views = html is not None or heatmaps is not None
@@ -47,7 +50,7 @@ class Artefacts:
         self._about = f"bundle {detector.bundle.manifest.arch} {detector.bundle.digest}"
         self._lacks_maps = not detector.backend.has_maps
         self._drawn = 0
-        self._html = html
+        self._html, self._overwrite = html, overwrite
         if self._folder is not None and self._lacks_maps:
             raise no_maps(detector.bundle)
         self._report: HtmlReport | None = None
@@ -57,7 +60,7 @@ class Artefacts:
 
             backend = detector.backend
             ran = Ran(detector.bundle, detector.point, backend.name, backend.precision, detector.why, arguments)
-            self._report = HtmlReport(Path(html), ran, assets)
+            self._report = HtmlReport(Path(html), ran, assets, [Path(name) for name in arguments], overwrite)
 
     def __enter__(self) -> Artefacts:
         return self
@@ -80,7 +83,7 @@ class Artefacts:
             self._draw(self._folder, scanned, scanned.view)
 
     def told(self) -> list[str]:
-        """Lines for the end of a scan."""
+        """Lines for the end of a scan, once all is written."""
         lines = []
         if self._folder is not None:
             lines.append(
@@ -99,13 +102,13 @@ class Artefacts:
         assert map_hw is not None
         picture = overlay(_enlarged(view.square_SSC), map_hw, floor=FLAT)
         about = {
+            "Software": f"{SOFTWARE}, {self._about}",
             "Title": f"What moved the score of {scanned.path.name}",
             "Description": "Orange towards ai, blue towards real; the mean of the values is the logit. "
             "What moved the score, not what was edited.",
-            "Software": f"aivsreal, {self._about}",
             "Comment": f"{verdict.label.value}: {verdict.reason}",
         }
-        write_map(path_for(folder, scanned.path), picture, map_hw, about)
+        write_map(path_for(folder, scanned.path), picture, map_hw, about, self._overwrite)
         self._drawn += 1
 
 

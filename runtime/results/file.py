@@ -16,11 +16,14 @@ from pathlib import Path
 from types import TracebackType
 
 from aivsreal.runtime.errors import ResultsError
+from aivsreal.runtime.files.kinds import HEAD, kind_of
 from aivsreal.runtime.files.read import stamp_of
 from aivsreal.runtime.locks import locked
 from aivsreal.runtime.results.row import Row, line_from_row, row_from_line
 from aivsreal.runtime.verdict import FileStamp, Judge, Scanned
 
+_BEGINNING = b'{"path": '  # of each row
+_MAX_LINE = 1 << 24
 SYNC_EVERY_S = 5.0  # a loss of power costs at most so much; the end of a process, even by kill -9, costs nothing
 
 
@@ -52,6 +55,7 @@ class ResultsFile:
         resume: go on with a file that has rows.
         by_content: know a file by path and SHA-256, not by path, size and time.
         retry_errors: do not know files that ended in an error.
+        overwrite: begin a results file anew.
 
     Raises:
         ResultsError: it has rows and `resume` was not asked for, or they are of another judge, or it is no results
@@ -59,8 +63,9 @@ class ResultsFile:
     """
 
     def __init__(
-        self, path: Path, judge: Judge, resume: bool = False, by_content: bool = False, retry_errors: bool = False
-    ) -> None:
+        self, path: Path, judge: Judge, resume: bool = False, by_content: bool = False, retry_errors: bool = False,
+        overwrite: bool = False,
+    ) -> None:  # fmt: skip
         self.path = path
         self.count = 0
         """Rows that were written since it was opened."""
@@ -77,9 +82,15 @@ class ResultsFile:
         self._descriptor = self._opened()
         try:
             if os.fstat(self._descriptor).st_size:
-                if not resume:
-                    raise ResultsError(f"{path} has results: go on with --resume, or name another file")
-                self._read_back()
+                self._check_ours()
+                if resume:
+                    self._read_back()
+                elif overwrite:
+                    os.ftruncate(self._descriptor, 0)
+                else:
+                    raise ResultsError(
+                        f"{path} has results: go on with --resume, begin anew with --overwrite, or name another file"
+                    )
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -166,8 +177,25 @@ class ResultsFile:
         os.close(self._descriptor)
         self._descriptor = fresh
 
-    def _read_back(self) -> None:
+    def _check_ours(self) -> None:
         with open(self._descriptor, "rb", closefd=False) as file:
+            head = file.read(HEAD)
+            file.seek(0)
+            line = file.readline(_MAX_LINE)
+        try:
+            row_from_line(line)
+        except ValueError as error:
+            if not line.endswith(b"\n") and line[: len(_BEGINNING)] == _BEGINNING[: len(line)]:
+                return  # the only row, and torn
+            what = kind_of(head)
+            found = f"line 1 is {error}" if what is None else f"it is {what.name}"
+            raise ResultsError(f"{self.path} is no results file, {found}: name another file") from None
+
+    def _read_back(self) -> None:
+        # Rows first: what is no results file after all is left as it is.
+        self._take_rows()
+        with open(self._descriptor, "rb", closefd=False) as file:
+            file.seek(0)
             whole, last = 0, b""
             for last in file:
                 whole += len(last)
@@ -177,6 +205,8 @@ class ResultsFile:
                 os.write(self._descriptor, b"\n")  # only its end was lost
             except ValueError:
                 os.ftruncate(self._descriptor, whole - len(last))
+
+    def _take_rows(self) -> None:
         for row in rows_from_file(self.path):
             if (row.judge.bundle, row.judge.operating_point) != (self._judge.bundle, self._judge.operating_point):
                 raise ResultsError(

@@ -17,6 +17,7 @@ from PIL import Image
 
 from aivsreal.runtime.errors import OutputError
 from aivsreal.runtime.preprocess import MapHW, PixelsHWC
+from aivsreal.runtime.results.output import DRAWING, MAP, SOFTWARE, check_replaceable, replacing
 from aivsreal.runtime.spec import Box
 
 TOWARDS_AI = np.array([232, 89, 12], dtype=np.float32)
@@ -75,26 +76,34 @@ def path_for(folder: Path, image: Path) -> Path:
     return folder.joinpath(*(_short(part) for part in parts or ["_"]))
 
 
-def write_map(stem: Path, picture: Image.Image, map_hw: MapHW, about: dict[str, str]) -> Path:
+def write_map(stem: Path, picture: Image.Image, map_hw: MapHW, about: dict[str, str], overwrite: bool = False) -> Path:
     """Write `stem.png` with `about` in its text chunks and `stem.npy` with the values, and give the picture's path.
 
+    Args:
+        about: of the picture, besides `Software`.
+        overwrite: replace an array that is not ours too; a picture that is not ours never is.
+
     Raises:
-        OutputError: they cannot be written.
+        OutputError: they cannot be written, or something else is there.
     """
     from PIL import PngImagePlugin
 
     text = PngImagePlugin.PngInfo()
-    for key, value in about.items():
+    for key, value in {"Software": SOFTWARE, **about}.items():
         # A file name may hold bytes that are no UTF-8, which a PNG cannot.
         text.add_itxt(key, value.encode("utf-8", "backslashreplace").decode())
     png, npy = (stem.with_name(stem.name + suffix) for suffix in (".png", ".npy"))
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(png, pnginfo=text)
-        with npy.open("wb") as stream:
-            np.save(stream, map_hw)
     except OSError as error:
         raise OutputError(f"{error.filename or png}: cannot be written: {error.strerror or error}") from None
+    check_replaceable(png, DRAWING, overwrite=overwrite)
+    if not png.exists():
+        check_replaceable(npy, MAP, overwrite=overwrite)
+    with replacing(npy) as stream:
+        np.save(stream, map_hw)
+    with replacing(png) as stream:
+        picture.save(stream, "PNG", pnginfo=text)
     return png
 
 

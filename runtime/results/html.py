@@ -7,13 +7,12 @@ that the network saw, with its EXIF turn: the map lies exactly over it, and no f
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +24,7 @@ from PIL import Image
 from aivsreal.runtime.errors import OutputError
 from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.runtime.results.facts import Ran, accuracy, meaning_of_point, model_facts, sources
+from aivsreal.runtime.results.output import ASSET, REPORT, SOFTWARE, check_replaceable, replacing
 from aivsreal.runtime.text import escaped
 from aivsreal.runtime.verdict import Label, Scanned
 
@@ -42,20 +42,24 @@ class HtmlReport:
         target: file to write.
         ran: what judged.
         assets: put the pictures into the folder `<name>_files` beside the report and not into it.
+        inputs: files that are read, which are never replaced.
+        overwrite: replace a file that is no report too.
 
     Raises:
         OutputError: the report cannot be written there; known before the first image is judged.
     """
 
-    def __init__(self, target: Path, ran: Ran, assets: bool = False) -> None:
+    def __init__(
+        self, target: Path, ran: Ran, assets: bool = False, inputs: Iterable[Path] = (), overwrite: bool = False
+    ) -> None:
         self._target, self._ran = target, ran
         self._assets = target.with_name(f"{target.stem}_files") if assets else None
         self._rows = self._pictures = 0
         self._map_side: tuple[int, int] | None = None
         self._begun = datetime.now(timezone.utc)
+        check_replaceable(target, REPORT, inputs, overwrite)
+        self._overwrite = overwrite
         try:
-            if target.is_dir():
-                raise OutputError(f"{target} is a folder: name a file for the report")
             if self._assets is not None:
                 self._assets.mkdir(parents=True, exist_ok=True)
             # Beside the report, so that a full or read-only disk is known now and not after hours of judging.
@@ -102,23 +106,11 @@ class HtmlReport:
         script = (_HERE / "report.js").read_text(encoding="utf-8")
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         head, tail = template.replace("%SCRIPT_SHA256%", digest).split("%DATA%")
-        scratch = None
-        try:
-            with self._spool, self._errors:
-                handle, scratch = tempfile.mkstemp(prefix=f".{self._target.name[:80]}.", dir=self._target.parent)
-                with open(handle, "w", encoding="ascii") as stream:
-                    stream.write(head.encode("ascii", "xmlcharrefreplace").decode())
-                    for part in self._data(complete):
-                        stream.write(part.replace("<", "\\u003c"))
-                    stream.write(tail.replace("%SCRIPT%", script).encode("ascii", "strict").decode())
-                os.chmod(scratch, 0o666 & ~_umask())
-                os.replace(scratch, self._target)
-        except OSError as error:
-            raise OutputError(f"{self._target}: cannot be written: {error.strerror}; name another file") from None
-        finally:
-            if scratch is not None:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(scratch)
+        with self._spool, self._errors, replacing(self._target) as stream:
+            stream.write(head.encode("ascii", "xmlcharrefreplace"))
+            for part in self._data(complete):
+                stream.write(part.replace("<", "\\u003c").encode("ascii"))
+            stream.write(tail.replace("%SCRIPT%", script).encode("ascii"))
 
     def _row(self, scanned: Scanned) -> tuple[list[object], bytes]:
         verdict, view = scanned.verdict, scanned.view
@@ -142,7 +134,8 @@ class HtmlReport:
         if self._assets is None:
             return base64.b64encode(_jpeg(Image.fromarray(square_SSC), _STORED_SIDE))
         name = f"{self._pictures:06}.jpg"
-        (self._assets / name).write_bytes(_jpeg(Image.fromarray(square_SSC), 2 * _STORED_SIDE))
+        check_replaceable(self._assets / name, ASSET, overwrite=self._overwrite)
+        (self._assets / name).write_bytes(_jpeg(Image.fromarray(square_SSC), 2 * _STORED_SIDE, SOFTWARE.encode()))
         return name.encode()
 
     def _data(self, complete: bool) -> Iterator[str]:
@@ -198,10 +191,10 @@ class HtmlReport:
             yield line.rstrip(b"\n").decode("ascii")
 
 
-def _jpeg(image: Image.Image, side: int) -> bytes:
+def _jpeg(image: Image.Image, side: int, comment: bytes = b"") -> bytes:
     small = image if max(image.size) <= side else image.resize((side, side), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=_QUALITY)
+    small.save(stream, "JPEG", quality=_QUALITY, comment=comment)
     return stream.getvalue()
 
 
@@ -213,9 +206,3 @@ def _shrunk(picture: str, side: int) -> str:
 def _joined(parts: Iterator[str]) -> Iterator[str]:
     for index, part in enumerate(parts):
         yield part if index == 0 else f",\n{part}"
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

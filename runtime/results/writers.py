@@ -49,8 +49,9 @@ class CsvWriter:
 
     FIELDS = ("path", "label", "p_ai", "logit", "reason", "evidence", "error", "fault")
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, name: str = "standard output") -> None:
         self._stream = stream
+        self._name = name
         self._row(self.FIELDS)
 
     def write(self, scanned: Scanned) -> None:
@@ -71,7 +72,7 @@ class CsvWriter:
 
         line = io.StringIO()
         csv.writer(line).writerow(cells)
-        _write(self._stream, line.getvalue())
+        _write(self._stream, line.getvalue(), self._name)
 
 
 class JsonLinesWriter:
@@ -188,11 +189,11 @@ def evidence_cell(evidence: Sequence[Evidence]) -> str:
     return f"{origin.value} ({', '.join(one.source for one in evidence if one.origin is origin)})"
 
 
-def _write(stream: TextIO, line: str) -> None:
+def _write(stream: TextIO, line: str, name: str = "standard output") -> None:
     try:
         stream.write(line)
         stream.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise ResultsError(f"standard output cannot be written: {error.strerror or error}") from None
+        raise ResultsError(f"{name} cannot be written: {error.strerror or error}") from None

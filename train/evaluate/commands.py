@@ -28,6 +28,9 @@ from aivsreal.train.samples import Sample, in_split, limited, samples_from_data,
 @click.option("--tier", "tiers", multiple=True, type=click.Choice([tier.value for tier in Tier]), default=["clean"])
 @click.option("--baseline/--no-baseline", default=True, help="Fit fifteen pixel statistics on split train beside it.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for report.json, report.md and plots.")
+@click.option(
+    "--overwrite", is_flag=True, help="With --out, replace files that aivsreal did not write; never a picture."
+)
 @click.option("--record", is_flag=True, help="Put the numbers and a fresh model card into the bundle of --bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line for each split and delivery.")
 @click.option("--batch-size", type=click.IntRange(1, 4096), default=16, show_default=True)
@@ -46,11 +49,11 @@ def main(**options: Any) -> None:
 
 def _evaluate(
     data: Path | None, real: Path | None, ai: Path | None, splits: Sequence[str], bundle: str | None, backend: str,
-    operating_point: str | None, tiers: Sequence[str], baseline: bool, out: Path | None, record: bool, as_json: bool,
-    batch_size: int, limit: int | None,
+    operating_point: str | None, tiers: Sequence[str], baseline: bool, out: Path | None, overwrite: bool, record: bool,
+    as_json: bool, batch_size: int, limit: int | None,
 ) -> int:  # fmt: skip
     from aivsreal.runtime.detector import Detector
-    from aivsreal.train.evaluate.report import print_json, print_tables, record_in_bundle, write_report
+    from aivsreal.train.evaluate.report import check_report, print_json, print_tables, record_in_bundle, write_report
 
     if record and bundle is None:
         raise DataError("--record changes a bundle: name it with --bundle FOLDER")
@@ -60,6 +63,8 @@ def _evaluate(
         raise DataError("there is nothing to judge: no image was found, or all are in the split train; see --split")
     chosen = {name: limited(in_split(samples, name), limit) for name in names}
     kinds = [Tier(tier) for tier in dict.fromkeys(tiers)]
+    if out is not None:
+        check_report(out, names, overwrite)  # known now and not after hours of judging
 
     def tell(line: str) -> None:
         click.echo(line, err=True)
@@ -82,7 +87,7 @@ def _evaluate(
         }  # fmt: skip
     # Files first: a reader of the tables who goes away (`| head`) must not cost them.
     if out is not None:
-        write_report(out, about, results, tell)
+        write_report(out, about, results, tell, overwrite)
     if record:
         tell(f"recorded in {what.path}, digest {record_in_bundle(what, about, results).digest}")
     (print_json if as_json else print_tables)(about, results)

@@ -14,6 +14,7 @@ import click
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.model_card import rewritten
 from aivsreal.runtime.errors import DataError, MissingExtra
+from aivsreal.runtime.results.output import DRAWING, EVALUATION, SOFTWARE, check_replaceable, replacing
 from aivsreal.runtime.text import markdown_table
 from aivsreal.train.evaluate.bootstrap import Measure
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from aivsreal.train.evaluate.result import SplitResult, TierResult
 
 FORMAT = 1
+JSON, MARKDOWN = "report.json", "report.md"
 _NAMES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -99,17 +101,21 @@ def print_tables(about: Mapping[str, object], splits: Sequence[SplitResult]) -> 
 
 
 def write_report(
-    folder: Path, about: Mapping[str, object], splits: Sequence[SplitResult], tell: Callable[[str], None]
-) -> None:
+    folder: Path, about: Mapping[str, object], splits: Sequence[SplitResult], tell: Callable[[str], None],
+    overwrite: bool = False,
+) -> None:  # fmt: skip
     """`report.json`, `report.md` and, where matplotlib is installed, `roc-SPLIT.png` and `reliability-SPLIT.png`.
 
     Raises:
         DataError: the folder cannot be written.
+        OutputError: something else lies there.
     """
+    check_report(folder, (split.split for split in splits), overwrite)
     values = {"format": FORMAT, **about, "splits": [json_from_split(split) for split in splits]}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.json").write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        with replacing(folder / JSON) as stream:
+            stream.write(json.dumps(values, indent=1, allow_nan=False).encode() + b"\n")
         plots = True
         try:
             for split in splits:
@@ -117,9 +123,23 @@ def write_report(
         except MissingExtra as error:
             plots = False
             tell(f"no plots: {error}")
-        (folder / "report.md").write_text(_markdown(about, splits, plots), encoding="utf-8")
+        with replacing(folder / MARKDOWN) as stream:
+            stream.write(_markdown(about, splits, plots).encode())
     except OSError as error:
         raise DataError(f"{folder} cannot be written: {error.strerror or error}") from None
+
+
+def check_report(folder: Path, splits: Iterable[str], overwrite: bool) -> None:
+    """Refuse a folder where a file of the report would replace something else; `overwrite` allows it but for pictures.
+
+    Raises:
+        OutputError: one would.
+    """
+    for name in (JSON, MARKDOWN):
+        check_replaceable(folder / name, EVALUATION, overwrite=overwrite)
+    for split in splits:
+        for kind in ("roc", "reliability"):
+            check_replaceable(folder / _plot(kind, split), DRAWING, overwrite=overwrite)
 
 
 def record_in_bundle(bundle: Bundle, about: Mapping[str, object], splits: Sequence[SplitResult]) -> Bundle:
@@ -189,12 +209,12 @@ def _markdown(about: Mapping[str, object], splits: Sequence[SplitResult], plots:
         for caption, header, rows in _tables(split, str(about["operating_point"])):
             lines += [f"## {caption}", "", markdown_table(header, rows), ""]
         if plots:
-            lines += [f"![ROC]({_plot('roc', split)}) ![reliability]({_plot('reliability', split)})", ""]
+            lines += [f"![ROC]({_plot('roc', split.split)}) ![reliability]({_plot('reliability', split.split)})", ""]
     return "\n".join(lines)
 
 
-def _plot(kind: str, split: SplitResult) -> str:
-    return f"{kind}-{split.split.replace('/', '_')}.png"
+def _plot(kind: str, split: str) -> str:
+    return f"{kind}-{split.replace('/', '_')}.png"
 
 
 def _draw(folder: Path, split: SplitResult) -> None:
@@ -220,4 +240,5 @@ def _draw(folder: Path, split: SplitResult) -> None:
                 plot.plot([row.p_ai_mean for row in bins], [row.ai_share for row in bins], "o-", label=label)
         plot.set(xlabel=axes[0], ylabel=axes[1], title=f"{title}, split {split.split}", xlim=(0, 1), ylim=(0, 1))
         plot.legend(loc="lower right")
-        figure.savefig(folder / _plot(kind, split), dpi=120)
+        with replacing(folder / _plot(kind, split.split)) as stream:
+            figure.savefig(stream, dpi=120, format="png", metadata={"Software": SOFTWARE})

@@ -20,6 +20,8 @@ from torch import nn
 
 from aivsreal.runtime.errors import CheckpointError
 
+STATE, METRICS, CURVES = "last.state.pt", "metrics.jsonl", "curves.png"
+
 
 @dataclass(slots=True)
 class Progress:
@@ -28,6 +30,19 @@ class Progress:
     epoch: int = 0
     best: dict[str, Any] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def check_unused(run: Path) -> None:
+    """Refuse a folder to begin a run in where one lies, or anything that a run would replace.
+
+    Raises:
+        CheckpointError: there is something.
+    """
+    if os.path.exists(run / STATE):  # False, and no error, where it may not be looked into
+        raise CheckpointError(f"{run} already holds a run: add --resume, or give another folder with -o")
+    for name in ("best.safetensors", "best.json", "last.safetensors", "last.json", METRICS, CURVES):
+        if os.path.lexists(run / name):
+            raise CheckpointError(f"{run} already holds {name}: move it away, or give another folder with -o")
 
 
 def save_best(run: Path, network: nn.Module, card: dict[str, Any]) -> None:
@@ -46,9 +61,9 @@ def save_last(
         "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "random": torch.get_rng_state(),
         "epoch": progress.epoch, "best": progress.best, "history": progress.history,
     }  # fmt: skip
-    part = run / "last.state.pt.part"
+    part = run / f"{STATE}.part"
     torch.save(state, part)
-    os.replace(part, run / "last.state.pt")
+    os.replace(part, run / STATE)
 
 
 def load_progress(
@@ -60,7 +75,7 @@ def load_progress(
     Raises:
         CheckpointError: there is none, it is damaged, or it is of another configuration or data list.
     """
-    path = run / "last.state.pt"
+    path = run / STATE
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; train without --resume first")
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from aivsreal.runtime.results.output import SOFTWARE, replacing
+
 
 def draw_curves(metrics: Path, image: Path) -> None:
     """Loss and accuracy per epoch for training and each validation split, as a PNG."""
@@ -23,5 +25,6 @@ def draw_curves(metrics: Path, image: Path) -> None:
         axis.set(xlabel="epoch", title=measure)
         axis.grid(alpha=0.3)
     axes[0].legend()
-    figure.savefig(image, dpi=110)
+    with replacing(image) as stream:
+        figure.savefig(stream, dpi=110, format="png", metadata={"Software": SOFTWARE})
     pyplot.close(figure)
