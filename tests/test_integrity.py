@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -72,3 +74,53 @@ def test_a_jpeg_that_ends_early_without_an_end_marker_is_partial(
     for share in (0.5, 0.7, 0.9, 0.97):
         (tmp_path / "cut.jpg").write_bytes(whole[: int(len(whole) * share)] + TRAILERS[trailer])
         assert decoded_from_file(tmp_path / "cut.jpg", DecodePlan()).fault is Fault.PARTIAL, share
+
+
+def _chunk(name: bytes, body: bytes, crc: int | None = None) -> bytes:
+    return (
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body) if crc is None else crc)
+    )
+
+
+LARGE = zlib.compress(bytes(1_100_000))
+EXCESS = {
+    "a profile of 1.1 MB": _chunk(b"iCCP", b"scanner\0\0" + LARGE),
+    "a text of 1.1 MB": _chunk(b"zTXt", b"Comment\0\0" + LARGE),
+    "an international text of 1.1 MB": _chunk(b"iTXt", b"Comment\0\1\0en\0Comment\0" + LARGE),
+    "a text packed in an unknown way": _chunk(b"zTXt", b"Comment\0\7" + LARGE),
+    "a profile packed in an unknown way": _chunk(b"iCCP", b"scanner\0\7" + LARGE),
+    "a profile without a name": _chunk(b"iCCP", b""),
+    "a broken check sum": _chunk(b"tEXt", b"Comment\0words", 7),
+    "half a gamma": _chunk(b"gAMA", b"\0\0"),
+    "half a density": _chunk(b"pHYs", b"\0\0\0\1"),
+    "half its primaries": _chunk(b"cHRM", bytes(16)),
+    "no intent": _chunk(b"sRGB", b""),
+}
+
+
+@pytest.mark.parametrize("place", ["before its pixels", "behind them"])
+@pytest.mark.parametrize("chunk", EXCESS.values(), ids=EXCESS)
+def test_a_png_is_judged_whatever_its_metadata_and_what_was_passed_over_is_said(
+    tmp_path: Path, chunk: bytes, place: str
+) -> None:
+    plain = encoded("PNG", picture())
+    at = 33 if place == "before its pixels" else len(plain) - 12
+    (tmp_path / "image.png").write_bytes(plain[:at] + _chunk(b"tEXt", b"Software\0ComfyUI") + chunk + plain[at:])
+    decoded = decoded_from_file(tmp_path / "image.png", DecodePlan())
+    assert (decoded.pixels[0] == np.asarray(picture())).all()
+    software, note = decoded.evidence  # what can be read still is
+    assert (software.source, software.detail) == ("png:Software", "ComfyUI")
+    assert note.source == "decoding"
+    assert note.detail.startswith(f"metadata passed over: {chunk[4:8].decode()} (")
+
+
+def test_the_memory_that_texts_of_a_png_take_is_bounded(tmp_path: Path) -> None:
+    plain = encoded("PNG", picture())
+    text = zlib.compress(bytes(1_000_000))
+    texts = b"".join(_chunk(b"zTXt", b"Comment%d\0\0" % index + text) for index in range(80))
+    (tmp_path / "image.png").write_bytes(plain[:33] + texts + _chunk(b"tEXt", b"Software\0ComfyUI") + plain[33:])
+    decoded = decoded_from_file(tmp_path / "image.png", DecodePlan())
+    assert (decoded.pixels[0] == np.asarray(picture())).all()
+    software, note = decoded.evidence
+    assert software.detail == "ComfyUI"  # small enough to find room
+    assert note.detail.endswith("(more than 67,108,864 bytes in all) and 10 more")

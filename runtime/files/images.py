@@ -27,6 +27,7 @@ from aivsreal.runtime.files.integrity import (
     kind_of_samples,
     shown_pages,
     sound_content,
+    without_excess,
 )
 from aivsreal.runtime.files.read import Snapshot, snapshot_from_file
 from aivsreal.runtime.files.rgb import FLAT, raw_mode, rgb_from_image
@@ -97,21 +98,26 @@ def opened(snapshot: Snapshot, max_pixels: int = MAX_PIXELS) -> Iterator[Picture
     formats = ("HEIF",) if heif else FORMATS
     with _QUIET, _damage_as_image_error(path, max_pixels, content), ExitStack() as files:
         check_kind(content)
+        notes = list[str]()
+        if announced_format(content) == "PNG":
+            content = without_excess(content, notes)
         image = files.enter_context(Image.open(io.BytesIO(content), formats=formats))
         check = _check_not_too_large if image.format == "TIFF" else _check_size  # its pages have sizes of their own
         check(path, image.width, image.height, max_pixels)  # before anything is decoded
         sound = sound_content(image.format or "", content, image.width, image.height)
         if sound is not content:
             image = files.enter_context(Image.open(io.BytesIO(sound), formats=formats))
-        yield Picture(path, image, sound, sound is content, max_pixels)
+        yield Picture(path, image, sound, sound is content, max_pixels, notes)
 
 
 class Picture:
     """An open image file, of which the frames that a viewer shows can be decoded. `opened` makes it."""
 
-    def __init__(self, path: Path, image: Image.Image, content: bytes, ended: bool, max_pixels: int) -> None:
+    def __init__(
+        self, path: Path, image: Image.Image, content: bytes, ended: bool, max_pixels: int, notes: list[str]
+    ) -> None:
         self.image = image
-        self.notes: list[str] = []
+        self.notes = notes
         """What was passed over or presumed in decoding, for a person to know."""
         self._path = path
         self._content = content

@@ -40,6 +40,12 @@ _SAMPLES, _SUB_DIRECTORIES, _SAMPLE_FORMAT, _DNG_VERSION = 277, 330, 339, 50706
 _SENSOR = frozenset({32803, 34892})  # a colour filter array, linear raw
 _FEW = 64
 _RAW = "{}: only a preview in it could be read, not the picture: develop it to TIFF, PNG or JPEG"
+_PNG_PICTURE = frozenset({b"tRNS", b"acTL", b"fcTL", b"fdAT"})  # beside those whose names say that they are critical
+_LEAST_BODY = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9}
+_MOST_COMPRESSED, _MOST_TEXT = (
+    1 << 20,
+    1 << 26,
+)  # Pillow's limits, `PngImagePlugin.MAX_TEXT_CHUNK` and `MAX_TEXT_MEMORY`
 _ENDS_EARLY = "its data end before the picture does"
 
 
@@ -291,6 +297,56 @@ def _end_of_scans(content: bytes) -> int | None:
             if restarts > 0 and len(_RESTART.findall(content, coded, behind)) < restarts:
                 raise PartialPicture(_ENDS_EARLY)
     return None if frame is None or frame.arithmetic else end
+
+
+def without_excess(content: bytes, notes: list[str]) -> bytes:
+    """A PNG without metadata that Pillow refuses the whole picture for: too much of it, or broken.
+
+    Args:
+        content: the whole file.
+        notes: gets what was left out.
+    """
+    kept, left_out, at, text_bytes = list[bytes](), list[str](), 0, 0
+    for name, start, behind in png_chunks(content):
+        if name in _PNG_PICTURE or not name[:1].islower():
+            continue
+        body = content[start + 8 : behind - 4]
+        size, why = _metadata_size(name, body)
+        text_bytes += size
+        if len(content) < behind or zlib.crc32(name + body) != int.from_bytes(content[behind - 4 : behind], "big"):
+            why = "its check sum does not fit"
+        elif text_bytes > _MOST_TEXT:
+            why, text_bytes = f"more than {_MOST_TEXT:,} bytes in all", text_bytes - size
+        if why:
+            kept.append(content[at:start])
+            left_out.append(f"{name.decode('latin-1')} ({why})")
+            at = behind
+    if not left_out:
+        return content
+    more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+    notes.append(f"metadata passed over: {', '.join(left_out[:3])}{more}")
+    return b"".join((*kept, content[at:]))
+
+
+def _metadata_size(name: bytes, body: bytes) -> tuple[int, str]:
+    """How many bytes of text or profile a chunk of a PNG comes to, and why it cannot be read, or nothing."""
+    if len(body) < _LEAST_BODY.get(name, 0):
+        return 0, "cut short"
+    if name not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+        return 0, ""
+    _, found, rest = body.partition(b"\0")
+    if name == b"iTXt" and rest[:1] != b"\0":
+        rest = rest[1:2] + b"\0".join(rest[2:].split(b"\0", 2)[2:])
+    elif name in (b"tEXt", b"iTXt"):
+        return len(body), ""
+    if not found or rest[:1] != b"\0":
+        return 0, "compressed in a way that is not known"
+    reader = zlib.decompressobj()
+    try:
+        size = len(reader.decompress(rest[1:], _MOST_COMPRESSED))
+    except zlib.error:
+        return 0, ""  # Pillow reads nothing, and goes on
+    return size, f"more than {_MOST_COMPRESSED:,} bytes when decompressed" if reader.unconsumed_tail else ""
 
 
 def _check_png(content: bytes) -> None:

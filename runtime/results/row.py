@@ -9,7 +9,8 @@ Always, in this order:
     logit             what the network said, before calibration
     reason            why p_ai became this label
     frames            only where several frames were judged: [{"frame": 0, "p_ai": 0.5}, ...]; p_ai is of their mean
-    evidence          what the metadata says: [{"source", "origin", "detail"}, ...], often empty; never changes p_ai
+    evidence          what the metadata says: [{"source", "origin", "detail"}, ...], often empty; never changes p_ai;
+                      of source "decoding": what was passed over or presumed so that the picture could be judged
     or for an error
     error             what happened, for people
     fault             its kind, one of `errors.Fault`
