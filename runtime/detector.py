@@ -31,7 +31,7 @@ from aivsreal.runtime.files.images import (
 )
 from aivsreal.runtime.files.pipeline import judged_batches
 from aivsreal.runtime.files.pool import TIME_LIMIT_S, DecodePool
-from aivsreal.runtime.files.read import MAX_BYTES, Snapshot, check_content
+from aivsreal.runtime.files.read import MAX_BYTES, Reader, Snapshot, check_content, snapshot_from_file
 from aivsreal.runtime.preprocess import PixelsHWC, Scores, square_from_pixels
 from aivsreal.runtime.verdict import (
     FileStamp,
@@ -219,12 +219,13 @@ class Detector:
         frames: int = 1,
         max_pixels: int = MAX_PIXELS,
         by_content: bool = False,
+        read: Reader = snapshot_from_file,
     ) -> DecodePool:
         """Threads that decode for `scan`; close the pool when done. See `DecodePool` and `DecodePlan`."""
         spec = self.bundle.manifest.spec
         seen = spec if self.backend.takes_squares else None
         plan = DecodePlan(seen, frames, max_pixels, by_content, spec.least_side)
-        return DecodePool(plan, threads, time_limit_s, isolate)
+        return DecodePool(plan, threads, time_limit_s, isolate, read)
 
     def _check_open(self) -> None:
         if self._closed:

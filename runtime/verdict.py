@@ -101,8 +101,11 @@ class FileStamp:
     size: int
     """Bytes."""
     mtime_ns: int
+    """0 where it is not known."""
     sha256: str | None = None
     """Of the content, where it was asked for."""
+    etag: str | None = None
+    """Of an object in a storage that gives one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

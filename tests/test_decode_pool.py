@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 from hostile import encoded, picture
 
-from aivsreal.runtime.errors import BackendError, Fault
+from aivsreal.runtime.errors import BackendError, Fault, ImageError
 from aivsreal.runtime.files import pool as decode_pool
 from aivsreal.runtime.files import process as decode_process
 from aivsreal.runtime.files.decode import Decoded, DecodePlan, decoded_from_file
 from aivsreal.runtime.files.pool import DecodePool
+from aivsreal.runtime.files.read import Reader, Snapshot
 from aivsreal.runtime.spec import PreprocessSpec
+from aivsreal.runtime.uri import Uri
+from aivsreal.runtime.verdict import FileStamp
 
 # A fake decoder for the child process: files of these names crash it, hang, or answer with nonsense.
 FAKE = """
@@ -90,7 +93,7 @@ def test_a_decoder_that_crashes_or_hangs_in_its_process_costs_that_file(
 
 
 def test_a_decoder_that_hangs_in_a_thread_costs_that_file(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fake(path: Path, plan: DecodePlan) -> Decoded:
+    def fake(path: Path, plan: DecodePlan, _: Reader) -> Decoded:
         if path.stem in ("a", "hang"):
             time.sleep(5)
         return decoded_from_file(path, plan)
@@ -112,7 +115,7 @@ def test_an_interpreter_does_not_wait_for_a_decoder_that_hangs(tmp_path: Path) -
         "from pathlib import Path\n"
         "from aivsreal.runtime.files import pool as decode_pool\n"
         "from aivsreal.runtime.files.decode import DecodePlan\n"
-        "decode_pool.decoded_from_file = lambda path, plan: time.sleep(600)\n"
+        "decode_pool.decoded_from_file = lambda path, plan, read: time.sleep(600)\n"
         "with decode_pool.DecodePool(DecodePlan(), 1, time_limit_s=0.2) as pool:\n"
         "    print(pool.result(pool.submit(Path(sys.argv[1]))).fault.value)\n"
     )
@@ -164,7 +167,7 @@ def test_what_a_process_announces_is_not_believed(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_error_of_our_own_is_not_hidden(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(path: Path, plan: DecodePlan) -> Decoded:
+    def broken(path: Path, plan: DecodePlan, _: Reader) -> Decoded:
         raise LookupError("a defect")
 
     monkeypatch.setattr(decode_pool, "decoded_from_file", broken)
@@ -185,3 +188,24 @@ def test_squares_own_their_memory(tmp_path: Path) -> None:
     (square_SSC,) = decoded_from_file(tmp_path / "a.png", DecodePlan(PreprocessSpec(64))).pixels
     assert square_SSC.shape == (64, 64, 3)
     assert square_SSC.base is None or isinstance(square_SSC.base, (bytes, np.ndarray))
+
+
+@pytest.mark.parametrize("isolate", [False, True], ids=["threads", "processes"])
+def test_what_is_no_file_of_the_systems_is_read_as_it_is_told(isolate: bool, tmp_path: Path) -> None:
+    contents = {Uri(f"s3://bucket//{index}.png"): encoded("PNG", picture(index)) for index in range(3)}
+    stamp = FileStamp(1234, 5, etag="an etag")
+
+    def read(path: Path, by_content: bool) -> Snapshot:
+        if path not in contents:
+            raise ImageError(f"{path}: no such object", Fault.MISSING)
+        return Snapshot(path, contents[Uri(str(path))], stamp)
+
+    plan = DecodePlan(PreprocessSpec(64))
+    with DecodePool(plan, 2, isolate=isolate, read=read) as pool:
+        for outcome, (path, content) in zip(_all(pool, list(contents)), contents.items(), strict=True):
+            (tmp_path / "same.png").write_bytes(content)
+            assert (outcome.path, outcome.stamp, outcome.error) == (path, stamp, None)
+            same = decoded_from_file(tmp_path / "same.png", plan)
+            assert np.array_equal(outcome.pixels[0], same.pixels[0])
+        gone = pool.result(pool.submit(Uri("s3://bucket/gone.png")))
+        assert (gone.fault, gone.error) == (Fault.MISSING, "no such object")

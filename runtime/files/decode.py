@@ -13,7 +13,7 @@ import numpy as np
 from aivsreal.runtime.errors import Fault, ImageError
 from aivsreal.runtime.files.images import MAX_PIXELS, opened
 from aivsreal.runtime.files.provenance import evidence_from_image
-from aivsreal.runtime.files.read import snapshot_from_file, stamp_of
+from aivsreal.runtime.files.read import Reader, snapshot_from_file, stamp_of
 from aivsreal.runtime.preprocess import PixelsHWC, square_from_image, square_from_pixels
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import Evidence, FileStamp, Origin
@@ -55,11 +55,11 @@ class Decoded:
     fault: Fault | None = None
 
 
-def decoded_from_file(path: Path, plan: DecodePlan) -> Decoded:
+def decoded_from_file(path: Path, plan: DecodePlan, read: Reader = snapshot_from_file) -> Decoded:
     """Read, check and decode one file. What is wrong with it is part of the result; nothing is raised for it."""
     stamp = None
     try:
-        snapshot = snapshot_from_file(path, plan.by_content)
+        snapshot = read(path, plan.by_content)
         stamp = snapshot.stamp
         with opened(snapshot, plan.max_pixels) as picture:
             # Each frame is reduced before the next is decoded, and straight from Pillow's image: two copies fewer.

@@ -28,8 +28,7 @@ def image_paths(folder: Path) -> Iterator[Path]:
             listing = sorted(
                 (entry.name, entry.is_dir(follow_symlinks=False))
                 for entry in entries
-                if entry.is_dir(follow_symlinks=False)
-                or (_has_image_name(entry.name) and not os.path.isdir(entry.path))
+                if entry.is_dir(follow_symlinks=False) or (has_image_name(entry.name) and not os.path.isdir(entry.path))
             )
     except OSError:
         yield folder
@@ -88,7 +87,7 @@ def count_if_few(arguments: Iterable[str], limit: int) -> int | None:
                     if entry.is_dir(follow_symlinks=False):
                         places.append(entry.path)
                     else:
-                        count += _has_image_name(entry.name)
+                        count += has_image_name(entry.name)
                     looks -= 1
                     if count >= limit or looks <= 0:
                         return None
@@ -99,7 +98,7 @@ def count_if_few(arguments: Iterable[str], limit: int) -> int | None:
     return count
 
 
-def _has_image_name(name: str) -> bool:
+def has_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 

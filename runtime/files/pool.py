@@ -17,7 +17,7 @@ from typing import Protocol
 
 from aivsreal.runtime.errors import Fault
 from aivsreal.runtime.files.decode import Decoded, DecodePlan, decoded_from_file, undecoded
-from aivsreal.runtime.files.read import stamp_of
+from aivsreal.runtime.files.read import Reader, snapshot_from_file, stamp_of
 from aivsreal.runtime.machine import usable_cores
 
 TIME_LIMIT_S = 60.0  # a progressive JPEG of 178 megapixels took 4.0 s of a core where this was written
@@ -45,6 +45,7 @@ class DecodePool:
         workers: how many at once; None takes one a core.
         time_limit_s: seconds that one file may take, from when its turn comes.
         isolate: decode in processes, so that a crash costs one file.
+        read: reads the files, in this process in any case.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class DecodePool:
         workers: int | None = None,
         time_limit_s: float = TIME_LIMIT_S,
         isolate: bool = False,
+        read: Reader = snapshot_from_file,
     ) -> None:
         if time_limit_s <= 0:
             raise ValueError(f"time_limit_s must be positive, not {time_limit_s}")
         self.plan = plan
         self._limit_s = time_limit_s
         self._isolate = isolate
+        self._read = read
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._decoders: list[_Decoder] = []
         self._closed = False
@@ -134,10 +137,10 @@ class DecodePool:
 
     def _decoder(self) -> _Decoder:
         if not self._isolate:
-            return _InThread(self.plan)
+            return _InThread(self.plan, self._read)
         from aivsreal.runtime.files.process import DecodeProcess  # 15 ms of imports that a plain scan does not need
 
-        return DecodeProcess(self.plan, self._limit_s)
+        return DecodeProcess(self.plan, self._limit_s, self._read)
 
     def _give_up(self, task: Task) -> None:
         message = f"decoding took more than {self._limit_s:g} s: allow more with --time-limit"
@@ -151,11 +154,12 @@ class DecodePool:
 
 
 class _InThread:
-    def __init__(self, plan: DecodePlan) -> None:
+    def __init__(self, plan: DecodePlan, read: Reader) -> None:
         self._plan = plan
+        self._read = read
 
     def decode(self, path: Path) -> Decoded:
-        return decoded_from_file(path, self._plan)
+        return decoded_from_file(path, self._plan, self._read)
 
     def close(self) -> None:
         pass

@@ -1,7 +1,8 @@
 """A process that decodes one file after another for a thread of the pool, and that may crash.
 
-Parent to child: four bytes of length, then the path. Child to parent: four bytes of length, a JSON object, then the
-pixels it announces. No pickle: a decoder that was taken over by a hostile file must not reach the parent through it.
+Parent to child: four bytes of length, the path, eight bytes of length, and the content where the parent has read it.
+Child to parent: four bytes of length, a JSON object, then the pixels it announces. No pickle: a decoder that was taken
+over by a hostile file must not reach the parent through it.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aivsreal.runtime.errors import BackendError, Fault
+from aivsreal.runtime.errors import BackendError, Fault, ImageError
 from aivsreal.runtime.files.decode import Decoded, DecodePlan, decoded_from_file, undecoded
 from aivsreal.runtime.files.own_process import set_up_pillow
-from aivsreal.runtime.files.read import stamp_of
+from aivsreal.runtime.files.read import Reader, Snapshot, snapshot_from_file, stamp_of
 from aivsreal.runtime.spec import spec_from_json
 from aivsreal.runtime.verdict import Evidence, FileStamp, Origin
 
@@ -43,11 +44,18 @@ class _Late(Exception):
 
 
 class DecodeProcess:
-    """The parent's side: started when it is first needed, and again after a crash."""
+    """The parent's side: started when it is first needed, and again after a crash.
 
-    def __init__(self, plan: DecodePlan, time_limit_s: float) -> None:
+    Args:
+        plan: how files are decoded.
+        time_limit_s: seconds that one file may take.
+        read: reads the files; by default the child does, so that their content is not sent to it.
+    """
+
+    def __init__(self, plan: DecodePlan, time_limit_s: float, read: Reader = snapshot_from_file) -> None:
         self._plan = plan
         self._limit_s = time_limit_s
+        self._read = None if read is snapshot_from_file else read
         self._child: subprocess.Popen[bytes] | None = None
         self._closed = False
 
@@ -57,11 +65,17 @@ class DecodeProcess:
         Raises:
             BackendError: it cannot be started.
         """
-        child = self._child or self._started()
-        name = os.fsencode(path)
         try:
-            _write(child, len(name).to_bytes(4, "big") + name)
-            return self._received(path, child, time.monotonic() + self._limit_s)
+            snapshot = self._read and self._read(path, self._plan.by_content)
+        except ImageError as error:
+            return undecoded(path, str(error), error.fault, stamp_of(path, self._plan.by_content))
+        child = self._child or self._started()
+        name, content = os.fsencode(path), snapshot.content if snapshot else b""
+        try:
+            _write(child, len(name).to_bytes(4, "big") + name + len(content).to_bytes(8, "big"))
+            _write(child, content)
+            decoded = self._received(path, child, time.monotonic() + self._limit_s)
+            return replace(decoded, stamp=snapshot.stamp) if snapshot else decoded
         except _Late:
             message, fault = (
                 f"decoding took more than {self._limit_s:g} s: allow more with --time-limit",
@@ -74,7 +88,9 @@ class DecodeProcess:
             if code < 0 and code != -signal.SIGKILL:
                 message += f" ({signal.Signals(-code).name})"
         self._end()
-        return undecoded(path, message, fault, stamp_of(path, self._plan.by_content))
+        return undecoded(
+            path, message, fault, snapshot.stamp if snapshot else stamp_of(path, self._plan.by_content)
+        )  # fmt: skip
 
     def close(self) -> None:
         """Kill the child. Any thread may call it."""
@@ -127,8 +143,10 @@ class DecodeProcess:
 
 def _write(child: subprocess.Popen[bytes], content: bytes) -> None:
     assert child.stdin
+    rest = memoryview(content)
     try:
-        child.stdin.write(content)
+        while rest:
+            rest = rest[child.stdin.write(rest) :]
     except (BrokenPipeError, ValueError):
         raise _Gone from None
 
@@ -172,11 +190,18 @@ def main() -> None:
         out.flush()
         while len(length := requests.read(4)) == 4:
             path = Path(os.fsdecode(requests.read(int.from_bytes(length, "big"))))
+            content = requests.read(int.from_bytes(requests.read(8), "big"))
             # The parent may be gone when a decoder hangs: the kernel ends this process then.
             signal.setitimer(signal.ITIMER_REAL, limit_s + 5.0)
-            _reply(out.write, decoded_from_file(path, plan))
+            _reply(out.write, _decoded(path, content, plan))
             out.flush()
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _decoded(path: Path, content: bytes, plan: DecodePlan) -> Decoded:
+    if not content:
+        return decoded_from_file(path, plan)
+    return decoded_from_file(path, plan, lambda *_: Snapshot(path, content, FileStamp(len(content), 0)))
 
 
 def _reply(write: Any, decoded: Decoded) -> None:

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,10 @@ class Snapshot:
     path: Path
     content: bytes
     stamp: FileStamp
+
+
+Reader = Callable[[Path, bool], Snapshot]
+"""As `snapshot_from_file`: for files that are not of the system's, such as objects in a storage."""
 
 
 def snapshot_from_file(path: Path, by_content: bool = False) -> Snapshot:

@@ -17,6 +17,7 @@ Always, in this order:
     and for both
     size, mtime_ns    of the file as it was judged; null where it could not even be looked at
     sha256            of its content, only where it was asked for
+    etag              of an object in a storage, only where that gives one
     bundle            the first twelve digits of the model's digest
     operating_point   the bounds that were used
     backend           what ran the network, with its precision
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from aivsreal.runtime.errors import Fault
+from aivsreal.runtime.uri import path_from_text
 from aivsreal.runtime.verdict import Evidence, FileStamp, Judge, Label, Origin, Scanned, Verdict
 
 
@@ -46,7 +48,7 @@ class Row:
 
 def line_from_row(row: Row) -> str:
     """The row as one line of ASCII that ends with a newline."""
-    return json.dumps(_json_from_row(row), allow_nan=False) + "\n"
+    return json.dumps(json_from_row(row), allow_nan=False) + "\n"
 
 
 def row_from_line(line: str | bytes) -> Row:
@@ -56,7 +58,7 @@ def row_from_line(line: str | bytes) -> Row:
         ValueError: it is no row.
     """
     try:
-        return _row_from_json(json.loads(line))
+        return row_from_json(json.loads(line))
     except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"not a row of results: {type(error).__name__} {error}") from None
 
@@ -69,7 +71,8 @@ def latest_rows(rows: Iterable[Row]) -> Iterator[Row]:
     return iter(latest.values())
 
 
-def _json_from_row(row: Row) -> dict[str, object]:
+def json_from_row(row: Row) -> dict[str, object]:
+    """The row as the object that its line is."""
     scanned, stamp = row.scanned, row.scanned.stamp
     values: dict[str, object] = {"path": str(scanned.path)}
     if scanned.verdict is not None:
@@ -85,11 +88,18 @@ def _json_from_row(row: Row) -> dict[str, object]:
     values |= {"size": stamp and stamp.size, "mtime_ns": stamp and stamp.mtime_ns}
     if stamp is not None and stamp.sha256 is not None:
         values["sha256"] = stamp.sha256
+    if stamp is not None and stamp.etag is not None:
+        values["etag"] = stamp.etag
     judge = row.judge
     return values | {"bundle": judge.bundle, "operating_point": judge.operating_point, "backend": judge.backend}
 
 
-def _row_from_json(values: Mapping[str, Any]) -> Row:
+def row_from_json(values: Mapping[str, Any]) -> Row:
+    """Read what `json_from_row` gave.
+
+    Raises:
+        KeyError, TypeError, ValueError and others: it is no row.
+    """
     verdict = None
     if "label" in values:
         verdict = Verdict(
@@ -97,9 +107,9 @@ def _row_from_json(values: Mapping[str, Any]) -> Row:
         )  # fmt: skip
     stamp = None
     if values["size"] is not None:
-        stamp = FileStamp(int(values["size"]), int(values["mtime_ns"]), values.get("sha256"))
+        stamp = FileStamp(int(values["size"]), int(values["mtime_ns"]), values.get("sha256"), values.get("etag"))
     scanned = Scanned(
-        Path(values["path"]),
+        path_from_text(values["path"]),
         verdict,
         error=None if verdict else str(values["error"]),
         fault=None if verdict else Fault(values["fault"]),
