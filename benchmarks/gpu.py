@@ -19,8 +19,14 @@ from aivsreal.runtime.errors import AivsrealError, BackendError, MissingExtra
 from aivsreal.runtime.gpu.backend import TensorrtBackend
 from aivsreal.runtime.gpu.calls import Driver
 from aivsreal.runtime.gpu.driver import DeviceBuffer, Graph, PinnedBuffer, Stream, open_driver
-from aivsreal.runtime.gpu.engine import fitting_engine, installed_libraries, loaded_engine, tensors_from_engine
-from aivsreal.runtime.gpu.executor import Floats, context_from_engine
+from aivsreal.runtime.gpu.engine import (
+    fitting_engine,
+    installed_libraries,
+    kept_kernels,
+    loaded_engine,
+    tensors_from_engine,
+)
+from aivsreal.runtime.gpu.executor import Contexts, Floats
 from aivsreal.runtime.gpu.kernel import PreprocessKernel
 from aivsreal.runtime.gpu.staging import staging_from_pixels
 from aivsreal.runtime.preprocess import PixelsHWC, batch_from_pixels
@@ -83,6 +89,8 @@ def ours(bundle: Bundle, batches: Sequence[int], size: tuple[int, int], seconds:
                     yield {**row, "differing_values": differing} if what == "kernel" else row
         if without is not None:
             raise without
+        assert engine is not None
+        engine.contexts.close()
         engine = None
     with closing(TensorrtBackend(bundle)) as backend:
         for batch in batches:
@@ -108,6 +116,7 @@ class _Engine:
         kind, self.card = fitting_engine(bundle, libraries, driver.gpu)
         self.engine, self._runtime = loaded_engine(bundle, self.card, libraries[kind])
         self.tensors = tensors_from_engine(self.engine, bundle, self.card)
+        self.contexts = Contexts(self.engine, kept_kernels(self.card))
 
     def taken(self, batches: Sequence[int]) -> list[int]:
         """Those that it was built for."""
@@ -159,7 +168,7 @@ def _placed(
 def _inference(
     driver: Driver, engine: _Engine, batch: DeviceBuffer, shape: tuple[int, ...], stream: Stream, held: ExitStack
 ) -> Callable[[], None]:
-    context = context_from_engine(engine.engine)
+    context = engine.contexts.new()
     context.set_input_shape(INPUT, shape)
     context.set_tensor_address(INPUT, batch.handle)
     for name, (dtype, one) in engine.tensors.outputs.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -65,6 +66,24 @@ def test_every_version_gives_the_logits_of_the_onnx_graph(
     backend.close()
     backend.close()
     driver.check_empty()
+
+
+def test_what_tensorrt_rtx_compiled_serves_the_next_start(
+    install: Install, plain: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bundle = bundle_with_engine(tmp_path / "bundle", plain, "rtx1.7")
+    install("rtx1.7")
+    for damaged, counts, sizes in ((False, (2,), [1, 2]), (False, (3,), [1, 2, 3]), (True, (4,), [1, 4])):
+        kept = list((tmp_path / "cache").rglob("*.kernels"))
+        if damaged:
+            kept[0].write_bytes(b"of another version")
+        backend = TensorrtBackend(bundle)
+        for count in counts:
+            backend.logits(_images(count))
+        backend.close()
+        (file,) = (tmp_path / "cache").rglob("*.kernels")
+        assert json.loads(file.read_bytes().partition(b":")[2]) == sizes
 
 
 def test_the_map_comes_with_the_logits_and_has_them_for_its_mean(install: Install, with_engine: Bundle) -> None:

@@ -19,8 +19,14 @@ from aivsreal.runtime.bundle.manifest import LOGITS, MAP
 from aivsreal.runtime.errors import GpuMemoryError, MissingExtra
 from aivsreal.runtime.gpu.calls import Driver
 from aivsreal.runtime.gpu.driver import open_driver
-from aivsreal.runtime.gpu.engine import fitting_engine, installed_libraries, loaded_engine, tensors_from_engine
-from aivsreal.runtime.gpu.executor import EngineSlot, Outputs
+from aivsreal.runtime.gpu.engine import (
+    fitting_engine,
+    installed_libraries,
+    kept_kernels,
+    loaded_engine,
+    tensors_from_engine,
+)
+from aivsreal.runtime.gpu.executor import Contexts, EngineSlot, Outputs
 from aivsreal.runtime.gpu.kernel import PreprocessKernel
 from aivsreal.runtime.preprocess import PixelsHWC, Scores
 
@@ -74,8 +80,10 @@ class TensorrtBackend:
         self._limit = self._tensors.max_batch
         self._kernel = PreprocessKernel(self._driver)
         self._closing.insert(0, self._kernel)
+        contexts = Contexts(self._engine, kept_kernels(card))
+        self._closing.insert(0, contexts)
         for _ in range(SLOTS):
-            slot = EngineSlot(self._driver, self._kernel, self._engine, self._tensors)
+            slot = EngineSlot(self._driver, self._kernel, contexts, self._tensors)
             self._closing.insert(0, slot)
             self._slots.put(slot)
 

@@ -6,6 +6,7 @@ The same calls serve 8.6 to 11: nothing here or in `executor.py` asks for the ve
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from aivsreal.runtime.bundle.engine_key import Device, EngineCard, EngineKind, t
 from aivsreal.runtime.bundle.engines import engine_for
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import INPUT, LOGITS, MAP
+from aivsreal.runtime.cache import usable_cache_folder
 from aivsreal.runtime.errors import BackendError, BundleError
 from aivsreal.runtime.gpu.calls import Gpu
 from aivsreal.runtime.gpu.executor import EngineTensors, Floats
@@ -74,6 +76,12 @@ def loaded_engine(bundle: Bundle, card: EngineCard, trt: Any) -> tuple[Any, Any]
             "stands above; build the engine again with aivsreal-export --fp16"
         )
     return engine, runtime
+
+
+def kept_kernels(card: EngineCard) -> Path | None:
+    """Where what TensorRT-RTX compiles for that engine is kept, or None where nothing can be kept."""
+    folder = usable_cache_folder("tensorrt-rtx") if card.key.kind is EngineKind.TENSORRT_RTX else None
+    return None if folder is None else folder / f"{card.graph_sha256[:16]}-{card.file}.kernels"
 
 
 def tensors_from_engine(engine: Any, bundle: Bundle, card: EngineCard) -> EngineTensors:

@@ -5,16 +5,19 @@ Legend: B image in a batch; S input size; C channel (3, RGB).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from aivsreal.runtime.bundle.manifest import INPUT
+from aivsreal.runtime.cache import write_whole
 from aivsreal.runtime.errors import BackendError, GpuMemoryError
 from aivsreal.runtime.gpu.calls import Driver
 from aivsreal.runtime.gpu.driver import DeviceBuffer, Graph, PinnedBuffer, Stream
@@ -43,19 +46,50 @@ class EngineTensors:
     max_batch: int
 
 
-def context_from_engine(engine: Any) -> Any:
-    """A context of the engine, or None where memory is full.
+class Contexts:
+    """Makes the contexts of one engine; inside `with driver.current()`.
 
-    TensorRT-RTX compiles kernels for a batch size that it meets, in the background unless it is told to wait for them,
-    and a graph that is recorded meanwhile would hold its slow ones for ever.
+    TensorRT-RTX compiles its kernels when a context meets a batch size, in the background unless it is told to wait for
+    them, and a graph that is recorded meanwhile would hold its slow ones for ever. What it compiled serves the other
+    contexts too, and the next start: it is kept in a file, which TensorRT-RTX holds against library, GPU and driver.
     """
-    if hasattr(engine, "create_runtime_config"):
-        config = engine.create_runtime_config()
-        strategy = "dynamic_shapes_kernel_specialization_strategy"  # TensorRT has none
-        if hasattr(config, strategy):
-            setattr(config, strategy, type(getattr(config, strategy)).EAGER)
-            return engine.create_execution_context(config)
-    return engine.create_execution_context()
+
+    def __init__(self, engine: Any, kept: Path | None) -> None:
+        self._engine, self._kept = engine, kept
+        self._config: Any = None
+        self._compiled: Any = None
+        config: Any = engine.create_runtime_config() if hasattr(engine, "create_runtime_config") else None
+        strategy = "dynamic_shapes_kernel_specialization_strategy"
+        if not hasattr(config, strategy):  # as TensorRT's, which compiles when it builds
+            return
+        setattr(config, strategy, type(getattr(config, strategy)).EAGER)
+        self._config, self._compiled = config, config.create_runtime_cache()
+        self._before = b""
+        with contextlib.suppress(OSError):  # the first start
+            self._before = kept.read_bytes() if kept is not None else b""
+        if self._before and not self._compiled.deserialize(self._before):
+            self._before = b""
+        config.set_runtime_cache(self._compiled)
+
+    def new(self) -> Any:
+        """Another context.
+
+        Raises:
+            GpuMemoryError: memory is full.
+        """
+        made = self._engine.create_execution_context(*([] if self._config is None else [self._config]))
+        if made is None:
+            raise GpuMemoryError("TensorRT has no memory for another execution context; try a smaller --batch-size")
+        return made
+
+    def close(self) -> None:
+        """Keep what was compiled; a full disk is no error. The contexts are closed by now."""
+        if self._compiled is not None and self._kept is not None:
+            content = bytes(self._compiled.serialize())
+            if content != self._before:
+                with contextlib.suppress(OSError):
+                    write_whole(self._kept, content)
+        self._engine = self._config = self._compiled = None
 
 
 class _Program:
@@ -64,10 +98,8 @@ class _Program:
     A context each, because a recorded graph uses the context's memory for the shape that it was recorded with.
     """
 
-    def __init__(self, engine: Any) -> None:
-        self.context = context_from_engine(engine)
-        if self.context is None:
-            raise GpuMemoryError("TensorRT has no memory for another execution context; try a smaller --batch-size")
+    def __init__(self, contexts: Contexts) -> None:
+        self.context = contexts.new()
         self.runs = 0
         self.graph: Graph | None = None
 
@@ -85,8 +117,8 @@ class EngineSlot:
     reads the staging buffer and the engine writes the outputs in place.
     """
 
-    def __init__(self, driver: Driver, kernel: PreprocessKernel, engine: Any, tensors: EngineTensors) -> None:
-        self._driver, self._kernel, self._engine, self._tensors = driver, kernel, engine, tensors
+    def __init__(self, driver: Driver, kernel: PreprocessKernel, contexts: Contexts, tensors: EngineTensors) -> None:
+        self._driver, self._kernel, self._contexts, self._tensors = driver, kernel, contexts, tensors
         self._shared = driver.gpu.shares_memory
         self._stream = Stream(driver)
         self._programs: OrderedDict[int, _Program] = OrderedDict()
@@ -177,7 +209,7 @@ class EngineSlot:
         if program is None:
             while len(self._programs) >= MAX_PROGRAMS:
                 self._programs.popitem(last=False)[1].forget()
-            program = _Program(self._engine)
+            program = _Program(self._contexts)
         self._programs[images] = program
         if program.runs == 0:
             assert self._input is not None

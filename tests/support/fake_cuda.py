@@ -223,12 +223,12 @@ class FakeDriver:
     def end_capture(self, stream: int) -> int:
         self._told("end_capture")
         self._graphs[handle := self._handle()] = self._capturing.pop(stream)
-        assert self._capturers.pop(stream) == threading.get_ident(), "a recording was ended by another thread"
+        assert self._capturers[stream] == threading.get_ident(), "a recording was ended by another thread"
         return handle
 
     def abandon_capture(self, stream: int) -> None:
         self._told("abandon_capture")
-        del self._capturing[stream], self._capturers[stream]
+        del self._capturing[stream]
 
     def launch_graph(self, graph: int, stream: int) -> None:
         self._told("launch_graph")
@@ -257,7 +257,7 @@ class FakeDriver:
 
     def _allocated(self, kind: str, size: int) -> int:
         self._told(f"allocate_{kind}")
-        recording = threading.get_ident() in self._capturers.values()
+        recording = threading.get_ident() in {self._capturers[stream] for stream in self._capturing}
         assert not recording, "memory cannot be allocated while a stream is recorded"
         if sum(memory.nbytes for memory in self._memory.values()) + size > self.memory_bytes:
             raise GpuMemoryError(f"the fake's memory is full: {size} bytes do not fit")

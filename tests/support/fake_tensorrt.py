@@ -442,6 +442,30 @@ class _RtxRuntimeConfig(_RuntimeConfig):
     def __init__(self) -> None:
         kinds = enum.Enum("DynamicShapesKernelSpecializationStrategy", "LAZY EAGER NONE")
         self.dynamic_shapes_kernel_specialization_strategy = kinds["LAZY"]
+        self.cache: _RuntimeCache | None = None
+
+    def create_runtime_cache(self) -> _RuntimeCache:
+        return _RuntimeCache()
+
+    def set_runtime_cache(self, cache: _RuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
+class _RuntimeCache:
+    """`IRuntimeCache`: batch sizes that were compiled for, after a mark of the version."""
+
+    def __init__(self) -> None:
+        self.sizes: set[int] = set()
+
+    def serialize(self) -> _HostMemory:
+        return _HostMemory(b"rtx1.7:" + json.dumps(sorted(self.sizes)).encode())
+
+    def deserialize(self, content: bytes) -> bool:
+        if not content.startswith(b"rtx1.7:"):
+            return False
+        self.sizes = set(json.loads(content[7:]))
+        return True
 
 
 class _Engine(_Bound):
@@ -509,6 +533,7 @@ class _Context(_Bound):
             assert isinstance(config, _RtxRuntimeConfig)
             strategy = config.dynamic_shapes_kernel_specialization_strategy.name
             assert strategy == "EAGER", "a graph would be recorded of kernels that are soon replaced"
+        self._cache = getattr(config, "cache", None)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self._engine = engine
@@ -521,6 +546,8 @@ class _Context(_Bound):
         if not all(a <= value <= b for a, value, b in zip(low, shape, high, strict=True)):
             return False
         self._shapes[name] = tuple(shape)
+        if self._cache is not None:
+            self._cache.sizes.add(int(shape[0]))
         return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
