@@ -80,7 +80,7 @@ def test_what_tensorrt_rtx_compiled_serves_the_next_start(
             kept[0].write_bytes(b"of another version")
         backend = TensorrtBackend(bundle)
         for count in counts:
-            backend.logits(_images(count))
+            backend.run(_images(count))
         backend.close()
         (file,) = (tmp_path / "cache").rglob("*.kernels")
         assert json.loads(file.read_bytes().partition(b":")[2]) == sizes
