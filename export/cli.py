@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aivsreal.runtime.bundle.manifest import MODEL
+from aivsreal.runtime.commands.streams import Command
 from aivsreal.runtime.errors import AivsrealError
 from aivsreal.runtime.verdict import OperatingPoint
 
@@ -34,7 +35,7 @@ def _point(context: click.Context, option: click.Parameter, texts: tuple[str, ..
     return tuple(points)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("source", metavar="[CHECKPOINT]", required=False, type=click.Path(path_type=Path))
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Bundle folder to write.  [default: where it came from]"

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import write_image
 from hostile import encoded
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,3 +108,60 @@ def test_a_relative_cache_folder_is_none(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setenv("XDG_CACHE_HOME", "here")
     assert (cache_folder(), usable_cache_folder("things")) == (None, None)
+
+
+SCRIPT = f"{sys.executable} -m"
+# A shell opens and closes what the command is started with.
+QUIET = ("2>&-", "2>/dev/full", "2> >(true)", ">&-", "<&- >&- 2>&-")
+
+
+def _in_shell(line: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {line}"], cwd=folder, env={**os.environ, **variables}, capture_output=True
+    )
+
+
+@pytest.mark.parametrize("streams", QUIET)
+@pytest.mark.parametrize("isolate", ["", "--isolate"])
+def test_a_results_file_is_written_whatever_the_streams_are(image: Path, streams: str, isolate: str) -> None:
+    line = f"{SCRIPT} {SCAN} a.jpg --backend onnx-cpu {isolate} --output o.jsonl {streams}"
+    result = _in_shell(line, image.parent)
+    assert result.returncode == 0, result.stderr
+    (row,) = (image.parent / "o.jsonl").read_text().splitlines()
+    assert '"label"' in row
+
+
+@pytest.mark.parametrize("streams", ["2>&-", "2>/dev/full", "2> >(true)"])
+def test_rows_are_written_though_nobody_reads_the_messages(image: Path, streams: str) -> None:
+    result = _in_shell(f"{SCRIPT} {SCAN} a.jpg --backend onnx-cpu {streams}", image.parent)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout.startswith(b"a.jpg\t")
+
+
+@pytest.mark.parametrize("streams", [">&-", "> /dev/full"])
+@pytest.mark.parametrize("arguments", [f"{SCAN} a.jpg", f"{SCAN} a.jpg --csv", f"{SCAN} --help", DOCTOR])
+def test_a_standard_output_that_cannot_be_written_is_one_message(image: Path, streams: str, arguments: str) -> None:
+    result = _in_shell(f"{SCRIPT} {arguments} {streams}", image.parent)
+    assert result.returncode == 2
+    assert result.stderr.count(b"standard output ") == 1
+    assert b"Traceback" not in result.stderr
+    assert b"Exception ignored" not in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [SCAN + " a.jpg", DOCTOR])
+def test_a_reader_that_goes_away_is_no_traceback(image: Path, arguments: str) -> None:
+    result = _in_shell(f"(sleep 0.2; {SCRIPT} {arguments}) | exec 0<&-", image.parent)
+    assert result.returncode == 141
+    assert b"Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+@pytest.mark.parametrize("form", ["", "--csv", "--jsonl"])
+def test_a_character_that_standard_output_lacks_is_escaped(image: Path, encoding: str, form: str) -> None:
+    image.rename(image.parent / "snow\u2603.jpg")
+    write_image(image.parent / "z.png", 1)
+    result = _in_shell(f"{SCRIPT} {SCAN} . --backend onnx-cpu {form}", image.parent, PYTHONIOENCODING=encoding)
+    assert result.returncode == 0, result.stderr
+    first, second = result.stdout.splitlines()[-2:]
+    assert b"snow\\u2603.jpg" in first
+    assert b"z.png" in second

@@ -11,11 +11,12 @@ from typing import Any
 
 import click
 
+from aivsreal.runtime.commands.streams import Command
 from aivsreal.runtime.errors import AivsrealError, DataError, MissingExtra
 from aivsreal.train.config import PRESETS
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("runs/levit192"), show_default=True)
 @click.option("--preset", type=click.Choice(sorted(PRESETS)), default="seed", show_default=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aivsreal.runtime.commands.streams import Command
 from aivsreal.runtime.errors import AivsrealError, BackendError
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def _version(package: str) -> str:
         return ""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--bundle", metavar="FOLDER", help="Model to look at.  [default: the shipped one]")
 @click.option("--jsonl", is_flag=True, help="Write one JSON object a line.")
 @click.version_option(package_name="aivsreal", prog_name="aivsreal-doctor")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aivsreal.runtime.cache import usable_cache_folder
+from aivsreal.runtime.commands.streams import Command
 from aivsreal.runtime.errors import AivsrealError, ImageError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ LAYERS = ("stage1", "stage2", "stage3")  # as `explain.Layer`; the module itself
 NOTE = "A map shows what moved the score, not what was edited."
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.UNPROCESSED)
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to write to."

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aivsreal.runtime.commands.streams import Command
 from aivsreal.runtime.errors import AivsrealError, ResultsError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _AHEAD = 32  # pictures that are decoded before their turn
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("results", type=click.Path(path_type=Path))
 @click.option("--html", type=click.Path(path_type=Path), help="Report that opens in any browser, offline.")
 @click.option("--assets", is_flag=True, help="With --html, put its pictures into a folder beside it.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aivsreal.runtime.commands.scan_options import Options
+from aivsreal.runtime.commands.streams import PIPE_CLOSED, Command
 from aivsreal.runtime.errors import AivsrealError
 
 if TYPE_CHECKING:
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from aivsreal.runtime.results.writers import Writer
 
 # 128 + the signal's number, as a shell reports a command that it ended.
-INTERRUPTED, PIPE_CLOSED = 130, 141
+INTERRUPTED = 130
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.UNPROCESSED)
 @click.option("--bundle", metavar="FOLDER", help="Model to use.  [default: the shipped one]")
 @click.option(
@@ -88,8 +88,6 @@ def main(**values: Any) -> None:
     except BrokenPipeError:
         click.echo("aivsreal-scan: standard output was closed; the rows before that are whole", err=True)
         code = PIPE_CLOSED
-    if code in (2, PIPE_CLOSED):
-        _drop_stdout()
     sys.exit(code)
 
 
@@ -193,14 +191,6 @@ def _rounds(
         if ready := watcher.settled():
             yield unknown(ready)
         stop.sleep(watcher.pause_s)
-
-
-def _drop_stdout() -> None:
-    """What Python still holds for a standard output that failed must not fail again when it exits."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _description(detector: Detector, asked_point: str | None) -> str:

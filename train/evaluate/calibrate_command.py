@@ -15,6 +15,7 @@ import numpy as np
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import MODEL
 from aivsreal.runtime.bundle.model_card import rewritten
+from aivsreal.runtime.commands.streams import Command
 from aivsreal.runtime.errors import AivsrealError, DataError
 from aivsreal.runtime.verdict import LABELS, p_ai_from_logit
 from aivsreal.train.evaluate.calibrate import nll, offset_from_logits, points_from_logits, temperature_from_logits
@@ -27,7 +28,7 @@ from aivsreal.train.samples import in_split, limited, samples_from_data
 POINTS = ("balanced", "cautious", "sensitive")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--split", help="Split to measure on; never the one you report.  [default: the last val*]")
 @click.option("--bundle", metavar="FOLDER", help="Model to calibrate.  [default: the shipped one]")

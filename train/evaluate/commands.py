@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from aivsreal.runtime.commands.streams import Command
 from aivsreal.runtime.errors import AivsrealError, DataError
 from aivsreal.runtime.verdict import LABELS
 from aivsreal.train.evaluate.judging import judged_images
@@ -17,7 +18,7 @@ from aivsreal.train.evaluate.tiers import Tier
 from aivsreal.train.samples import Sample, in_split, limited, samples_from_data, samples_from_pair
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("data", type=click.Path(path_type=Path), required=False)
 @click.option("--real", type=click.Path(path_type=Path), help="Folder of real images, in place of DATA.")
 @click.option("--ai", type=click.Path(path_type=Path), help="Folder of AI images, in place of DATA.")
