@@ -8,11 +8,10 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from itertools import islice, takewhile
+from itertools import islice
 from typing import Any
 
 from aivsreal.runtime.files.containers import (
-    START_OF_SCAN,
     bmff_boxes,
     jpeg_segments,
     png_chunks,
@@ -66,14 +65,14 @@ def c2pa_evidence(kind: str, content: bytes, origin_from_source_type: Callable[[
 def has_manifest(kind: str, content: bytes) -> bool:
     """Whether the container holds a C2PA manifest in the place that its format has for it."""
     if kind in ("JPEG", "MPO"):
-        headers = takewhile(lambda one: one.marker != START_OF_SCAN, jpeg_segments(content))
+        headers = jpeg_segments(content, scans=False)
         return any(one.marker == 0xEB and _is_c2pa_box(one.data[8:]) for one in headers)
     if kind == "PNG":
         return any(chunk.name == b"caBX" for chunk in png_chunks(content))
     if kind == "WEBP":
         return any(name == b"C2PA" for name in riff_chunks(content))
     if kind in ("AVIF", "HEIF"):
-        return any(name == b"uuid" and start == _BMFF_UUID for name, start in bmff_boxes(content))
+        return any(box.name == b"uuid" and content.startswith(_BMFF_UUID, box.start) for box in bmff_boxes(content))
     return kind == "TIFF" and any(_TIFF_TAG in page.tags for page in islice(tiff_pages(content), 1))
 
 

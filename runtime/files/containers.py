@@ -71,8 +71,11 @@ class JpegSegment(NamedTuple):
     """Where the segment ends, with its coded data."""
 
 
-def jpeg_segments(content: bytes) -> Iterator[JpegSegment]:
-    """The segments of the first image in a JPEG, up to its end marker, the next image's start or the file's end."""
+def jpeg_segments(content: bytes, scans: bool = True) -> Iterator[JpegSegment]:
+    """The segments of the first image in a JPEG, up to its end marker, the next image's start or the file's end.
+
+    Without `scans` only those before the first scan.
+    """
     at = 2
     while (at := content.find(b"\xff", at)) >= 0:  # libjpeg steps over bytes between segments too
         while content[at : at + 1] == b"\xff":
@@ -89,6 +92,8 @@ def jpeg_segments(content: bytes) -> Iterator[JpegSegment]:
         data = content[at + 2 : at + length]
         at = coded = at + max(2, length)
         if marker == START_OF_SCAN:
+            if not scans:
+                return
             found = _SCAN_END.search(content, at)
             at = len(content) if found is None else found.start()
             while at > coded and content[at - 1] == 0xFF:  # fill bytes belong to the next marker
@@ -126,17 +131,73 @@ def riff_chunks(content: bytes) -> Iterator[bytes]:
         at += 8 + size + size % 2
 
 
-def bmff_boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Names and first 16 bytes of the boxes of an ISO base media file, such as AVIF and HEIC."""
-    at = 0
-    while at + 8 <= len(content):
+class BmffBox(NamedTuple):
+    """One box of an ISO base media file, such as AVIF and HEIC."""
+
+    name: bytes
+    start: int
+    """Where its content begins."""
+    end: int
+
+
+def bmff_boxes(content: bytes, at: int = 0, end: int | None = None) -> Iterator[BmffBox]:
+    """The boxes that lie side by side between two offsets; None means the file's end."""
+    end = len(content) if end is None else min(end, len(content))
+    while at + 8 <= end:
         size, head = int.from_bytes(content[at : at + 4], "big"), 8
         if size == 1:
             size, head = int.from_bytes(content[at + 8 : at + 16], "big"), 16
-        yield content[at + 4 : at + 8], content[at + head : at + head + 16]
+        elif size == 0:
+            size = end - at  # it reaches to the end
         if size < head:
-            return  # 0: the box reaches to the end
+            return
+        yield BmffBox(content[at + 4 : at + 8], at + head, min(at + size, end))
         at += size
+
+
+class Coded(NamedTuple):
+    """Code points of ITU-T H.273 that a file gives for its colours."""
+
+    primaries: int
+    transfer: int
+
+
+def bmff_colour(content: bytes) -> Coded | None:
+    """The code points of the primary item of an AVIF or HEIC; those of a gain map beside it do not count."""
+    inside: dict[bytes, BmffBox] = {}
+    for box in bmff_boxes(content):
+        if box.name == b"meta":
+            for part in bmff_boxes(content, box.start + 4, box.end):
+                inside.setdefault(part.name, part)
+                if part.name == b"iprp":
+                    inside |= {one.name: one for one in bmff_boxes(content, part.start, part.end)}
+    if not {b"pitm", b"ipco", b"ipma"} <= inside.keys():
+        return None
+    properties = list(bmff_boxes(content, inside[b"ipco"].start, inside[b"ipco"].end))
+    for index in _primary_properties(content, inside[b"pitm"], inside[b"ipma"]):
+        one = properties[index - 1] if 0 < index <= len(properties) else None
+        if one is not None and one.name == b"colr" and content[one.start : one.start + 4] == b"nclx":
+            values = content[one.start + 4 : one.start + 8]
+            return Coded(int.from_bytes(values[:2], "big"), int.from_bytes(values[2:], "big"))
+    return None
+
+
+def _primary_properties(content: bytes, primary: BmffBox, associations: BmffBox) -> list[int]:
+    """Numbers of the properties of the primary item, from 1."""
+    wide = content[primary.start : primary.start + 1] != b"\0"
+    item = int.from_bytes(content[primary.start + 4 : primary.start + (8 if wide else 6)], "big")
+    start, end = associations.start, associations.end
+    id_size = 4 if content[start : start + 1] != b"\0" else 2
+    width = 2 if int.from_bytes(content[start + 1 : start + 4], "big") & 1 else 1
+    at = start + 8
+    while at + id_size < end:
+        count = content[at + id_size]
+        first = at + id_size + 1
+        if int.from_bytes(content[at : at + id_size], "big") == item:
+            numbers = range(first, min(first + count * width, end), width)
+            return [int.from_bytes(content[one : one + width], "big") & ((1 << (8 * width - 1)) - 1) for one in numbers]
+        at = first + count * width
+    return []
 
 
 class TiffDirectory(NamedTuple):

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from aivsreal.runtime.errors import Fault, ImageError
+from aivsreal.runtime.files.colour import coded_colours
 from aivsreal.runtime.files.containers import announced_format, is_heif, png_chunks
 from aivsreal.runtime.files.integrity import (
     Unfit,
@@ -175,7 +176,8 @@ class Picture:
         image.load()
         if image.format in ("JPEG", "MPO"):
             check_filled(self._content, image, reduction, self._ended)
-        return _turned(rgb_from_image(image, raw, self.notes, lambda: self._again(index)), image)
+        coded = coded_colours(image, self._content)
+        return _turned(rgb_from_image(image, raw, self.notes, lambda: self._again(index), coded), image)
 
     def _again(self, index: int) -> Image.Image:
         again = Image.open(io.BytesIO(self._content), formats=FORMATS)

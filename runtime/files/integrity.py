@@ -13,7 +13,6 @@ import re
 import zlib
 from collections.abc import Sequence
 
-import numpy as np
 from PIL import Image
 
 from aivsreal.runtime.errors import Fault
@@ -168,7 +167,7 @@ def check_filled(content: bytes, image: Image.Image, reduction: int = 1, ended: 
     Raises:
         PartialPicture: the last pixels were filled in.
     """
-    if ended and not np.isin(_last_pixel(image), (127, 128)).all():  # 127: inverted, as Adobe's CMYK is
+    if ended and not {127, 128}.issuperset(_last_pixel(image)):  # 127: inverted, as Adobe's CMYK is
         return
     end = _end_of_scans(content)
     if end is None:
@@ -198,6 +197,7 @@ class _Frame:
         self._sides = int.from_bytes(data[3:5], "big"), int.from_bytes(data[1:3], "big")
         parts = [data[at : at + 3] for at in range(6, 6 + 3 * data[5], 3)]
         self._factors = {part[0]: (max(part[1] >> 4, 1), max(part[1] & 15, 1)) for part in parts}
+        self._whole = set[int]()  # components that a sequential scan sent
         self._lowest: dict[tuple[int, int], int] = {}  # (component, coefficient) -> the lowest bit that was sent
 
     @property
@@ -208,14 +208,16 @@ class _Frame:
     @property
     def missing(self) -> int:
         """Coefficients that were not sent down to their last bit."""
-        return sum(1 for one in self._factors for index in range(64) if self._lowest.get((one, index), 1))
+        unsent = self._factors.keys() - self._whole
+        return sum(1 for one in unsent for index in range(64) if self._lowest.get((one, index), 1))
 
     def add(self, scan: bytes) -> bool:
         """Note what a scan sends, by its header; False where that is none of this frame."""
         ids = self._components(scan)
-        first, last, bits = scan[1 + 2 * len(ids) : 4 + 2 * len(ids)] if ids else (0, 0, 0)
         if not self._progressive:
-            first, last, bits = 0, 63, 0  # libjpeg warns of other values and goes on: it sends all there is, always
+            self._whole.update(ids)  # all there is, always: libjpeg warns of other values and goes on
+            return bool(ids)
+        first, last, bits = scan[1 + 2 * len(ids) : 4 + 2 * len(ids)] if ids else (0, 0, 0)
         for component in ids:
             for coefficient in range(first, min(last, 63) + 1):
                 self._lowest[component, coefficient] = bits & 15

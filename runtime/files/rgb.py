@@ -14,6 +14,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from aivsreal.runtime.errors import Fault
+from aivsreal.runtime.files.colour import from_coded, from_profile
+from aivsreal.runtime.files.containers import Coded
 from aivsreal.runtime.files.integrity import Unfit
 
 FLAT = "nothing can be seen: every pixel has one colour"
@@ -33,19 +35,22 @@ def raw_mode(image: Image.Image) -> str:
     return ""
 
 
-def rgb_from_image(image: Image.Image, raw: str, notes: list[str], again: Again | None = None) -> Image.Image:
-    """8-bit RGB of one frame: deep values scaled, transparency on white, no turn applied.
+def rgb_from_image(
+    image: Image.Image, raw: str, notes: list[str], again: Again | None = None, coded: Coded | None = None
+) -> Image.Image:
+    """8-bit sRGB of one frame: deep values scaled, transparency on white, no turn applied.
 
     Args:
         image: the loaded frame.
         raw: its `raw_mode` before it was loaded.
         notes: gets what a person should know of the scale that was taken.
         again: opens the same frame once more, unloaded: where colours have 16 bits Pillow keeps the upper ones alone.
+        coded: what `colour.coded_colours` says of the file.
 
     Raises:
         Unfit: the range of its values is not known, or nothing can be seen in it.
     """
-    key = image.info.get("transparency")
+    key, profile = image.info.get("transparency"), image.info.get("icc_profile")
     if image.mode.startswith(("I", "F")):
         image = _from_deep_grey(image, raw, notes, key if isinstance(key, int) else None)
     elif raw.startswith(_DEEP_COLOURS) and again is not None and (isinstance(key, tuple) or _is_dim(image)):
@@ -55,6 +60,12 @@ def rgb_from_image(image: Image.Image, raw: str, notes: list[str], again: Again 
         image.info["transparency"] = tuple(value >> 8 for value in key)
     if image.has_transparency_data:
         image = _on_white(image)
+    if image.mode not in ("L", "RGB", "CMYK"):
+        image = image.convert("RGB")
+    if coded is not None:
+        image = from_coded(image if image.mode == "RGB" else image.convert("RGB"), coded, notes)
+    elif isinstance(profile, bytes) and profile:
+        image = from_profile(image, profile, notes)
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     if _is_flat(rgb):
         raise Unfit(FLAT, Fault.BLANK)
@@ -179,5 +190,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 def _is_flat(rgb: Image.Image) -> bool:
     # All pixels are only looked at where a few are alike: that took 1 ms a megapixel.
     width, height = rgb.size
-    some = {rgb.getpixel((width * step // 8, height * ((3 * step) % 8) // 8)) for step in range(8)}
-    return len(some) == 1 and all(low == high for low, high in map(Image.Image.getextrema, rgb.split()))
+    first = rgb.getpixel((0, 0))
+    if any(rgb.getpixel((width * step // 8, height * (3 * step % 8) // 8)) != first for step in range(1, 8)):
+        return False
+    return all(low == high for low, high in map(Image.Image.getextrema, rgb.split()))
