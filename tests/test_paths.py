@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hostile import encoded
 
-from aivsreal.runtime.files.find import argument_paths, count_if_few
+from aivsreal.runtime.files.find import Search, argument_paths, count_if_few, has_image_name
 
 
 @pytest.fixture
@@ -29,6 +31,70 @@ def test_few_files_are_counted_as_they_will_be_judged(tree: Path, arguments: lis
     assert count_if_few(arguments, 9) == count
     assert count_if_few(arguments, count + 1) == count
     assert count_if_few(arguments, count) is None
+
+
+@pytest.mark.parametrize("search", [{"exclude": ("below",)}, {"exclude": ("*.png", "below/*")}, {"exclude": ("b.*",)}])
+def test_what_is_excluded_is_not_counted(tree: Path, search: dict[str, Any]) -> None:
+    count = len(list(argument_paths(["."], [], Search(**search))))
+    assert 0 < count < 4
+    assert count_if_few(["."], 9, Search(**search)) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [
+        *((f"a.{suffix}", True) for suffix in "HIF heics heifs avifs apng pjpeg pjp jif jpg jpe MPO".split()),
+        *((f"a.jpg{rest}", True) for rest in ("_large", ":orig", "-small", "?width=8&height=9")),
+        *((name, False) for name in ("a.jxl", "jpg", ".jpg", "a.jpg.txt", "a.jpg_json", "a.jpgx", "._a.jpg")),
+    ],
+)
+def test_names_of_pictures(name: str, image: bool) -> None:
+    assert has_image_name(name) == image
+
+
+@pytest.fixture
+def mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Pictures with and without names of pictures, and what a Mac and a Synology put beside them."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos/a.jpg", "photos/noname", "photos/below/c.dat", "photos/@eaDir/a.jpg", "elsewhere/d.jpg"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded("JPEG"))
+    (tmp_path / "photos" / "._a.jpg").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    (tmp_path / "photos" / "notes.txt").write_text("mine")
+    os.mkfifo(tmp_path / "photos" / "pipe")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "photos" / "linked")
+    return tmp_path
+
+
+def test_what_is_not_looked_at_is_counted(mixed: Path) -> None:
+    assert mixed == Path.cwd()
+    search = Search()
+    assert [path.name for path in search.paths(Path("photos"))] == ["a.jpg"]
+    assert (search.others, search.links, search.folders, search.excluded) == (5, 1, 1, 0)
+    assert search.told() == (
+        "not looked at: 5 files with other names, 1 linked folder, 1 folder of a system's thumbnails"
+    )
+
+
+def test_all_files_are_known_by_their_content(mixed: Path) -> None:
+    assert mixed == Path.cwd()
+    search = Search(all_files=True)
+    assert [path.name for path in search.paths(Path("photos"))] == ["a.jpg", "c.dat", "noname"]
+    assert (search.others, search.links, search.folders) == (3, 1, 1)  # a pipe is not opened
+
+
+def test_what_is_named_is_taken_whatever_its_name(mixed: Path) -> None:
+    assert mixed == Path.cwd()
+    named = ["photos/notes.txt", "photos/._a.jpg", "photos/@eaDir", "photos/linked"]
+    found = [str(path) for path in argument_paths(named, [], Search(exclude=("*.txt",)))]
+    assert found == ["photos/notes.txt", "photos/._a.jpg", "photos/@eaDir/a.jpg", "photos/linked/d.jpg"]
+
+
+def test_nothing_is_told_where_all_was_looked_at(mixed: Path) -> None:
+    search = Search()
+    assert list(search.paths(mixed / "elsewhere"))
+    assert search.told() is None
 
 
 def test_what_is_not_known_or_too_much_to_look_at_is_not_counted(tree: Path) -> None:

@@ -20,6 +20,7 @@ from hostile import encoded, picture
 from aivsreal.runtime.errors import Fault, ResultsError
 from aivsreal.runtime.files.read import stamp_of
 from aivsreal.runtime.results.file import ResultsFile, rows_from_file
+from aivsreal.runtime.results.row import latest_rows
 from aivsreal.runtime.verdict import Judge, Label, Scanned, Verdict
 
 SCAN = [sys.executable, "-m", "aivsreal.runtime.commands.scan"]
@@ -54,6 +55,18 @@ def test_what_is_there_is_known_and_what_has_changed_is_not(results: Path, photo
     with ResultsFile(results, JUDGE, resume=True) as file:
         assert [file.is_known(path) for path in photos] == [False, False, True, False, False]
         assert file.skipped == 1
+
+
+def test_a_file_is_known_by_whatever_path_it_is_named(
+    results: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos[0].parent)
+    with ResultsFile(results, JUDGE, resume=True) as file:
+        assert all(file.is_known(Path(name)) for name in ("0.jpg", "../photos/1.jpg", "./2.jpg"))
+        file.write(_scanned(Path("0.jpg")))
+    rows = list(latest_rows(rows_from_file(results)))
+    assert [row.scanned.path.name for row in rows] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert rows[0].scanned.path == Path("0.jpg")
 
 
 def test_by_content_a_new_time_is_no_change(tmp_path: Path, photos: list[Path]) -> None:

@@ -82,6 +82,20 @@ def test_a_list_comes_from_standard_input(tiny_bundle: Path, photos: Path) -> No
     assert [Path(line.split("\t")[0]).name for line in result.stdout.splitlines()] == ["b.png", "c.webp", "z.jpg"]
 
 
+def test_what_a_folder_has_beside_is_counted_and_taken_when_asked(tiny_bundle: Path, photos: Path) -> None:
+    (photos / "a" / "z.jpg").rename(photos / "a" / "z")
+    (photos / "linked").symlink_to("a")
+    for options, names, told in (
+        ([], ["c.webp", "b.png"], "not looked at: 1 file with other names, 1 linked folder"),
+        (["--all-files"], ["c.webp", "z", "b.png"], "not looked at: 1 linked folder"),
+        (["--all-files", "--exclude", "a"], ["b.png"], "not looked at: 1 linked folder, 1 exclusion by --exclude"),
+    ):
+        result = _scan(photos, *options, "--bundle", tiny_bundle)
+        assert result.exit_code == 0, result.output
+        assert [Path(line.split("\t")[0]).name for line in result.stdout.splitlines()] == names
+        assert told in result.stderr.splitlines()
+
+
 def test_what_yields_nothing_is_noted(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     result = _scan(tmp_path / "empty", "--bundle", tiny_bundle)

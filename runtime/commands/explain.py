@@ -84,13 +84,13 @@ def main(
 def _explain(
     explained: Callable[[PixelsHWC], Explanation], bundle: Bundle, paths: tuple[str, ...], out: Path, overwrite: bool
 ) -> int:
-    from aivsreal.runtime.files.find import argument_paths
+    from aivsreal.runtime.files.find import Search, argument_paths
     from aivsreal.runtime.files.images import pixels_from_file
     from aivsreal.runtime.results.heatmap import path_for
     from aivsreal.runtime.text import escaped
 
-    drawn, failed, notes = 0, 0, list[str]()
-    for path in argument_paths(paths, notes):
+    drawn, failed, notes, search = 0, 0, list[str](), Search()
+    for path in argument_paths(paths, notes, search):
         if path is None:  # rows are written as they come
             continue
         try:
@@ -105,7 +105,8 @@ def _explain(
         verdict = explanation.verdict
         row = (escaped(path), verdict.label.value, f"{verdict.p_ai:.6f}", explanation.of.value, escaped(png))
         click.echo("\t".join(row))
-    for note in [*notes, f"drew {drawn}, errors {failed}. {NOTE}"]:
+    passed = search.told()
+    for note in [*notes, *([passed] if passed else []), f"drew {drawn}, errors {failed}. {NOTE}"]:
         click.echo(note, err=True)
     return 1 if failed or notes else 0
 

@@ -20,6 +20,7 @@ from aivsreal.runtime.errors import AivsrealError
 if TYPE_CHECKING:
     from aivsreal.runtime.commands.stop import Stop
     from aivsreal.runtime.detector import Detector
+    from aivsreal.runtime.files.find import Search
     from aivsreal.runtime.results.file import ResultsFile
     from aivsreal.runtime.results.writers import Writer
 
@@ -29,6 +30,11 @@ INTERRUPTED = 130
 
 @click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.UNPROCESSED)
+@click.option("--all-files", is_flag=True, help="In folders, know pictures by their content, not by their names.")
+@click.option(
+    "--exclude", multiple=True, metavar="GLOB",
+    help="In folders, leave out what has such a name, or with a / such a path below the folder; repeat it for more.",
+)  # fmt: skip
 @click.option("--bundle", metavar="FOLDER", help="Model to use.  [default: the shipped one]")
 @click.option(
     "--backend",
@@ -101,19 +107,21 @@ def _opened(options: Options) -> Detector:
         bundle = beside.submit(Bundle.open, options.bundle)
         from aivsreal.runtime.backends.choose import WORTH_A_SLOW_START
         from aivsreal.runtime.detector import Detector
-        from aivsreal.runtime.files.find import count_if_few
+        from aivsreal.runtime.files.find import Search, count_if_few
         from aivsreal.runtime.files.own_process import load_decoders
 
         opened = bundle.result()
         # Only auto chooses, and only it needs the folders looked at.
         choose = options.backend == "auto" and not options.watch
-        few = count_if_few(options.paths, WORTH_A_SLOW_START) if choose else None
+        search = Search(options.all_files, options.exclude)
+        few = count_if_few(options.paths, WORTH_A_SLOW_START, search) if choose else None
         beside.submit(load_decoders)  # while the network is loaded, which for the most part is not Python
         return Detector.open(opened, options.backend, options.operating_point, options.threads, images=few)
 
 
 def _scan(detector: Detector, options: Options) -> int:
     from aivsreal.runtime.commands.stop import Stop
+    from aivsreal.runtime.files.find import Search
     from aivsreal.runtime.files.images import MAX_PIXELS
     from aivsreal.runtime.files.own_process import set_up_pillow
     from aivsreal.runtime.files.pool import TIME_LIMIT_S
@@ -123,6 +131,7 @@ def _scan(detector: Detector, options: Options) -> int:
     from aivsreal.runtime.text import escaped
 
     tally, notes, begin = Tally(), list[str](), time.perf_counter()
+    search = Search(options.all_files, options.exclude)
     max_pixels = options.max_pixels or MAX_PIXELS
     set_up_pillow(max_pixels)
     outputs = {"--output": options.output, "--html": options.html, "--heatmaps": options.heatmaps}
@@ -146,7 +155,7 @@ def _scan(detector: Detector, options: Options) -> int:
         )  # fmt: skip
         stop, last = stack.enter_context(Stop()), None
         try:
-            for paths in _rounds(options, stop, results, notes):
+            for paths in _rounds(options, search, stop, results, notes):
                 for batch in detector.scan_batches(
                     paths, options.batch_size, pool=pool, trust_metadata=options.trust_metadata,
                     views=artefacts.want_views,
@@ -165,6 +174,7 @@ def _scan(detector: Detector, options: Options) -> int:
     # Only now is all written, and the running count gone from the terminal.
     known, failed = (results.skipped, results.skipped_errors) if results is not None else (0, 0)
     told = [f"in {escaped(options.output or '')} already: {known} files, errors {failed}"] if known else []
+    told += [passed] if not options.watch and (passed := search.told()) else []
     for note in [*notes, *told, *artefacts.told(), tally.summary(time.perf_counter() - begin)]:
         click.echo(note, err=True)
     if stop.signal is not None:
@@ -173,7 +183,7 @@ def _scan(detector: Detector, options: Options) -> int:
 
 
 def _rounds(
-    options: Options, stop: Stop, results: ResultsFile | None, notes: list[str]
+    options: Options, search: Search, stop: Stop, results: ResultsFile | None, notes: list[str]
 ) -> Iterator[Iterator[Path | None]]:
     """The files to judge: all that were named, or again and again what has settled since."""
     from aivsreal.runtime.files.find import argument_paths
@@ -182,11 +192,11 @@ def _rounds(
         return stop.until(path for path in paths if path is None or results is None or not results.is_known(path))
 
     if not options.watch:
-        yield unknown(argument_paths(options.paths, notes))
+        yield unknown(argument_paths(options.paths, notes, search))
         return
     from aivsreal.runtime.files.watch import Watcher
 
-    watcher = Watcher(Path(path) for path in options.paths)
+    watcher = Watcher((Path(path) for path in options.paths), search=search)
     while stop.signal is None:
         if ready := watcher.settled():
             yield unknown(ready)

@@ -15,6 +15,8 @@ class Options:
     """What was typed; the fields are the command's options."""
 
     paths: tuple[str, ...]
+    all_files: bool
+    exclude: tuple[str, ...]
     bundle: str | None
     backend: str
     batch_size: int
@@ -45,6 +47,8 @@ class Options:
         """
         if self.resume and self.output is None:
             raise click.UsageError("--resume goes on with a results file: name it with --output")
+        if self.all_files and self.watch:
+            raise click.UsageError("--all-files reads the beginning of each file, and --watch looks again and again")
         if self.overwrite and self.resume:
             raise click.UsageError("--overwrite begins anew and --resume goes on: choose one")
         if self.overwrite and self.output is None and self.html is None and self.heatmaps is None:

@@ -3,44 +3,116 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from io import BufferedReader
 
-SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .dib .tif .tiff .avif .heic .heif".split(),
-)
+SUFFIXES = (
+    "jpg jpeg jpe jif jfif pjpeg pjp mpo png apng webp gif bmp dib tif tiff avif avifs heic heics heif heifs hif"
+).split()
+# Downloads are named x.jpg_large, x.jpg:orig or x.jpg?width=800.
+_IMAGE_NAME = re.compile(rf"(?!\._).+\.(?:{'|'.join(SUFFIXES)})(?:[_:-](?:large|medium|small|orig)|\?.*)?", re.I | re.S)
+_THUMBNAILS = frozenset({"@eaDir", "__MACOSX"})  # what a Synology and a Mac's archives keep beside the files
+
+
+@dataclass(slots=True)
+class Search:
+    """Which files of a folder are looked at, and how many were not."""
+
+    all_files: bool = False
+    """Take files of other names too, if their content is a picture that is decoded here."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of names, or with a slash of paths below the folder, that are left out."""
+    others: int = 0
+    """Files that were not looked at, for their names or their content."""
+    links: int = 0
+    """Linked folders that were not entered."""
+    folders: int = 0
+    """Folders of a system's thumbnails that were not entered."""
+    excluded: int = 0
+    """Files and folders that a pattern left out."""
+
+    def paths(self, folder: Path) -> Iterator[Path]:
+        """Image files under `folder`, recursively, sorted within each folder, one folder in memory at a time.
+
+        Names are told apart by suffix. Links to folders are not followed, so a loop of links ends. What cannot be read
+        comes too, so that nothing is passed over in silence: a dangling link, and a folder that cannot be listed.
+        """
+        return self._below(folder, "")
+
+    def told(self) -> str | None:
+        """What was not looked at, as a line for people; None where all was."""
+        kinds = "that are no pictures read here" if self.all_files else "with other names"
+        counts = (
+            (self.others, "file", f" {kinds}"),
+            (self.links, "linked folder", ""),
+            (self.folders, "folder", " of a system's thumbnails"),
+            (self.excluded, "exclusion", " by --exclude"),
+        )
+        parts = [f"{count:,} {name}{'' if count == 1 else 's'}{more}" for count, name, more in counts if count]
+        return f"not looked at: {', '.join(parts)}" if parts else None
+
+    def takes_folder(self, name: str, below: str) -> bool:
+        """Whether a folder is entered; `below` is its path below the one that was named."""
+        return name not in _THUMBNAILS and not self.is_excluded(name, below)
+
+    def is_excluded(self, name: str, below: str) -> bool:
+        """Whether a pattern leaves out a file or folder; `below` as of `takes_folder`."""
+        return any(fnmatchcase(below if "/" in pattern else name, pattern) for pattern in self.exclude)
+
+    def _below(self, folder: Path, below: str) -> Iterator[Path]:
+        try:
+            with os.scandir(folder) as entries:
+                listing = sorted(
+                    (entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries if self._takes(entry, below)
+                )
+        except OSError:
+            yield folder
+            return
+        for name, is_folder in listing:
+            if is_folder:
+                yield from self._below(folder / name, f"{below}{name}/")
+            else:
+                yield folder / name
+
+    def _takes(self, entry: os.DirEntry[str], below: str) -> bool:
+        name = entry.name
+        if self.is_excluded(name, below + name):
+            self.excluded += 1
+        elif entry.is_dir(follow_symlinks=False):
+            if self.takes_folder(name, below + name):
+                return True
+            self.folders += 1
+        elif entry.is_symlink() and os.path.isdir(entry.path):
+            self.links += 1
+        elif has_image_name(name) or (self.all_files and _is_picture(entry)):
+            return True
+        else:
+            self.others += 1
+        return False
 
 
 def image_paths(folder: Path) -> Iterator[Path]:
-    """Image files under `folder`, recursively, sorted within each folder, one folder in memory at a time.
-
-    Names are told apart by suffix. Links to folders are not followed, so a loop of links ends. What cannot be read
-    comes too, so that nothing is passed over in silence: a dangling link, and a folder that cannot be listed.
-    """
-    try:
-        with os.scandir(folder) as entries:
-            listing = sorted(
-                (entry.name, entry.is_dir(follow_symlinks=False))
-                for entry in entries
-                if entry.is_dir(follow_symlinks=False) or (has_image_name(entry.name) and not os.path.isdir(entry.path))
-            )
-    except OSError:
-        yield folder
-        return
-    for name, is_folder in listing:
-        if is_folder:
-            yield from image_paths(folder / name)
-        else:
-            yield folder / name
+    """Image files under `folder`, as `Search.paths`."""
+    return Search().paths(folder)
 
 
-def argument_paths(arguments: Iterable[str], notes: list[str]) -> Iterator[Path | None]:
+def has_image_name(name: str) -> bool:
+    """Whether a file's name says that it is a picture; `._x.jpg` is what a Mac keeps beside x.jpg."""
+    return _IMAGE_NAME.fullmatch(name) is not None
+
+
+def argument_paths(
+    arguments: Iterable[str], notes: list[str], search: Search | None = None
+) -> Iterator[Path | None]:  # fmt: skip
     """Files of a command's arguments, streamed: files, folders, and `-` for a list on standard input.
 
     None comes where whoever writes that list has to be waited for, so that what is known can be given before.
@@ -48,9 +120,11 @@ def argument_paths(arguments: Iterable[str], notes: list[str]) -> Iterator[Path 
     Args:
         arguments: as they were typed.
         notes: gets a line for each one that yields nothing.
+        search: how folders are searched; it counts what is not looked at.
     """
     from aivsreal.runtime.text import escaped
 
+    search = search or Search()
     for argument in arguments:
         found = False
         for name in _lines_of_stdin() if argument == "-" else [argument]:
@@ -62,7 +136,7 @@ def argument_paths(arguments: Iterable[str], notes: list[str]) -> Iterator[Path 
                 yield Path(name)
                 continue
             empty = True
-            for path in image_paths(Path(name)):
+            for path in search.paths(Path(name)):
                 empty = False
                 yield path
             if empty:
@@ -71,23 +145,26 @@ def argument_paths(arguments: Iterable[str], notes: list[str]) -> Iterator[Path 
             notes.append("standard input: no paths")
 
 
-def count_if_few(arguments: Iterable[str], limit: int) -> int | None:
+def count_if_few(arguments: Iterable[str], limit: int, search: Search | None = None) -> int | None:
     """How many files `argument_paths` would give, None where they are `limit` or more, or not known beforehand.
 
-    It looks at twenty entries a file at most: listing a large tree twice is not worth what is known then.
+    It looks at twenty entries a file at most: listing a large tree twice is not worth what is known then. With
+    `all_files` each file counts, since what is in it is not known.
     """
-    places, count, looks = list(arguments), 0, 20 * limit
-    if "-" in places:
+    search = search or Search()
+    places, count, looks = [(argument, "") for argument in arguments], 0, 20 * limit
+    if ("-", "") in places:
         return None
     while places:
-        place = places.pop()
+        place, below = places.pop()
         try:
             with os.scandir(place) as entries:
                 for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        places.append(entry.path)
-                    else:
-                        count += has_image_name(entry.name)
+                    if not entry.is_dir(follow_symlinks=False):
+                        named = search.all_files or has_image_name(entry.name)
+                        count += named and not search.is_excluded(entry.name, below + entry.name)
+                    elif search.takes_folder(entry.name, below + entry.name):
+                        places.append((entry.path, f"{below}{entry.name}/"))
                     looks -= 1
                     if count >= limit or looks <= 0:
                         return None
@@ -98,8 +175,19 @@ def count_if_few(arguments: Iterable[str], limit: int) -> int | None:
     return count
 
 
-def has_image_name(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES
+def _is_picture(entry: os.DirEntry[str]) -> bool:
+    """Whether its content is a picture that is decoded here; what cannot be read is taken too, to become an error."""
+    from aivsreal.runtime.files.kinds import HEAD, kind_of
+
+    if not entry.is_file():
+        return False
+    try:
+        descriptor = os.open(entry.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            kind = kind_of(file.read(HEAD))
+    except OSError:
+        return True
+    return kind is not None and kind.decoded
 
 
 def _lines_of_stdin() -> Iterator[str | None]:

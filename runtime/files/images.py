@@ -30,6 +30,7 @@ from aivsreal.runtime.files.integrity import (
     sound_content,
     without_excess,
 )
+from aivsreal.runtime.files.kinds import HEAD, kind_of
 from aivsreal.runtime.files.read import Snapshot, snapshot_from_file
 from aivsreal.runtime.files.rgb import FLAT, raw_mode, rgb_from_image
 from aivsreal.runtime.preprocess import PixelsHWC
@@ -281,7 +282,11 @@ def _damage_as_image_error(name: Path | str, max_pixels: int, content: bytes = b
             raise ImageError(f"{name}: {samples}: save it with 8 or 16 bits a sample", Fault.UNSUPPORTED) from None
         if signature is not None:
             raise ImageError(f"{name}: begins as {signature} does, and cannot be decoded", Fault.DAMAGED) from None
-        raise ImageError(f"{name}: not an image in a format that is known here", Fault.NOT_AN_IMAGE) from None
+        kind = kind_of(content[:HEAD])
+        found = "" if kind is None else f"{kind.name}: "
+        advice = f": {kind.advice}" if kind is not None and kind.advice else ""
+        message = f"{name}: {found}not an image in a format that is known here{advice}"
+        raise ImageError(message, Fault.NOT_AN_IMAGE) from None
     except Image.DecompressionBombError:
         raise ImageError(f"{name}: {_too_many(max_pixels)}", Fault.TOO_LARGE) from None
     except MemoryError:

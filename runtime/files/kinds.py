@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aivsreal.runtime.files.containers import announced_format, is_heif
+from aivsreal.runtime.files.containers import announced_format, camera_raw, is_heif
 
 HEAD = 4096  # bytes that are enough to tell
 
@@ -43,12 +43,6 @@ _PICTURES = {
     b"DDS ": "a DDS texture",
     b"qoif": "a QOI picture",
     b"\0\0\1\0": "a Windows icon",
-    b"FUJIFILMCCD-RAW": "a camera raw file (RAF)",
-    b"FOVb": "a camera raw file (X3F)",
-    b"IIRO": "a camera raw file (ORF)",
-    b"IIRS": "a camera raw file (ORF)",
-    b"IIU\0": "a camera raw file (RW2)",
-    b"II\x1a\0\0\0HEAPCCDR": "a camera raw file (CRW)",
 }
 _OTHERS = {
     b"%PDF-": "a PDF document",
@@ -73,7 +67,10 @@ _LFS = Kind("a Git LFS pointer, not the file itself", advice="run git lfs pull")
 
 def kind_of(head: bytes) -> Kind | None:
     """What the first `HEAD` bytes of a file say it is; None where that is not known."""
-    if (known := announced_format(head)) is not None:
+    if (raw := camera_raw(head)) is not None:
+        return Kind(f"a {raw} file", True)
+    known = announced_format(head)
+    if known is not None:
         return Kind(_DECODED[known], True, True)
     if is_heif(head):
         return Kind("an HEIC picture", True, True)
@@ -91,8 +88,6 @@ def kind_of(head: bytes) -> Kind | None:
 
 
 def _film(brand: bytes) -> Kind:
-    if brand == b"crx ":
-        return Kind("a camera raw file (CR3)", True)
     if brand in (b"M4A ", b"M4B "):
         return Kind("an MPEG-4 recording")
     return Kind("a QuickTime video" if brand == b"qt  " else "an MP4 video")

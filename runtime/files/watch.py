@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from aivsreal.runtime.files.find import image_paths
+from aivsreal.runtime.files.find import Search
 from aivsreal.runtime.files.read import stamp_of
 from aivsreal.runtime.verdict import FileStamp
 
@@ -27,6 +27,7 @@ class Watcher:
         folders: searched with their subfolders. One that is not there, or not there any more, is waited for.
         settled_after_s: how long a file must have kept its size and time.
         clock: seconds that never go back.
+        search: how folders are searched.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class Watcher:
         folders: Iterable[Path],
         settled_after_s: float = SETTLED_AFTER_S,
         clock: Callable[[], float] = time.monotonic,
+        search: Search | None = None,
     ) -> None:
+        self._search = search or Search()
         self._folders = tuple(folders)
         self._settled_after_s = settled_after_s
         self._clock = clock
@@ -50,7 +53,7 @@ class Watcher:
         since, told, ready = self._since, self._told, list[Path]()
         self._since, self._told = {}, set()  # only what is still there is kept, so that rotation costs no memory
         for folder in self._folders:
-            for path in image_paths(folder):
+            for path in self._search.paths(folder):
                 stamp = stamp_of(path)
                 if stamp is None or path == folder:
                     continue  # gone again, a link to nowhere, or the folder itself, which cannot be listed now

@@ -19,7 +19,7 @@ from aivsreal.runtime.errors import ResultsError
 from aivsreal.runtime.files.kinds import HEAD, kind_of
 from aivsreal.runtime.files.read import stamp_of
 from aivsreal.runtime.locks import locked
-from aivsreal.runtime.results.row import Row, line_from_row, row_from_line
+from aivsreal.runtime.results.row import Row, absolute, line_from_row, row_from_line
 from aivsreal.runtime.verdict import FileStamp, Judge, Scanned
 
 _BEGINNING = b'{"path": '  # of each row
@@ -227,7 +227,7 @@ class ResultsFile:
         state: object = None
         if stamp is not None:
             state = stamp.sha256 or stamp.size if self._by_content else (stamp.size, stamp.mtime_ns)
-        return hashlib.blake2b(repr((os.fsencode(path), state)).encode(), digest_size=16).digest()
+        return hashlib.blake2b(repr((os.fsencode(absolute(path)), state)).encode(), digest_size=16).digest()
 
     def _sync(self) -> None:
         try:

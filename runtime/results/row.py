@@ -28,6 +28,7 @@ Rows are only ever appended. Where a path stands in two rows, because its file h
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,11 +65,19 @@ def row_from_line(line: str | bytes) -> Row:
 
 
 def latest_rows(rows: Iterable[Row]) -> Iterator[Row]:
-    """The row that counts for each path, in the order of the paths' first rows."""
-    latest: dict[Path, Row] = {}
+    """The row that counts for each file, by whatever path it was named, in the order of the files' first rows."""
+    latest: dict[str, Row] = {}
     for row in rows:
-        latest[row.scanned.path] = row
+        latest[absolute(row.scanned.path)] = row
     return iter(latest.values())
+
+
+def absolute(path: Path) -> str:
+    """The same for each way to name a file from this folder; links stay what they are."""
+    try:
+        return os.path.abspath(path)
+    except OSError:  # the folder that this process is in was removed
+        return str(path)
 
 
 def json_from_row(row: Row) -> dict[str, object]:
