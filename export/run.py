@@ -12,6 +12,7 @@ from aivsreal.export.engine import BuildOptions
 from aivsreal.runtime.bundle.folder import Bundle, extended_folder, write_bundle
 from aivsreal.runtime.bundle.manifest import MANIFEST
 from aivsreal.runtime.errors import ExportError
+from aivsreal.runtime.text import typed
 from aivsreal.runtime.verdict import OperatingPoint
 
 CARD = "README.md"
@@ -65,7 +66,7 @@ def run(wish: Wish, tell: Tell) -> Draft:
     else:
         draft = _from_bundle(wish, bundle, tell)
     assert wish.target is not None
-    draft.name = "" if wish.source is None and wish.target == extended_folder() else f"{wish.target} "
+    draft.name = "" if wish.source is None and wish.target == extended_folder() else f"{typed(wish.target)} "
     if wish.half:
         add_half(draft)
     if wish.int8_data is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,6 +27,11 @@ def escaped(text: Path | str) -> str:
     if plain.isprintable() and "\\" not in plain:
         return plain
     return "".join(_escaped_character(character) for character in plain)
+
+
+def typed(*words: Path | str) -> str:
+    """Words of a command as a person can type them into a shell: quoted where that is needed, and safe to show."""
+    return escaped(shlex.join(str(word) for word in words))
 
 
 def _escaped_character(character: str) -> str:

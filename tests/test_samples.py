@@ -68,6 +68,35 @@ def test_what_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
         in_split(samples_from_data(tmp_path), "train")
 
 
+@pytest.mark.parametrize(("real", "ai"), [("Real", "AI"), ("REAL", "ai"), ("train/Real", "train/Ai")])
+def test_a_folder_is_a_class_whatever_its_case(tmp_path: Path, real: str, ai: str) -> None:
+    for folder in (real, ai):
+        write_image(tmp_path / folder / "a.png", 1)
+    assert [(sample.label, sample.path) for sample in samples_from_data(tmp_path)] == [
+        ("real", tmp_path / real / "a.png"), ("ai", tmp_path / ai / "a.png"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "folders", [("real", "fake"), ("train/real", "train/fake"), ("generated", "photos"), ("FAKE",)]
+)
+def test_folders_of_other_names_are_refused_and_the_error_says_what_is_taken(
+    tmp_path: Path, folders: tuple[str, ...]
+) -> None:
+    for folder in folders:
+        write_image(tmp_path / folder / "a.png", 1)
+    with pytest.raises(DataError) as caught:
+        samples_from_data(tmp_path)
+    assert "train/real and train/ai" in str(caught.value)
+    assert folders[-1].rpartition("/")[2] in str(caught.value)
+
+
+def test_a_split_of_one_class_does_not_spoil_the_others(tmp_path: Path) -> None:
+    for folder in ("train/real", "train/ai", "val_extra/real"):
+        write_image(tmp_path / folder / "a.png", 1)
+    assert {sample.split for sample in samples_from_data(tmp_path)} == {"train", "val_extra"}
+
+
 def test_a_held_out_tenth_stays_the_same_when_images_are_added(tmp_path: Path) -> None:
     def held_out(count: int) -> set[str]:
         rows = "".join(f"{index}.png,{'ai' if index % 2 else 'real'},train,s,\n" for index in range(count))

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from conftest import write_image
 from PIL import Image
 
 from aivsreal.runtime.commands.scan import main
-from aivsreal.runtime.text import escaped
+from aivsreal.runtime.text import escaped, typed
 
 SCAN = [sys.executable, "-m", "aivsreal.runtime.commands.scan"]
 
@@ -139,6 +140,12 @@ def test_names_are_shown_as_they_are_where_that_is_safe(text: str, shown: str) -
     assert escaped(text) == shown
 
 
+def test_a_command_is_shown_as_it_can_be_typed() -> None:
+    shown = typed("aivsreal-export", Path("my bundles/it's one"), "--fp16")
+    assert shlex.split(shown) == ["aivsreal-export", "my bundles/it's one", "--fp16"]
+    assert "\u202e" not in typed("\u202egpj")
+
+
 def test_all_originals_are_judged(tiny_bundle: Path, originals: Path) -> None:
     result = _scan(originals, "--bundle", tiny_bundle)
     assert result.exit_code == 0, result.output
@@ -163,6 +170,8 @@ def test_a_terminal_gets_a_table(tiny_bundle: Path, photos: Path) -> None:
     assert b"evidence" in shown
     assert b"b.png" in shown
     assert b"judged 3" in shown
+    count, summary = shown.rindex(b" files "), shown.index(b"judged 3")
+    assert b"\x1b[2K" in shown[count:summary]  # the running count is gone before the summary
 
 
 def test_a_reader_that_goes_away_ends_the_scan_quietly(tiny_bundle: Path, photos: Path) -> None:

@@ -15,6 +15,8 @@ from aivsreal.runtime.files.find import image_paths
 from aivsreal.runtime.files.images import pixels_from_file
 from aivsreal.runtime.verdict import LABELS
 
+_TAKEN = "it needs an images.csv, or the folders train/real and train/ai, or real and ai (whatever their case)"
+_NAMED = 8  # folders that an error lists
 VAL_SHARE = 10  # where no split is for validation, one image in ten is held out, by the digest of its path
 
 
@@ -49,7 +51,7 @@ def samples_from_data(data: Path) -> list[Sample]:
     table = data if data.is_file() else data / "images.csv"
     samples = _samples_from_csv(table) if table.is_file() else _samples_from_folders(data)
     if not samples:
-        raise DataError(f"{data}: no images; it needs an images.csv or the folders train/real and train/ai")
+        raise DataError(f"{data}: no images; {_TAKEN}")
     if not any(sample.split.startswith("val") for sample in samples):
         samples = [_held_out(sample, data) for sample in samples]
     return samples
@@ -94,14 +96,34 @@ def _samples_from_csv(table: Path) -> list[Sample]:
 
 
 def _samples_from_folders(data: Path) -> list[Sample]:
-    splits = [data] if (data / "real").is_dir() or (data / "ai").is_dir() else sorted(data.iterdir())
-    return [
-        Sample(path, label, "train" if split == data else split.name, path.parent.name)
-        for split in splits
-        for label in LABELS
-        if (split / label).is_dir()
-        for path in image_paths(split / label)
-    ]
+    splits = [data] if _classes(data) else sorted(folder for folder in data.iterdir() if _classes(folder))
+    if not splits:
+        raise DataError(f"{data}: no images; {_TAKEN}{_found(data)}")
+    samples = []
+    for split in splits:
+        classes = _classes(split)
+        if {label for label, _ in classes} < set(LABELS) and len(_folders(split)) > len(classes):
+            raise DataError(f"{split}: a class is missing; {_TAKEN}{_found(split)}")  # it may be there as "fake"
+        name = "train" if split == data else split.name
+        samples += [
+            Sample(path, label, name, path.parent.name) for label, folder in classes for path in image_paths(folder)
+        ]
+    return samples
+
+
+def _classes(split: Path) -> list[tuple[str, Path]]:
+    """Label and folder of each folder that is named as a class, whatever its case."""
+    folders = _folders(split)
+    return [(label, folder) for label in LABELS for folder in folders if folder.name.lower() == label]
+
+
+def _folders(place: Path) -> list[Path]:
+    return sorted(folder for folder in place.iterdir() if folder.is_dir()) if place.is_dir() else []
+
+
+def _found(place: Path) -> str:
+    names = ", ".join(folder.name for folder in _folders(place)[:_NAMED])
+    return f"; here are the folders {names}" if names else ""
 
 
 def _held_out(sample: Sample, data: Path) -> Sample:

@@ -67,14 +67,14 @@ def _made(
     from aivsreal.runtime.results.output import CSV, check_apart, check_replaceable, replacing
     from aivsreal.runtime.results.row import latest_rows
     from aivsreal.runtime.results.writers import CsvWriter, Tally, Writer
-    from aivsreal.runtime.text import escaped
+    from aivsreal.runtime.text import escaped, typed
 
     check_apart({name: path for name, path in (("--html", html), ("--csv", csv)) if path is not None})
     if csv is not None:
         check_replaceable(csv, CSV, [results], overwrite)
     rows = list(latest_rows(rows_from_file(results)))
     if not rows:
-        raise ResultsError(f"{results} has no rows: scan with aivsreal-scan --output {escaped(results)} first")
+        raise ResultsError(f"{results} has no rows: scan with aivsreal-scan --output {typed(results)} first")
     tally, pictures = Tally(), 0
     with ExitStack() as stack:
         writers: list[Writer] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from dataclasses import dataclass
 
@@ -70,10 +69,10 @@ class Options:
 
     def how_to_go_on(self) -> str:
         """What to type to go on with a scan that was stopped."""
-        from aivsreal.runtime.text import escaped
+        from aivsreal.runtime.text import typed
 
         if self.output is None:
             return "the rows above are whole; with --output FILE a scan can be gone on with"
         added = [] if self.resume else ["--resume"]
         listed = ", with the same list on standard input" if "-" in self.paths else ""
-        return f"go on with: {escaped(shlex.join(['aivsreal-scan', *sys.argv[1:], *added]))}{listed}"
+        return f"go on with: {typed('aivsreal-scan', *sys.argv[1:], *added)}{listed}"
