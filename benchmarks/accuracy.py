@@ -5,14 +5,14 @@ Run `python -m aivsreal.benchmarks.accuracy [BUNDLE]`.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from aivsreal.runtime.bundle.folder import Bundle
-from aivsreal.runtime.errors import AivsrealError
+from aivsreal.runtime.commands.frame import command
+from aivsreal.runtime.errors import BundleError
 from aivsreal.runtime.text import markdown_table
 
 HEADER = [
@@ -40,18 +40,14 @@ def table_from_results(results: list[Mapping[str, Any]]) -> str:
     return markdown_table(HEADER, [row_of(result) for result in ordered])
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@command("accuracy")
 @click.argument("bundle", required=False)
 def main(bundle: str | None) -> None:
     """Print the table of BUNDLE, by default the shipped one."""
-    try:
-        opened = Bundle.open(bundle)
-    except AivsrealError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    opened = Bundle.open(bundle)
     metrics: Mapping[str, Any] = opened.manifest.metrics
     if "evaluation" not in metrics:
-        raise click.ClickException(f"{opened.path}: not evaluated; run aivsreal-evaluate DATA --bundle FOLDER --record")
+        raise BundleError(f"{opened.path}: not evaluated; run aivsreal-evaluate DATA --bundle FOLDER --record")
     click.echo(table_from_results(metrics["evaluation"]["results"]))
 
 

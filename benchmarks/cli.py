@@ -11,12 +11,12 @@ import click
 
 from aivsreal.benchmarks.cpu import compare, cpu, drift, memory
 from aivsreal.benchmarks.report import main as report
-from aivsreal.runtime.errors import AivsrealError
+from aivsreal.runtime.commands.frame import HELP, Group
 
 PARTS = ("ours", "torch", "onnx", "roofline")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("aivsreal-bench", cls=Group, context_settings=HELP)
 @click.version_option(package_name="aivsreal", prog_name="aivsreal-bench")
 def main() -> None:
     """Measure how fast aivsreal is on this machine: one JSON object a line on standard output."""
@@ -45,11 +45,7 @@ def gpu(
     from aivsreal.benchmarks.machine import machine_facts
     from aivsreal.runtime.bundle.folder import Bundle
 
-    try:
-        opened = Bundle.open(bundle)
-    except AivsrealError as error:
-        click.echo(f"aivsreal-bench: {error}", err=True)
-        sys.exit(2)
+    opened = Bundle.open(bundle)
     wanted = batches or (1, 8, 64, 256)
     facts = {"bundle": opened.digest, "image": list(size), "seconds": seconds, "machine": machine_facts()}
     rows: list[Row] = []

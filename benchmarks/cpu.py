@@ -160,11 +160,7 @@ class _Telling:
 def _told() -> Iterator[_Telling]:
     """Prints rows, and ends the command with the exit status that they and what went wrong make."""
     telling = _Telling()
-    try:
-        yield telling
-    except (AivsrealError, OSError, RuntimeError) as error:
-        click.echo(f"aivsreal-bench: {error}", err=True)
-        sys.exit(2)
+    yield telling
     sys.exit(0 if telling.holds else 1)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from aivsreal.benchmarks.photos import write_photos
 from aivsreal.benchmarks.scanning import peak_of_process_mib
+from aivsreal.runtime.errors import BackendError
 
 MEMORY_BOUND = 1.2
 GROWTH_BOUND = 1.1  # of the time for a file, last tenth over first: noise of one run is about 5 %
@@ -67,6 +68,6 @@ def _scanned(folder: Path, count: int, backend: str, bundle: str | None) -> tupl
     child.stdout.close()
     child.wait()
     if child.returncode != 0 or rows != count:
-        raise RuntimeError(f"the scan of {count} files ended with {child.returncode} after {rows} rows")
+        raise BackendError(f"the scan of {count} files ended with {child.returncode} after {rows} rows")
     first, second, ninth, last = marks.values()
     return peak, 1000 * last / count, (last - ninth) / (second - first)

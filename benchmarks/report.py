@@ -15,6 +15,8 @@ from typing import Any
 import click
 
 from aivsreal.benchmarks import cpu_tables
+from aivsreal.runtime.commands.frame import command
+from aivsreal.runtime.errors import ResultsError
 from aivsreal.runtime.text import markdown_table
 
 Row = dict[str, Any]
@@ -178,7 +180,7 @@ def rows_from_files(paths: Iterable[Path]) -> dict[str, list[Row]]:
     """Recorded lines by benchmark, in the order of the files.
 
     Raises:
-        click.ClickException: a file cannot be read or holds something else.
+        ResultsError: a file cannot be read or holds something else.
     """
     found: dict[str, list[Row]] = defaultdict(list)
     for path in paths:
@@ -187,9 +189,9 @@ def rows_from_files(paths: Iterable[Path]) -> dict[str, list[Row]]:
                 row = json.loads(line)
                 found[row["benchmark"]].append(row)
         except OSError as error:
-            raise click.ClickException(f"{path}: {error.strerror}") from None
+            raise ResultsError(f"{path}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError):
-            raise click.ClickException(f"{path}: holds a line that no benchmark wrote; give files of results") from None
+            raise ResultsError(f"{path}: holds a line that no benchmark wrote; give files of results") from None
     return found
 
 
@@ -202,7 +204,7 @@ def _rate(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.0f}"
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@command("aivsreal-bench report")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--plots", type=click.Path(path_type=Path), help="Write PNGs of cpu and compare into this folder.")
 def main(files: Sequence[Path], plots: Path | None) -> None:

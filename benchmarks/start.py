@@ -14,6 +14,8 @@ from time import perf_counter
 import click
 
 from aivsreal.benchmarks.machine import machine_facts
+from aivsreal.runtime.commands.frame import command
+from aivsreal.runtime.errors import BackendError
 
 IMPORT_RATIO = 1.5  # the runtime over import numpy, PIL.Image
 HELP_EXTRA_MS = 100.0  # aivsreal-scan --help beyond import click
@@ -74,9 +76,9 @@ def judged(best: dict[str, float]) -> dict[str, object]:
     }
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@command("start")
 @click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Fresh interpreters a pass.")
-def main(rounds: int) -> None:
+def main(rounds: int) -> int:
     """Time imports in fresh interpreters and compare them with their bounds; up to four passes where one seems missed.
 
     More passes cannot hide a slow import: every command's shortest time is over all of them, its yardstick's too.
@@ -90,9 +92,9 @@ def main(rounds: int) -> None:
             if result["holds"]:
                 break
     except subprocess.CalledProcessError as error:
-        raise click.ClickException(f"python {' '.join(error.cmd[1:])} failed with {error.returncode}") from None
+        raise BackendError(f"python {' '.join(error.cmd[1:])} failed with {error.returncode}") from None
     click.echo(json.dumps({"benchmark": "imports", "rounds": rounds_taken, **result, "machine": machine_facts()}))
-    sys.exit(0 if result["holds"] else 1)
+    return 0 if result["holds"] else 1
 
 
 if __name__ == "__main__":

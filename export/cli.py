@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aivsreal.runtime.bundle.manifest import MODEL
-from aivsreal.runtime.commands.streams import Command
-from aivsreal.runtime.errors import AivsrealError
+from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.verdict import OperatingPoint
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def _point(context: click.Context, option: click.Parameter, texts: tuple[str, ..
     return tuple(points)
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@command("aivsreal-export", "stopped; nothing was written")
 @click.argument("source", metavar="[CHECKPOINT]", required=False, type=click.Path(path_type=Path))
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Bundle folder to write.  [default: where it came from]"
@@ -74,7 +73,6 @@ def _point(context: click.Context, option: click.Parameter, texts: tuple[str, ..
     help="Also write gradcam.onnx, which gives Grad-CAM of a stage (14x14, 7x7 or 4x4 cells) without PyTorch.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-@click.version_option(package_name="aivsreal")
 def main(
     source: Path | None, out: Path | None, reference: Path | None, fp16: bool, int8: bool, data: Path | None,
     engine: bool | None, max_batch: int, workspace: int | None, version_compatible: bool, timing_cache: Path | None,
@@ -106,13 +104,7 @@ def main(
         int(opset or 17), crop_fraction, temperature or 1.0, points or (BALANCED,), card, gradcam,
         [name for name, value in {**of_a_checkpoint, "--point": points or None}.items() if value is not None],
     )  # fmt: skip
-    try:
-        draft = run(wish, lambda line: click.echo(line, err=True))
-    except AivsrealError as error:
-        raise click.UsageError(str(error)) from None
-    except KeyboardInterrupt:
-        click.echo("\nstopped; nothing was written", err=True)
-        sys.exit(130)
+    draft = run(wish, lambda line: click.echo(line, err=True))
     for step in draft.left:
         click.echo(f"left to do: {step}", err=True)
     if as_json:

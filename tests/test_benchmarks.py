@@ -8,7 +8,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy
 import numpy as np
 import onnx
@@ -20,6 +19,7 @@ from aivsreal.benchmarks import report
 from aivsreal.benchmarks import start as imports
 from aivsreal.benchmarks.machine import machine_facts
 from aivsreal.benchmarks.studies import ablation, geometry, onnx_graph, training
+from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.files.images import pixels_from_file
 from aivsreal.runtime.spec import PreprocessSpec
 
@@ -115,7 +115,7 @@ def test_an_ablation_takes_no_run_of_another_recipe(tmp_path: Path) -> None:
     _finished_run(tmp_path, "robust", [0.5, 0.7, 0.6])
     (tmp_path / "robust-0").rename(tmp_path / "grey-0")
     result = CliRunner().invoke(ablation.main, [str(tmp_path), "--runs", str(tmp_path), "--epochs", "3", "--finished"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "is of preset robust" in result.stderr
 
 
@@ -143,7 +143,7 @@ def test_an_ablation_at_another_scale_keeps_the_change_of_the_input(tmp_path: Pa
     assert scale.options("residual") == ["--epochs", "2", "--size", "96", "--arch", "levit_128s_residual"]
     assert scale.options("robust")[-1] == "levit_128s"
     _finished_run(tmp_path, "robust", [0.5, 0.7])
-    with pytest.raises(click.ClickException, match="levit_192 at 224 px"):
+    with pytest.raises(DataError, match="levit_192 at 224 px"):
         ablation.row_from_run(tmp_path / "robust-0", tmp_path, "robust", 0, scale)
 
 
@@ -257,5 +257,5 @@ def test_a_report_of_something_else_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").write_text("{}\n")
     for name, message in (("other.jsonl", "no benchmark wrote"), ("nowhere.jsonl", "No such file")):
         result = CliRunner().invoke(report.main, [str(tmp_path / name)])
-        assert result.exit_code == 1
+        assert result.exit_code == 2
         assert message in result.stderr

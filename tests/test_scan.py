@@ -263,7 +263,7 @@ def test_memory_stays_flat_over_thousands_of_files(tiny_bundle: Path, tmp_path: 
 
 
 def test_a_large_image_leaves_no_more_than_its_square(tiny_bundle: Path, tmp_path: Path) -> None:
-    Image.new("RGB", (3000, 3000), "grey").save(tmp_path / "large.jpg")
+    Image.linear_gradient("L").resize((3000, 3000)).convert("RGB").save(tmp_path / "large.jpg")
     names = os.fsencode(tmp_path / "large.jpg") + b"\n"
     result = _scan("-", "--bundle", tiny_bundle, "--batch-size", 8, stdin=names * 20)
     assert result.exit_code == 0

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from aivsreal.runtime.commands.streams import Command
-from aivsreal.runtime.errors import AivsrealError, DataError, MissingExtra
+from aivsreal.runtime.commands.frame import command
+from aivsreal.runtime.errors import DataError, MissingExtra
 from aivsreal.train.config import PRESETS
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@command("aivsreal-train", "stopped; the last finished epoch is in {out}: add --resume to go on")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("runs/levit192"), show_default=True)
 @click.option("--preset", type=click.Choice(sorted(PRESETS)), default="seed", show_default=True)
@@ -44,19 +43,12 @@ from aivsreal.train.config import PRESETS
 @click.option("--compile/--no-compile", "compiled", default=None, help="torch.compile.  [default: on for CUDA]")
 @click.option("--workers", type=click.IntRange(0), default=2, show_default=True, help="Processes that load images.")
 @click.option("--resume", is_flag=True, help="Go on from the last epoch in --out, exactly.")
-@click.version_option(package_name="aivsreal")
 def main(data: Path, out: Path, preset: str, resume: bool, **options: Any) -> None:
     """Train on DATA: a folder with train/real, train/ai, val/real, val/ai, or one with an images.csv.
 
     On several GPUs: torchrun --nproc-per-node N -m aivsreal.train.cli DATA ...
     """
-    try:
-        _train(data, out, preset, resume, options)
-    except AivsrealError as error:
-        raise click.UsageError(str(error)) from None
-    except KeyboardInterrupt:
-        click.echo(f"\nstopped; the last finished epoch is in {out}: add --resume to go on", err=True)
-        sys.exit(130)
+    _train(data, out, preset, resume, options)
 
 
 def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, Any]) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 import click
 
 from aivsreal.benchmarks.machine import machine_facts
+from aivsreal.runtime.commands.frame import command
+from aivsreal.runtime.errors import DataError
 from aivsreal.train.config import PRESETS
 
 Row = dict[str, Any]
@@ -65,14 +67,14 @@ def row_from_run(run: Path, data: Path, preset: str, seed: int, scale: Scale) ->
     """What a finished run says: its epoch with the highest mean AUC and its last one, by split.
 
     Raises:
-        click.ClickException: the folder holds a run of another recipe.
+        DataError: the folder holds a run of another recipe.
     """
     card = json.loads((run / "last.json").read_text(encoding="utf-8"))
     config = card["config"]
     found = (config["preset"], config["seed"], config["epochs"])
     size, arch = config["spec"]["size"], config["arch"]
     if found != (preset, seed, scale.epochs) or size != scale.size_of(preset) or arch != scale.arch_of(preset):
-        raise click.ClickException(
+        raise DataError(
             f"{run} is of preset {found[0]}, seed {found[1]}, {found[2]} epochs, {arch} at {size} px; "
             "give another --runs"
         )
@@ -124,7 +126,7 @@ def _rounded(row: Row) -> Row:
     }
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@command("ablation")
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs/ablation"), show_default=True)
 @click.option("--preset", "presets", multiple=True, type=click.Choice(sorted(PRESETS)), help="[default: all]")
@@ -153,7 +155,7 @@ def main(
                 command += ["-o", str(run), "--workers", str(workers)] + (["--cache", str(cache)] if cache else [])
                 command += ["--resume"] if (run / "last.state.pt").is_file() else []
                 if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-                    raise click.ClickException(f"{' '.join(command[1:])} failed; its message is above")
+                    raise DataError(f"{' '.join(command[1:])} failed; its message is above")
             rows.append(row_from_run(run, data, preset, seed, scale))
     machine = machine_facts()
     for row in with_changes(rows, reference):

@@ -8,7 +8,6 @@ Legend: B image; V view; H, W image height and width; C channel (3, RGB); S inpu
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +18,9 @@ import numpy.typing as npt
 
 from aivsreal.benchmarks.machine import machine_facts
 from aivsreal.runtime.backends.protocol import Backend
+from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.detector import Detector
-from aivsreal.runtime.errors import AivsrealError, BackendError
+from aivsreal.runtime.errors import BackendError
 from aivsreal.runtime.files.images import pixels_from_file
 from aivsreal.runtime.preprocess import PixelsHWC, square_from_pixels
 from aivsreal.runtime.spec import Box, Geometry, PreprocessSpec
@@ -142,7 +142,7 @@ def compared(samples: Sequence[Sample], detector: Detector, batch_size: int = 16
     return rows
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@command("geometry")
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.option("--bundle", metavar="FOLDER", help="[default: the shipped one]")
 @click.option("--split", "splits", multiple=True, default=["val_seen", "val_unseen"], show_default=True)
@@ -150,16 +150,12 @@ def compared(samples: Sequence[Sample], detector: Detector, batch_size: int = 16
 @click.option("--limit", type=click.IntRange(1), help="At most this many images of each class and split.")
 def main(data: Path, bundle: str | None, splits: Sequence[str], backend: str, limit: int | None) -> None:
     """Compare geometries on DATA with one bundle and print one JSON line for each and split."""
-    try:
-        with Detector.open(bundle, backend) as detector:
-            about = {"benchmark": "geometry", "bundle": detector.bundle.digest, "backend": detector.backend.name}
-            samples = samples_from_data(data)
-            for split in splits:
-                for row in compared(limited(in_split(samples, split), limit), detector):
-                    click.echo(json.dumps({**about, "split": split, **row, "machine": machine_facts()}))
-    except AivsrealError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    with Detector.open(bundle, backend) as detector:
+        about = {"benchmark": "geometry", "bundle": detector.bundle.digest, "backend": detector.backend.name}
+        samples = samples_from_data(data)
+        for split in splits:
+            for row in compared(limited(in_split(samples, split), limit), detector):
+                click.echo(json.dumps({**about, "split": split, **row, "machine": machine_facts()}))
 
 
 if __name__ == "__main__":

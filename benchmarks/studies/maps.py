@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +25,8 @@ import numpy.typing as npt
 
 from aivsreal.benchmarks.machine import PACKAGES, machine_facts
 from aivsreal.benchmarks.studies.faithfulness import FloatHW, Probabilities, deletion_and_insertion, ranked, road
-from aivsreal.runtime.errors import AivsrealError
+from aivsreal.runtime.commands.frame import command
+from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.explain import Explainer, Layer, Method, map_from_network
 from aivsreal.runtime.files.images import pixels_from_file
 from aivsreal.runtime.preprocess import PixelsHWC, batch_from_squares, square_from_pixels
@@ -168,7 +168,7 @@ def measured(
         }
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@command("maps")
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.option("--bundle", metavar="FOLDER", help="[default: the shipped one]")
 @click.option("--split", default="test", show_default=True)
@@ -183,28 +183,22 @@ def measured(
 )  # fmt: skip
 def main(
     data: Path, bundle: str | None, split: str, limit: int, methods: Sequence[str], layers: Sequence[str]
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
     """Measure the maps of one bundle on DATA; intervals are 95 % bootstrap ones over images."""
-    try:
-        explainer = Explainer(bundle)
-        samples = limited(in_split(samples_from_data(data), split), limit)
-        real, ai = (_squares(samples, target, explainer.bundle.manifest.spec) for target in (0, 1))
-        if min(len(real), len(ai)) < 2:
-            raise click.UsageError(f"the split {split} needs two images of each class")
-        about = {
-            "benchmark": "maps", "bundle": explainer.bundle.digest, "split": split, "real": len(real), "ai": len(ai),
-        }  # fmt: skip
-        held = True
-        machine = machine_facts((*PACKAGES, "grad-cam"))
-        for row in measured(
-            explainer, real, ai, columns([Method(name) for name in methods], [Layer(n) for n in layers])
-        ):
-            click.echo(json.dumps({**about, **row, "machine": machine}))
-            held = held and bool(row["head_changes_it"])
-    except AivsrealError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    sys.exit(0 if held else 1)
+    explainer = Explainer(bundle)
+    samples = limited(in_split(samples_from_data(data), split), limit)
+    real, ai = (_squares(samples, target, explainer.bundle.manifest.spec) for target in (0, 1))
+    if min(len(real), len(ai)) < 2:
+        raise DataError(f"the split {split} needs two images of each class")
+    about = {
+        "benchmark": "maps", "bundle": explainer.bundle.digest, "split": split, "real": len(real), "ai": len(ai),
+    }  # fmt: skip
+    held = True
+    machine = machine_facts((*PACKAGES, "grad-cam"))
+    for row in measured(explainer, real, ai, columns([Method(name) for name in methods], [Layer(n) for n in layers])):
+        click.echo(json.dumps({**about, **row, "machine": machine}))
+        held = held and bool(row["head_changes_it"])
+    return 0 if held else 1
 
 
 def _squares(samples: Sequence[Sample], target: int, spec: PreprocessSpec) -> list[PixelsHWC]:

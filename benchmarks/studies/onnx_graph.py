@@ -9,7 +9,6 @@ Legend: B image in a batch; C channel; H, W input height and width.
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import time
 import warnings
@@ -24,7 +23,8 @@ import numpy.typing as npt
 from aivsreal.benchmarks.machine import machine_facts
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import INPUT, INT8_MODEL, LOGITS, MODEL
-from aivsreal.runtime.errors import AivsrealError
+from aivsreal.runtime.commands.frame import command
+from aivsreal.runtime.errors import MissingExtra
 
 PLAIN_RATIO = 1.0  # our time over that of a plain export, at most
 OPENVINO_RATIO = 1.1  # our time over OpenVINO's in FP32, at most
@@ -162,23 +162,21 @@ def rtx_layers(bundle: Bundle, scratch: Path) -> dict[str, int]:
     return counts
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@command("onnx_graph")
 @click.option("--bundle", "folder", type=click.Path(path_type=Path), help="[default: the shipped one]")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--warmup", type=click.FloatRange(0), default=10.0, show_default=True, help="Seconds.")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True)
-def main(folder: Path | None, threads: int, batch_size: int, warmup: float, seconds: float) -> None:
+def main(folder: Path | None, threads: int, batch_size: int, warmup: float, seconds: float) -> int:
     """Time our graph, plain exports and OpenVINO in turns, and compare them with their bounds."""
     try:
         bundle = Bundle.open(folder)
         with tempfile.TemporaryDirectory() as scratch:
             runs, nodes = contenders(bundle, threads, Path(scratch))
             layers = rtx_layers(bundle, Path(scratch))
-    except AivsrealError as error:
-        raise click.UsageError(str(error)) from None
     except ImportError as error:
-        raise click.UsageError(f"{error.name} is not installed: run pip install 'aivsreal[export]' openvino") from None
+        raise MissingExtra("export,openvino", error.name or "onnx", "compare graphs") from None
     side = bundle.manifest.spec.size
     batch_BCHW = np.random.default_rng(0).standard_normal((batch_size, 3, side, side)).astype(np.float32)
     result = judged(timed(runs, batch_BCHW, warmup, seconds))
@@ -187,7 +185,7 @@ def main(folder: Path | None, threads: int, batch_size: int, warmup: float, seco
         "threads": threads, "nodes": nodes, "tensorrt_layers": layers, **result, "machine": machine_facts(PACKAGES),
     }  # fmt: skip
     click.echo(json.dumps(facts))
-    sys.exit(0 if result["holds"] else 1)
+    return 0 if result["holds"] else 1
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import statistics
-import sys
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,6 +18,8 @@ from typing import Any
 import click
 
 from aivsreal.benchmarks.machine import machine_facts
+from aivsreal.runtime.commands.frame import command
+from aivsreal.runtime.errors import BackendError
 
 MAX_BYTES, MAX_SECONDS = 15_000_000, 2.0
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
@@ -28,12 +29,12 @@ def chromium_and_driver() -> tuple[str, str]:
     """Paths of both programs.
 
     Raises:
-        click.ClickException: one of them is not installed.
+        BackendError: one of them is not installed.
     """
     chromium = next((path for path in map(shutil.which, CHROMIUMS) if path), None)
     driver = shutil.which("chromedriver")
     if chromium is None or driver is None:
-        raise click.ClickException("no chromium with chromedriver here: apt-get install chromium chromium-driver")
+        raise BackendError("no chromium with chromedriver here: apt-get install chromium chromium-driver")
     return chromium, driver
 
 
@@ -60,10 +61,10 @@ def processor_s(pid: int) -> float:
     return total + (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@command("report_opening")
 @click.argument("report", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
-def main(report: Path, rounds: int) -> None:
+def main(report: Path, rounds: int) -> int:
     """Open REPORT in headless Chromium, and hold its size and the median of the times against their bounds."""
     chromium, driver = chromium_and_driver()
     from selenium import webdriver
@@ -89,7 +90,7 @@ def main(report: Path, rounds: int) -> None:
     bounds = {"bytes_bound": MAX_BYTES, "median_s_bound": MAX_SECONDS, "holds": holds}
     about = {"benchmark": "report_opening", **figures, **bounds, "rounds": rounds, "chromium": version}
     click.echo(json.dumps({**about, "machine": machine_facts(("aivsreal", "selenium"))}))
-    sys.exit(0 if holds else 1)
+    return 0 if holds else 1
 
 
 if __name__ == "__main__":

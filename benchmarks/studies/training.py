@@ -7,7 +7,6 @@ Run `python -m aivsreal.benchmarks.studies.training DATA`. The slower of the two
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +17,8 @@ from typing import Any
 import click
 
 from aivsreal.benchmarks.machine import machine_facts
-from aivsreal.runtime.errors import AivsrealError, MissingExtra
+from aivsreal.runtime.commands.frame import command
+from aivsreal.runtime.errors import MissingExtra
 from aivsreal.train.config import PRESETS, TrainConfig
 from aivsreal.train.samples import Sample, in_split, limited, samples_from_data
 
@@ -75,7 +75,7 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@command("training")
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.option("--preset", type=click.Choice(sorted(PRESETS)), default="robust", show_default=True)
 @click.option("--arch", help="[default: the preset's]")
@@ -93,22 +93,18 @@ def main(
 
         from aivsreal.train.fit.cache import FilePixels, cached_pixels
     except ImportError as error:
-        raise click.UsageError(str(MissingExtra("train", error.name or "torch", "train"))) from None
+        raise MissingExtra("train", error.name or "torch", "train") from None
     config = PRESETS[preset]
     config = replace(config, arch=arch or config.arch, spec=replace(config.spec, size=size or config.spec.size))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     half_is_fast = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    try:
-        samples = limited(in_split(samples_from_data(data), "train"), images // 2)
-        with tempfile.TemporaryDirectory() as folder:
-            cache, _ = cached_pixels(Path(folder) / "cache", samples, config.short_side, 2, lambda _: None)
-            loading = {
-                "files": loading_rate(samples, config, FilePixels(config.short_side), workers),
-                "cache": loading_rate(samples, config, cache, workers),
-            }
-    except AivsrealError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    samples = limited(in_split(samples_from_data(data), "train"), images // 2)
+    with tempfile.TemporaryDirectory() as folder:
+        cache, _ = cached_pixels(Path(folder) / "cache", samples, config.short_side, 2, lambda _: None)
+        loading = {
+            "files": loading_rate(samples, config, FilePixels(config.short_side), workers),
+            "cache": loading_rate(samples, config, cache, workers),
+        }
     kinds = {"fp32": (False, False), **({"half": (True, False)} if half_is_fast else {})}
     if compiled:
         kinds["compiled"] = (half_is_fast, True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aivsreal.runtime.commands.streams import Command
+from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.errors import AivsrealError, BackendError
 
 if TYPE_CHECKING:
@@ -209,11 +209,10 @@ def _version(package: str) -> str:
         return ""
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@command("aivsreal-doctor")
 @click.option("--bundle", metavar="FOLDER", help="Model to look at.  [default: the shipped one]")
 @click.option("--jsonl", is_flag=True, help="Write one JSON object a line.")
-@click.version_option(package_name="aivsreal", prog_name="aivsreal-doctor")
-def main(bundle: str | None, jsonl: bool) -> None:
+def main(bundle: str | None, jsonl: bool) -> int:
     """Say what is here to run on, what is missing, and what to type to change that.
 
     Exit status: 0 a scan would run, 1 something that is installed does not work, 2 a scan would not run.
@@ -225,7 +224,7 @@ def main(bundle: str | None, jsonl: bool) -> None:
     else:
         _print(lines)
     runs = any(line.what == "a scan" and line.state == OK for line in lines)
-    sys.exit(2 if not runs else int(any(line.state == BROKEN for line in lines)))
+    return 2 if not runs else int(any(line.state == BROKEN for line in lines))
 
 
 def _print(lines: list[Finding]) -> None:

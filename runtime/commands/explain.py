@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,21 +10,20 @@ from typing import TYPE_CHECKING
 import click
 
 from aivsreal.runtime.cache import usable_cache_folder
-from aivsreal.runtime.commands.streams import Command
-from aivsreal.runtime.errors import AivsrealError, ImageError
+from aivsreal.runtime.commands.frame import command
+from aivsreal.runtime.errors import ImageError
 
 if TYPE_CHECKING:
     from aivsreal.runtime.bundle.folder import Bundle
     from aivsreal.runtime.explain import Explainer, Explanation
     from aivsreal.runtime.preprocess import PixelsHWC
 
-INTERRUPTED = 130
 METHODS = ("gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "elementwise", "eigengradcam")
 LAYERS = ("stage1", "stage2", "stage3")  # as `explain.Layer`; the module itself is loaded when it is needed
 NOTE = "A map shows what moved the score, not what was edited."
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@command("aivsreal-explain", "stopped; the maps above are whole, the rest was not drawn")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.UNPROCESSED)
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to write to."
@@ -41,11 +39,10 @@ NOTE = "A map shows what moved the score, not what was edited."
 @click.option("--overwrite", is_flag=True, help="Replace arrays that aivsreal did not write too; never a picture.")
 @click.option("--bundle", metavar="FOLDER", help="Model to use.  [default: the shipped one]")
 @click.option("--operating-point", metavar="NAME", help="Bounds between real, unsure and ai.  [default: the model's]")
-@click.version_option(package_name="aivsreal", prog_name="aivsreal-explain")
 def main(
     paths: tuple[str, ...], out: Path, method: str, layer: str, of: str | None, overwrite: bool, bundle: str | None,
     operating_point: str | None,
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
     """Draw what in an image moved its score: orange towards ai, blue towards real.
 
     PATH is an image, a folder (searched with its subfolders), or - for a list of paths on standard input.
@@ -60,25 +57,17 @@ def main(
     # pytorch-grad-cam loads matplotlib, which would list the fonts in the home folder.
     if (fonts := usable_cache_folder("matplotlib")) is not None:
         os.environ.setdefault("MPLCONFIGDIR", str(fonts))
-    try:
-        from aivsreal.runtime.explain import Explainer, Layer, Method
-        from aivsreal.runtime.verdict import Label
+    from aivsreal.runtime.explain import Explainer, Layer, Method
+    from aivsreal.runtime.verdict import Label
 
-        explainer = Explainer(bundle, operating_point)
-        click.echo(f"{_description(explainer)} | {method} of {layer}", err=True)
-        asked = None if of is None else Label(of)
+    explainer = Explainer(bundle, operating_point)
+    click.echo(f"{_description(explainer)} | {method} of {layer}", err=True)
+    asked = None if of is None else Label(of)
 
-        def explained(pixels_HWC: PixelsHWC) -> Explanation:
-            return explainer.explain(pixels_HWC, Method(method), Layer(layer), asked)
+    def explained(pixels_HWC: PixelsHWC) -> Explanation:
+        return explainer.explain(pixels_HWC, Method(method), Layer(layer), asked)
 
-        code = _explain(explained, explainer.bundle, paths, out, overwrite)
-    except AivsrealError as error:
-        click.echo(f"aivsreal-explain: {error}", err=True)
-        code = 2
-    except KeyboardInterrupt:
-        click.echo("aivsreal-explain: interrupted: the maps above are whole, the rest was not drawn", err=True)
-        code = INTERRUPTED
-    sys.exit(code)
+    return _explain(explained, explainer.bundle, paths, out, overwrite)
 
 
 def _explain(

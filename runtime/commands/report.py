@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aivsreal.runtime.commands.streams import Command
-from aivsreal.runtime.errors import AivsrealError, ResultsError
+from aivsreal.runtime.commands.frame import command
+from aivsreal.runtime.errors import ResultsError
 
 if TYPE_CHECKING:
     from aivsreal.runtime.bundle.folder import Bundle
@@ -26,14 +25,13 @@ if TYPE_CHECKING:
 _AHEAD = 32  # pictures that are decoded before their turn
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@command("aivsreal-report", "stopped; no report was written")
 @click.argument("results", type=click.Path(path_type=Path))
 @click.option("--html", type=click.Path(path_type=Path), help="Report that opens in any browser, offline.")
 @click.option("--assets", is_flag=True, help="With --html, put its pictures into a folder beside it.")
 @click.option("--csv", type=click.Path(path_type=Path), help="Comma-separated rows with a heading.")
 @click.option("--overwrite", is_flag=True, help="Replace files that aivsreal did not write too, but for pictures.")
 @click.option("--bundle", metavar="FOLDER", help="Model that judged.  [default: the shipped one]")
-@click.version_option(package_name="aivsreal")
 def main(
     results: Path, html: Path | None, assets: bool, csv: Path | None, overwrite: bool, bundle: str | None
 ) -> None:  # fmt: skip
@@ -48,15 +46,8 @@ def main(
         raise click.UsageError("nothing to make: give --html FILE, --csv FILE or both")
     if assets and html is None:
         raise click.UsageError("--assets is for --html")
-    try:
-        for line in _made(results, html, assets, csv, overwrite, bundle):
-            click.echo(line, err=True)
-    except AivsrealError as error:
-        click.echo(f"aivsreal-report: {error}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        click.echo("\naivsreal-report: stopped; no report was written", err=True)
-        sys.exit(130)
+    for line in _made(results, html, assets, csv, overwrite, bundle):
+        click.echo(line, err=True)
 
 
 def _made(

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.commands.scan_options import Options
-from aivsreal.runtime.commands.streams import PIPE_CLOSED, Command
-from aivsreal.runtime.errors import AivsrealError
 
 if TYPE_CHECKING:
     from aivsreal.runtime.commands.stop import Stop
@@ -24,11 +23,8 @@ if TYPE_CHECKING:
     from aivsreal.runtime.results.file import ResultsFile
     from aivsreal.runtime.results.writers import Writer
 
-# 128 + the signal's number, as a shell reports a command that it ended.
-INTERRUPTED = 130
 
-
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@command("aivsreal-scan")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.UNPROCESSED)
 @click.option("--all-files", is_flag=True, help="In folders, know pictures by their content, not by their names.")
 @click.option(
@@ -66,8 +62,7 @@ INTERRUPTED = 130
     "--frames", type=click.IntRange(1, 256), default=1, show_default=True, help="Frames or pages judged of a file."
 )
 @click.option("--trust-metadata", is_flag=True, help="Call ai what its metadata declare to be; p_ai stays.")
-@click.version_option(package_name="aivsreal", prog_name="aivsreal-scan")
-def main(**values: Any) -> None:
+def main(**values: Any) -> int:
     """Tell AI-generated images from real ones.
 
     PATH is an image, a folder (searched with its subfolders), or - for a list of paths on standard input, one a line.
@@ -82,19 +77,9 @@ def main(**values: Any) -> None:
     options = Options(**values)
     options.check()
     atexit.register(gc.freeze)  # at the end all memory goes at once: looking for cycles in it before took 22 ms
-    try:
-        with _opened(options) as detector:
-            click.echo(_description(detector, options.operating_point), err=True)
-            code = _scan(detector, options)
-    except AivsrealError as error:
-        click.echo(f"aivsreal-scan: {error}", err=True)
-        code = 2
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    except BrokenPipeError:
-        click.echo("aivsreal-scan: standard output was closed; the rows before that are whole", err=True)
-        code = PIPE_CLOSED
-    sys.exit(code)
+    with _opened(options) as detector:
+        click.echo(_description(detector, options.operating_point), err=True)
+        return _scan(detector, options)
 
 
 def _opened(options: Options) -> Detector:
@@ -178,7 +163,7 @@ def _scan(detector: Detector, options: Options) -> int:
     for note in [*notes, *told, *artefacts.told(), tally.summary(time.perf_counter() - begin)]:
         click.echo(note, err=True)
     if stop.signal is not None:
-        return 128 + stop.signal
+        return 128 + stop.signal  # as a shell reports a command that a signal ended
     return 1 if notes or tally.errors or failed else 0
 
 

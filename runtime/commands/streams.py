@@ -9,35 +9,12 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
-import click
-
-from aivsreal.runtime.errors import AivsrealError, ResultsError
-
-PIPE_CLOSED = 141  # as a shell reports a command that SIGPIPE ended
+from aivsreal.runtime.errors import ResultsError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
-
-
-class Command(click.Command):
-    """A command that takes the streams as they are, and whose errors end as one message."""
-
-    def make_context(
-        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
-    ) -> click.Context:
-        """Take the streams first: reading the arguments may write help."""
-        take_streams()
-        with _told(info_name):
-            return super().make_context(info_name, args, parent, **extra)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run it."""
-        with _told(ctx.info_name):
-            return super().invoke(ctx)
 
 
 def take_streams() -> None:
@@ -100,14 +77,3 @@ def _fill(number: int) -> bool:
         assert null == number
         return True
     return False
-
-
-@contextmanager
-def _told(command: str | None) -> Iterator[None]:
-    try:
-        yield
-    except AivsrealError as error:
-        click.echo(f"{command}: {error}", err=True)
-        raise SystemExit(2) from None
-    except BrokenPipeError:
-        raise SystemExit(PIPE_CLOSED) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,8 +14,8 @@ import numpy as np
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import MODEL
 from aivsreal.runtime.bundle.model_card import rewritten
-from aivsreal.runtime.commands.streams import Command
-from aivsreal.runtime.errors import AivsrealError, DataError
+from aivsreal.runtime.commands.frame import command
+from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.verdict import LABELS, p_ai_from_logit
 from aivsreal.train.evaluate.calibrate import nll, offset_from_logits, points_from_logits, temperature_from_logits
 from aivsreal.train.evaluate.judging import judged_images
@@ -28,7 +27,7 @@ from aivsreal.train.samples import in_split, limited, samples_from_data
 POINTS = ("balanced", "cautious", "sensitive")
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@command("aivsreal-calibrate")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--split", help="Split to measure on; never the one you report.  [default: the last val*]")
 @click.option("--bundle", metavar="FOLDER", help="Model to calibrate.  [default: the shipped one]")
@@ -39,16 +38,12 @@ POINTS = ("balanced", "cautious", "sensitive")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Write a new bundle with what was measured.")
 @click.option("--batch-size", type=click.IntRange(1, 4096), default=16, show_default=True)
 @click.option("--limit", type=click.IntRange(1), help="At most this many images of each class.")
-@click.version_option(package_name="aivsreal")
-def main(**options: Any) -> None:
+def main(**options: Any) -> int:
     """Calibrate on DATA, a folder as for aivsreal-train; print temperature and operating points as JSON.
 
     Exit status: 0 fine, 1 some images could not be read, 2 wrong use, no usable model or data.
     """
-    try:
-        sys.exit(_calibrate(**options))
-    except AivsrealError as error:
-        raise click.UsageError(str(error)) from None
+    return _calibrate(**options)
 
 
 def _calibrate(

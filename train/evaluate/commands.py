@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from aivsreal.runtime.commands.streams import Command
-from aivsreal.runtime.errors import AivsrealError, DataError
+from aivsreal.runtime.commands.frame import command
+from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.verdict import LABELS
 from aivsreal.train.evaluate.judging import judged_images
 from aivsreal.train.evaluate.result import BASELINE_IMAGES, baseline_from_samples, split_result
@@ -18,7 +17,7 @@ from aivsreal.train.evaluate.tiers import Tier
 from aivsreal.train.samples import Sample, in_split, limited, samples_from_data, samples_from_pair
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@command("aivsreal-evaluate")
 @click.argument("data", type=click.Path(path_type=Path), required=False)
 @click.option("--real", type=click.Path(path_type=Path), help="Folder of real images, in place of DATA.")
 @click.option("--ai", type=click.Path(path_type=Path), help="Folder of AI images, in place of DATA.")
@@ -36,16 +35,12 @@ from aivsreal.train.samples import Sample, in_split, limited, samples_from_data,
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line for each split and delivery.")
 @click.option("--batch-size", type=click.IntRange(1, 4096), default=16, show_default=True)
 @click.option("--limit", type=click.IntRange(1), help="At most this many images of each class and split.")
-@click.version_option(package_name="aivsreal")
-def main(**options: Any) -> None:
+def main(**options: Any) -> int:
     """Evaluate on DATA: a folder with SPLIT/real and SPLIT/ai, one with an images.csv, or --real DIR --ai DIR.
 
     Exit status: 0 fine, 1 some images could not be read, 2 wrong use, no usable model or data.
     """
-    try:
-        sys.exit(_evaluate(**options))
-    except AivsrealError as error:
-        raise click.UsageError(str(error)) from None
+    return _evaluate(**options)
 
 
 def _evaluate(
