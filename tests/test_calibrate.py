@@ -10,16 +10,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from PIL import Image
 
 from aivsreal.runtime.bundle.folder import Bundle, write_bundle
 from aivsreal.runtime.bundle.manifest import Manifest
 from aivsreal.runtime.detector import Detector
 from aivsreal.runtime.errors import BundleError
+from aivsreal.runtime.results.facts import Ran, model_facts
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import LABELS, Label, OperatingPoint, Verdict, verdict_from_logit
 from aivsreal.train.evaluate.calibrate import (
+    doubts_of,
     measured_point,
     nll,
     offset_from_logits,
@@ -141,12 +143,15 @@ class StandInDetector:
             yield verdict_from_logit(float(image.mean()) / 16 - 8, 1.0, self.bundle.manifest.point())
 
 
-def test_the_command_writes_a_new_bundle_with_what_it_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _calibrated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, *options: str
+) -> tuple[Path, Result]:  # fmt: skip
+    """The new bundle and the command's result, with so many images of each class."""
     rng = np.random.default_rng(0)
     for label, brightness in (("real", 110), ("ai", 150)):
         folder = tmp_path / "data" / "val" / label
         folder.mkdir(parents=True)
-        for index in range(20):
+        for index in range(count):
             grey = int(np.clip(rng.normal(brightness, 25), 0, 255))
             image = Image.new("L", (20, 20), grey)
             image.putpixel((0, 0), (grey + 128) % 256)  # a flat one would not be judged
@@ -162,7 +167,11 @@ def test_the_command_writes_a_new_bundle_with_what_it_printed(tmp_path: Path, mo
     old = write_bundle(tmp_path / "old", {"model.onnx": b"weights"}, manifest)
     monkeypatch.setattr("aivsreal.runtime.detector.Detector.open", lambda *_: StandInDetector(old))
     new = tmp_path / "new"
-    result = CliRunner().invoke(main, [str(tmp_path / "data"), "-o", str(new), "--default-point", "cautious"])
+    return new, CliRunner().invoke(main, [str(tmp_path / "data"), "-o", str(new), *options])
+
+
+def test_the_command_writes_a_new_bundle_with_what_it_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new, result = _calibrated(tmp_path, monkeypatch, 20, "--default-point", "cautious")
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)
     written = Bundle.open(new)
@@ -174,6 +183,40 @@ def test_the_command_writes_a_new_bundle_with_what_it_printed(tmp_path: Path, mo
     assert [point.name for point in written.manifest.points] == ["balanced", "cautious", "sensitive"]
     assert (written.manifest.point().false_alarm_rate or 0) <= 0.01
     assert printed["nll"] <= printed["nll_before"]
+
+
+@pytest.mark.parametrize(
+    ("real", "ai", "temperature", "words"),
+    [
+        (100, 20, 1.5, []),
+        (99, 20, 1.5, ["99 real images"]),
+        (100, 19, 1.5, ["19 AI images"]),
+        (2, 2, 12.7, ["2 real images", "2 AI images"]),
+        (100, 100, 20.0, ["stands at its bound"]),
+        (100, 100, 0.05, ["stands at its bound"]),
+    ],
+)
+def test_what_too_few_images_cannot_claim_is_said(real: int, ai: int, temperature: float, words: list[str]) -> None:
+    doubts = doubts_of(real, ai, temperature)
+    assert len(doubts) == len(words)
+    assert all(word in doubt for word, doubt in zip(words, doubts, strict=True))
+
+
+@pytest.mark.parametrize("count", [2, 100])
+def test_a_rate_is_stated_from_a_hundred_real_images_on_and_the_count_stands_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    new, result = _calibrated(tmp_path, monkeypatch, count, "--tier", "clean", "--tier", "web")
+    assert result.exit_code == 0, result.output
+    written = Bundle.open(new)
+    stated = {point.false_alarm_rate is not None for point in written.manifest.points}
+    assert stated == {count >= 100}
+    assert ("warning: 2 real images are too few" in result.stderr) == (count < 100)
+    card = written.read("README.md").decode()
+    assert f"{count} real and {count} AI images" in card
+    assert ("2 real images are too few" in card) == (count < 100)
+    ran = Ran(written, written.manifest.point(), "stand-in", "fp32", "a test", [])
+    assert f"on {count} real and {count} AI images" in dict(model_facts(ran))["Calibration"]
 
 
 @pytest.mark.parametrize(("offset", "scale"), [(0.0, 1.0), (2.0, 3.0), (-1.5, 0.5)])

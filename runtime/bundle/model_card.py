@@ -204,12 +204,22 @@ def _points(manifest: Manifest, calibration: Json | None) -> str:
         )  # fmt: skip
     header = ["point", "ai from p_ai", "real below", "real called ai", "ai called real", "answered"]
     how = (
-        f"Temperature {manifest.temperature:.3f}, fitted with the points on `{calibration['split']}`: figures on the "
-        f"images that they were chosen on.{_moved(calibration)}"
+        f"Temperature {manifest.temperature:.3f}, fitted with the points on {_images(calibration)}: figures on the "
+        f"images that they were chosen on.{_moved(calibration)}{_doubts(calibration)}"
         if calibration
         else f"Temperature {manifest.temperature:g}: not calibrated, `p_ai` is the bare sigmoid."
     )
     return f"## Operating points\n\n{how}\n\n{markdown_table(header, rows)}"
+
+
+def _images(calibration: Json) -> str:
+    deliveries = len(calibration["tiers"])  # each image was judged in each
+    real, ai = (calibration[label] // deliveries for label in ("real", "ai"))
+    return f"{real:,} real and {ai:,} AI images of `{calibration['split']}`"
+
+
+def _doubts(calibration: Json) -> str:
+    return "".join(f"\n\n**Beware:** {doubt}." for doubt in calibration.get("doubts", ()))
 
 
 def _moved(calibration: Json) -> str:

@@ -58,7 +58,7 @@ def model_facts(ran: Ran) -> list[tuple[str, str]]:
         ("Model", f"{manifest.arch}, bundle {ran.bundle.digest} ({where})"),
         ("Run by", f"{ran.backend} in {ran.precision} ({ran.why})"),
         ("It sees", f"{part}, resized to {spec.size} x {spec.size} pixels ({spec.filter.value}, antialiased)"),
-        ("Calibration", f"temperature {manifest.temperature:.3f}"),
+        ("Calibration", f"temperature {manifest.temperature:.3f}{_calibrated_on(manifest)}"),
         ("model.onnx", f"SHA-256 {manifest.files.get('model.onnx', NOT_SAID)}"),
     ]
     config = provenance.get("config")
@@ -69,6 +69,16 @@ def model_facts(ran: Ran) -> list[tuple[str, str]]:
     if "data_digest" in provenance:
         facts.append(("Data list", f"SHA-256 {provenance['data_digest']}"))
     return facts
+
+
+def _calibrated_on(manifest: Manifest) -> str:
+    calibration = manifest.metrics.get("calibration")
+    if not isinstance(calibration, Mapping):
+        return ", not calibrated on images"
+    deliveries = max(1, len(calibration.get("tiers", ())))  # each image was judged in each
+    real, ai = (int(calibration.get(label, 0)) // deliveries for label in ("real", "ai"))
+    doubts = "".join(f"; beware: {doubt}" for doubt in calibration.get("doubts", ()))
+    return f", with the operating points on {real:,} real and {ai:,} AI images{doubts}"
 
 
 def accuracy(manifest: Manifest) -> dict[str, object]:

@@ -24,6 +24,8 @@ FALSE_ALARMS = 0.01  # of `cautious`: at most this share of real images is calle
 MISSES = 0.05  # of `sensitive`: at most this share of AI images is called real
 BAND_ERROR = 0.5  # the band grows until the error outside is at most this share of the error without a band ...
 LEAST_COVERAGE = 0.5  # ... but never so far that fewer images than this get an answer
+LEAST_REAL = 100  # images: 1 % of fewer is less than one
+LEAST_AI = 20  # images: 5 % of fewer is less than one
 _WIDTHS = 200  # bands that are tried for each point
 
 
@@ -94,6 +96,30 @@ def offset_from_logits(target_B: TargetB, logit_B: FloatB) -> float:
     if slope <= 0:
         raise ValueError("higher logits do not mean ai on these images: there is nothing to calibrate")
     return float(-shift / slope)
+
+
+def doubts_of(real: int, ai: int, temperature: float) -> list[str]:
+    """What a calibration cannot claim, in words; empty where there is nothing.
+
+    Args:
+        real: images of that class, however often each was judged.
+        ai: the same.
+        temperature: what was fitted.
+    """
+    doubts = []
+    if real < LEAST_REAL:
+        doubts.append(
+            f"{real} real images are too few: a false-alarm rate of {100 * FALSE_ALARMS:.0f} % needs {LEAST_REAL} "
+            "or more, so no rate is stated"
+        )
+    if ai < LEAST_AI:
+        doubts.append(f"{ai} AI images are too few: a miss rate of {100 * MISSES:.0f} % needs {LEAST_AI} or more")
+    if not 1.01 * COLDEST < temperature < HOTTEST / 1.01:
+        doubts.append(
+            f"the temperature {temperature:.3g} stands at its bound: p_ai is no probability, because the images are "
+            "told apart without a mistake, or not at all"
+        )
+    return doubts
 
 
 def points_from_logits(target_B: TargetB, logit_B: FloatB, temperature: float) -> dict[str, MeasuredPoint]:

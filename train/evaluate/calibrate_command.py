@@ -17,7 +17,14 @@ from aivsreal.runtime.bundle.model_card import rewritten
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.verdict import LABELS, p_ai_from_logit
-from aivsreal.train.evaluate.calibrate import nll, offset_from_logits, points_from_logits, temperature_from_logits
+from aivsreal.train.evaluate.calibrate import (
+    LEAST_REAL,
+    doubts_of,
+    nll,
+    offset_from_logits,
+    points_from_logits,
+    temperature_from_logits,
+)
 from aivsreal.train.evaluate.judging import judged_images
 from aivsreal.train.evaluate.metrics import ece
 from aivsreal.train.evaluate.recentre import recentred_model
@@ -76,6 +83,8 @@ def _calibrate(
     raw_B, logit_B = logit_B, logit_B - offset
     temperature = temperature_from_logits(target_B, logit_B)
     measured = points_from_logits(target_B, logit_B, temperature)
+    real, ai = (len({result.sample.path for result in results if result.sample.label == label}) for label in LABELS)
+    doubts = doubts_of(real, ai, temperature)
     before_B, after_B = (
         np.array([p_ai_from_logit(logit, value) for logit in logits])
         for logits, value in ((raw_B.tolist(), what.manifest.temperature), (logit_B.tolist(), temperature))
@@ -85,6 +94,7 @@ def _calibrate(
         "tiers": [tier.value for tier in kinds],
         "real": int((target_B == 0).sum()),
         "ai": int((target_B == 1).sum()),
+        "doubts": doubts,
         "offset": offset,
         "nll_before": nll(target_B, raw_B, what.manifest.temperature),
         "nll": nll(target_B, logit_B, temperature),
@@ -92,12 +102,17 @@ def _calibrate(
         "ece": ece(target_B, after_B),
         "operating_points": [asdict(point) for point in measured.values()],
     }
+    for doubt in doubts:
+        tell(f"warning: {doubt}")
     click.echo(json.dumps({"temperature": temperature, "default_operating_point": default_point, **calibration}))
     if out is not None:
         manifest = replace(
             what.manifest,
             temperature=temperature,
-            points=tuple(point.point for point in measured.values()),
+            points=tuple(
+                point.point if real >= LEAST_REAL else replace(point.point, false_alarm_rate=None)
+                for point in measured.values()
+            ),
             default_point=default_point,
             # An earlier evaluation was made with other bounds: it is not true of the new bundle.
             metrics={"training": what.manifest.metrics["training"], "calibration": calibration},
