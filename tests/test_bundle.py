@@ -115,6 +115,16 @@ def test_a_bundle_replaces_a_bundle(folder: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
 
 
+def test_a_folder_whose_manifest_lists_its_files_is_replaced_only_if_it_is_a_bundle(tmp_path: Path) -> None:
+    photo = tmp_path / "site" / "a.jpg"
+    photo.parent.mkdir()
+    photo.write_bytes(b"a photograph")
+    (tmp_path / "site" / "manifest.json").write_text('{"files": ["a.jpg"]}')
+    with pytest.raises(BundleError, match="is not a bundle"):
+        write_bundle(tmp_path / "site", FILES, MANIFEST)
+    assert photo.read_bytes() == b"a photograph"
+
+
 def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "manifest.json").write_text('{"name": "a web page"}')

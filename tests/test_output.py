@@ -272,3 +272,6 @@ def test_a_full_disk_stops_at_a_map_and_loses_no_row(
     assert (result.exit_code, len(calls)) == (2, 1)
     assert len(result.stdout.splitlines()) == 1
     assert not list(here.rglob("*.npy"))
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert _scan("a.jpg", "b.jpg", "--bundle", map_bundle, "--heatmaps", "maps").exit_code == 0

@@ -156,9 +156,11 @@ def _check_replaceable(place: Path) -> None:
         return
     # Other programs have a manifest.json too (web pages, browser extensions), so its name alone proves nothing.
     try:
-        listed = json.loads((place / MANIFEST).read_bytes())["files"]
+        manifest = object_from_json((place / MANIFEST).read_bytes())
+        # One that lists its files might be another program's all the same.
+        listed = [manifest[name] for name in ("arch", "operating_points", "files")][-1]
         foreign = sorted({entry.name for entry in place.iterdir()} - {MANIFEST, "README.md", *listed})
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise BundleError(f"{place} exists and is not a bundle: name another folder, or remove it first") from None
     if foreign:
         raise BundleError(f"{place} also holds {', '.join(foreign)}, not the bundle's own: move that away first")

@@ -50,7 +50,7 @@ class Search:
 
     def told(self) -> str | None:
         """What was not looked at, as a line for people; None where all was."""
-        kinds = "that are no pictures read here" if self.all_files else "with other names"
+        kinds = "of other content" if self.all_files else "with other names"
         counts = (
             (self.others, "file", f" {kinds}"),
             (self.links, "linked folder", ""),

@@ -100,10 +100,11 @@ def write_map(stem: Path, picture: Image.Image, map_hw: MapHW, about: dict[str, 
     check_replaceable(png, DRAWING, overwrite=overwrite)
     if not png.exists():
         check_replaceable(npy, MAP, overwrite=overwrite)
-    with replacing(npy) as stream:
-        np.save(stream, map_hw)
+    # The picture first: by it the array is known to be ours, should there be no room for that.
     with replacing(png) as stream:
         picture.save(stream, "PNG", pnginfo=text)
+    with replacing(npy) as stream:
+        np.save(stream, map_hw)
     return png
 
 
