@@ -62,15 +62,23 @@ def test_a_map_lies_below_its_folder_wherever_the_image_lies(image: str, place: 
 def test_a_map_is_written_for_the_longest_and_oddest_name(tmp_path: Path) -> None:
     odd = os.fsdecode(b"\xff" + "ü".encode() * 125 + b".png")  # 255 bytes, the most that a name may have
     other = odd.replace("ü.png", "x.png")
-    stems = [path_for(tmp_path, Path(name)) for name in (odd, other)]
-    assert stems[0] != stems[1]
+    assert path_for(tmp_path, Path(odd)) != path_for(tmp_path, Path(other))
     picture = Image.new("RGB", (8, 8))
-    for stem in stems:
-        png = write_map(stem, picture, np.ones((4, 4), dtype=np.float32), {"Title": odd})
+    for name in (odd, other):
+        png = write_map(tmp_path, Path(name), picture, np.ones((4, 4), dtype=np.float32), {"Title": odd})
         assert Image.open(png).text["Title"].startswith("\\udcff")
 
 
 def test_what_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):
-        write_map(tmp_path / "file" / "a", Image.new("RGB", (8, 8)), np.ones((4, 4), dtype=np.float32), {})
+        write_map(tmp_path / "file", Path("a"), Image.new("RGB", (8, 8)), np.ones((4, 4), dtype=np.float32), {})
+
+
+def test_two_images_whose_paths_come_to_one_have_maps_of_their_own(tmp_path: Path) -> None:
+    picture, map_hw = Image.new("RGB", (8, 8)), np.zeros((4, 4), dtype=np.float32)
+    names = ("photos/a.jpg", "/photos/a.jpg")
+    pngs = [write_map(tmp_path, Path(name), picture, map_hw + index, {}) for index, name in enumerate(names)]
+    assert pngs[0] == tmp_path / "photos" / "a.jpg.png"
+    assert [np.load(png.with_suffix(".npy")).mean() for png in pngs] == [0, 1]
+    assert [write_map(tmp_path, Path(name), picture, map_hw, {}) for name in names] == pngs

@@ -186,9 +186,9 @@ def test_an_array_is_replaced_beside_our_picture_alone(tmp_path: Path) -> None:
     map_hw, picture = np.zeros((4, 4), np.float32), Image.new("RGB", (32, 32))
     np.save(tmp_path / "a.npy", np.ones(3))
     with pytest.raises(OutputError, match=r"a\.npy is a numpy array"):
-        write_map(tmp_path / "a", picture, map_hw, {"Title": "t"})
-    write_map(tmp_path / "a", picture, map_hw, {"Title": "t"}, overwrite=True)
-    write_map(tmp_path / "a", picture, map_hw + 1, {"Title": "t"})
+        write_map(tmp_path, Path("a"), picture, map_hw, {"Title": "t"})
+    write_map(tmp_path, Path("a"), picture, map_hw, {"Title": "t"}, overwrite=True)
+    write_map(tmp_path, Path("a"), picture, map_hw + 1, {"Title": "t"})
     assert (np.load(tmp_path / "a.npy") == 1).all()
 
 

@@ -75,7 +75,6 @@ def _explain(
 ) -> int:
     from aivsreal.runtime.files.find import Search, argument_paths
     from aivsreal.runtime.files.images import pixels_from_file
-    from aivsreal.runtime.results.heatmap import path_for
     from aivsreal.runtime.text import escaped
 
     drawn, failed, notes, search = 0, 0, list[str](), Search()
@@ -89,7 +88,7 @@ def _explain(
             click.echo(f"{escaped(path)}\terror\t{escaped(str(error).removeprefix(f'{path}: '))}")
             continue
         explanation = explained(pixels_HWC)
-        png = _write(bundle, explanation, pixels_HWC, path, path_for(out, path), overwrite)
+        png = _write(bundle, explanation, pixels_HWC, path, out, overwrite)
         drawn += 1
         verdict = explanation.verdict
         row = (escaped(path), verdict.label.value, f"{verdict.p_ai:.6f}", explanation.of.value, escaped(png))
@@ -101,7 +100,7 @@ def _explain(
 
 
 def _write(
-    bundle: Bundle, explanation: Explanation, pixels_HWC: PixelsHWC, path: Path, stem: Path, overwrite: bool
+    bundle: Bundle, explanation: Explanation, pixels_HWC: PixelsHWC, path: Path, out: Path, overwrite: bool
 ) -> Path:
     from aivsreal.runtime.results.heatmap import overlay, write_map
     from aivsreal.runtime.results.output import SOFTWARE
@@ -113,7 +112,7 @@ def _write(
         "Software": f"{SOFTWARE}, bundle {bundle.manifest.arch} {bundle.digest}",
         "Comment": f"{explanation.verdict.label.value}: {explanation.verdict.reason}",
     }
-    return write_map(stem, picture, explanation.map_hw, about, overwrite)
+    return write_map(out, path, picture, explanation.map_hw, about, overwrite=overwrite)
 
 
 def _description(explainer: Explainer) -> str:

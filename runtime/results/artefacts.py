@@ -95,7 +95,7 @@ class Artefacts:
         return lines
 
     def _draw(self, folder: Path, scanned: Scanned, view: View) -> None:
-        from aivsreal.runtime.results.heatmap import FLAT, overlay, path_for, write_map
+        from aivsreal.runtime.results.heatmap import FLAT, overlay, write_map
 
         verdict, map_hw = scanned.verdict, view.map_hw
         assert verdict is not None
@@ -108,7 +108,7 @@ class Artefacts:
             "What moved the score, not what was edited.",
             "Comment": f"{verdict.label.value}: {verdict.reason}",
         }
-        write_map(path_for(folder, scanned.path), picture, map_hw, about, self._overwrite)
+        write_map(folder, scanned.path, picture, map_hw, about, overwrite=self._overwrite)
         self._drawn += 1
 
 

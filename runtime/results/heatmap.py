@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ TOWARDS_REAL = np.array([25, 113, 194], dtype=np.float32)
 STRONGEST = 0.62  # opacity of the largest value: the image stays to be seen under it
 FLAT = 1.0  # logit; a map whose values all lie below it is not blown up to full colour
 SHOWN_SIDE = 1024  # longest side of an overlay in pixels; 4 x 4 values need no more
-_NAME_BYTES = 240  # of the 255 that a file name may have: the suffix and room
+_SOURCE = re.compile(rb"iTXtSource\0{5}([0-9a-f]{12})")
+_NAME_BYTES = 236  # of the 255 that a file name may have: a digest, the suffix and room
 
 
 def resized_map(map_hw: MapHW, width: int, height: int) -> MapHW:
@@ -76,11 +78,17 @@ def path_for(folder: Path, image: Path) -> Path:
     return folder.joinpath(*(_short(part) for part in parts or ["_"]))
 
 
-def write_map(stem: Path, picture: Image.Image, map_hw: MapHW, about: dict[str, str], overwrite: bool = False) -> Path:
-    """Write `stem.png` with `about` in its text chunks and `stem.npy` with the values, and give the picture's path.
+def write_map(
+    folder: Path, image: Path, picture: Image.Image, map_hw: MapHW, about: dict[str, str], *,
+    overwrite: bool = False,
+) -> Path:  # fmt: skip
+    """Write a picture with `about` in its text chunks, and an array with the values, and give the picture's path.
+
+    They are `path_for(folder, image)` with .png and .npy; where that is taken by another image, whose path comes to the
+    same, the name gets a digest of this one's.
 
     Args:
-        about: of the picture, besides `Software`.
+        about: of the picture, besides `Software` and `Source`.
         overwrite: replace an array that is not ours too; a picture that is not ours never is.
 
     Raises:
@@ -88,8 +96,11 @@ def write_map(stem: Path, picture: Image.Image, map_hw: MapHW, about: dict[str, 
     """
     from PIL import PngImagePlugin
 
+    stem, source = path_for(folder, image), hashlib.sha256(os.fsencode(os.path.abspath(image))).hexdigest()[:12]
+    if _source_of(stem.with_name(f"{stem.name}.png")) not in (None, source):
+        stem = stem.with_name(f"{stem.name}-{source}")
     text = PngImagePlugin.PngInfo()
-    for key, value in {"Software": SOFTWARE, **about}.items():
+    for key, value in {"Software": SOFTWARE, "Source": source, **about}.items():
         # A file name may hold bytes that are no UTF-8, which a PNG cannot.
         text.add_itxt(key, value.encode("utf-8", "backslashreplace").decode())
     png, npy = (stem.with_name(stem.name + suffix) for suffix in (".png", ".npy"))
@@ -106,6 +117,15 @@ def write_map(stem: Path, picture: Image.Image, map_hw: MapHW, about: dict[str, 
     with replacing(npy) as stream:
         np.save(stream, map_hw)
     return png
+
+
+def _source_of(png: Path) -> str | None:
+    try:
+        with png.open("rb") as file:
+            found = _SOURCE.search(file.read(1 << 16))
+    except OSError:
+        return None
+    return found[1].decode() if found else None
 
 
 def _short(name: str) -> str:
