@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -42,6 +43,39 @@ def test_what_was_written_is_read_back(folder: Path) -> None:
     assert manifest_from_json(json.loads(json.dumps(bundle.manifest.to_json()))) == bundle.manifest
 
 
+TOLD = replace(MANIFEST, metrics={"training": {"val": {"auc": 0.9}}}, provenance={"epoch": 3})
+
+
+def test_what_is_told_lies_beside_the_manifest_and_is_listed_in_it(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle", FILES, TOLD)
+    values = json.loads((bundle.path / "manifest.json").read_bytes())
+    assert "metrics" not in values
+    assert set(values["files"]) == {"evaluation.json", *FILES}
+    opened = Bundle.open(bundle.path)
+    assert (opened.manifest.metrics, opened.manifest.provenance) == (TOLD.metrics, TOLD.provenance)
+    # Written on: what is told is the manifest's, and not an older file.
+    files = {name: opened.read(name) for name in opened.manifest.files}
+    again = write_bundle(tmp_path / "again", files, replace(opened.manifest, metrics={"evaluation": {}}))
+    assert again.manifest.metrics == Bundle.open(again.path).manifest.metrics == {"evaluation": {}}
+    (bundle.path / "evaluation.json").write_text('{"metrics": {}, "provenance": {}}')
+    with pytest.raises(BundleError, match=r"evaluation\.json is damaged or was changed"):
+        Bundle.open(bundle.path)
+
+
+def test_a_bundle_of_before_that_told_all_in_its_manifest_opens(folder: Path) -> None:
+    _edit(folder, lambda values: values.update(format=1, **TOLD.told_to_json()))
+    assert replace(Bundle.open(folder).manifest, files={}) == TOLD
+
+
+@pytest.mark.parametrize("told", ["[]", '{"metrics": {}}', '{"metrics": 1, "provenance": {}}', "{"])
+def test_a_wrong_evaluation_is_one_clear_error(folder: Path, told: str) -> None:
+    (folder / "evaluation.json").write_text(told)
+    digest = hashlib.sha256(told.encode()).hexdigest()
+    _edit(folder, lambda values: values["files"].update({"evaluation.json": digest}))  # type: ignore[attr-defined]
+    with pytest.raises(BundleError, match=r"evaluation\.json cannot be used"):
+        Bundle.open(folder)
+
+
 def test_the_digest_changes_with_any_file(folder: Path, tmp_path: Path) -> None:
     other = write_bundle(tmp_path / "other", {**FILES, "README.md": b"# other card"}, MANIFEST)
     assert len(other.digest) == 12
@@ -51,7 +85,7 @@ def test_the_digest_changes_with_any_file(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda values: values.update(format=2), "format 2"),
+        (lambda values: values.update(format=3), "format 3"),
         (lambda values: values.pop("labels"), "exactly the fields"),
         (lambda values: values.update(extra=1), "exactly the fields"),
         (lambda values: values.update(labels=["ai", "real"]), "labels must be"),

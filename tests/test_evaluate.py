@@ -198,7 +198,7 @@ def test_wrong_use_is_one_error_and_exit_code_two(data: Path, arguments: list[st
     result = _run(*(data if argument == "DATA" else argument for argument in arguments))
     assert result.exit_code == 2
     assert message in result.stderr
-    assert result.stderr.count("aivsreal-evaluate: ") == 1
+    assert result.stderr.count("Error:") + result.stderr.count("aivsreal-evaluate: ") == 1
 
 
 def test_a_bundle_that_is_not_there_is_wrong_use(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ def _names(folder: Path) -> set[str]:
 def test_without_tensorrt_the_onnx_part_is_complete_and_the_step_that_is_left_is_named(folder: Path) -> None:
     result = _export(folder, "--fp16", "--json")
     assert result.exit_code == 0, result.output
-    assert _names(folder) == {"manifest.json", "model.onnx", "model.fp16.onnx", "README.md"}
+    assert _names(folder) == {"manifest.json", "model.onnx", "model.fp16.onnx", "README.md", "evaluation.json"}
     printed = json.loads(result.stdout)
     (row,) = printed["comparisons"]
     assert (row["file"], row["against"], row["images"]) == ("model.fp16.onnx", "model.onnx", 24)

@@ -95,7 +95,7 @@ def test_the_export_command_puts_the_graph_into_the_bundle(tiny_run: Path, tiny_
     assert result.exit_code == 0, result.output
     assert "gradcam.onnx: Grad-CAM of stage1" in result.stderr
     bundle = Bundle.open(tmp_path / "bundle")
-    assert set(bundle.manifest.files) == {"README.md", "gradcam.onnx", "model.onnx"}
+    assert set(bundle.manifest.files) == {"README.md", "evaluation.json", "gradcam.onnx", "model.onnx"}
     noted: Any = bundle.manifest.provenance["gradcam"]
     assert noted["layer"] == "stage1"
     assert 0 <= noted["parity"] <= 1e-4

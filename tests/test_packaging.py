@@ -34,7 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_the_wheel_holds_every_module_and_the_shipped_bundle(wheel: zipfile.ZipFile) -> None:
     modules = {f"aivsreal/{path.relative_to(ROOT)}" for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
-    bundle = {BUNDLE + name for name in ("manifest.json", "model.onnx", "README.md")}
+    bundle = {BUNDLE + name for name in ("manifest.json", "evaluation.json", "model.onnx", "README.md")}
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
     compiled = [path for path in (ROOT / "runtime" / "gpu").iterdir() if path.suffix in (".cu", ".fatbin")]
     kernels = {f"aivsreal/{path.relative_to(ROOT)}" for path in compiled}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aivsreal.runtime.bundle.manifest import (
     ENGINE_SUFFIX,
+    EVALUATION,
     FIELDS,
     MANIFEST,
     MODEL,
@@ -44,16 +45,21 @@ class Bundle:
         again = "run pip install --force-reinstall aivsreal" if path is None else "make it again with aivsreal-export"
         try:
             text = (folder / MANIFEST).read_bytes()
-            manifest = manifest_from_json(object_from_json(text))
+            values = object_from_json(text)
+            manifest = manifest_from_json(values)
         except (FileNotFoundError, NotADirectoryError):
             what = "is not a bundle: it has no manifest.json" if os.path.isdir(folder) else "is no folder"
             raise BundleError(f"{folder} {what}; {again}") from None
         except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise BundleError(f"{folder / MANIFEST} cannot be used: {error}; {again}") from None
         bundle = Bundle(folder, manifest, hashlib.sha256(text).hexdigest()[:12])
-        for name in manifest.files:
-            bundle.read(name)
-        return bundle
+        contents = {name: bundle.read(name) for name in manifest.files}
+        if EVALUATION not in contents:
+            return bundle
+        try:
+            return replace(bundle, manifest=manifest_from_json(values, object_from_json(contents[EVALUATION])))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise BundleError(f"{folder / EVALUATION} cannot be used: {error}; {again}") from None
 
     @property
     def is_shipped(self) -> bool:
@@ -102,8 +108,7 @@ def _shipped_or_extended() -> Path:
         return SHIPPED
     try:
         mine, shipped = (json.loads((place / MANIFEST).read_bytes()) for place in (folder, SHIPPED))
-        more = {"files", "metrics", "provenance"}
-        same = all(mine[name] == shipped[name] for name in FIELDS - more)
+        same = all(mine[name] == shipped[name] for name in FIELDS - {"files"})
         return folder if same and shipped["files"][MODEL] == mine["files"][MODEL] else SHIPPED
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return SHIPPED
@@ -117,7 +122,7 @@ def write_bundle(target: Path, files: Mapping[str, bytes], manifest: Manifest) -
     Args:
         target: folder of the bundle; its parents are made.
         files: content by plain file name.
-        manifest: its `files` is filled in here.
+        manifest: its `files` is filled in here; what it tells becomes the file `evaluation.json`.
 
     Raises:
         BundleError: `target` holds something that is not a bundle's; or it cannot be written.
@@ -125,8 +130,11 @@ def write_bundle(target: Path, files: Mapping[str, bytes], manifest: Manifest) -
     """
     import tempfile  # with shutil and what that loads it takes 8 ms, which only writing needs
 
+    files = {name: content for name, content in files.items() if name != EVALUATION}
+    if manifest.metrics or manifest.provenance:
+        files[EVALUATION] = _json(manifest.told_to_json())
     whole = replace(manifest, files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
-    text = json.dumps(whole.to_json(), indent=2, allow_nan=False).encode() + b"\n"
+    text = _json(whole.to_json())
     manifest_from_json(json.loads(text))
     place = Path(target).resolve()
     _check_replaceable(place)
@@ -149,6 +157,10 @@ def write_bundle(target: Path, files: Mapping[str, bytes], manifest: Manifest) -
     except OSError as error:
         raise BundleError(f"{place} cannot be written: {error.strerror or error}") from None
     return replace(bundle, path=Path(target))
+
+
+def _json(values: dict[str, object]) -> bytes:
+    return json.dumps(values, indent=2, allow_nan=False).encode() + b"\n"
 
 
 def _check_replaceable(place: Path) -> None:

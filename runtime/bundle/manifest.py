@@ -1,4 +1,8 @@
-"""What a bundle says of itself, `manifest.json`, and the names of the files in it."""
+"""What a bundle says of itself, and the names of the files in it.
+
+`manifest.json` has what is needed to run the network; `evaluation.json`, listed there with its SHA-256 as any file, has
+what is told of it: where it comes from and how well it does.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,10 @@ from aivsreal.runtime.errors import BundleError
 from aivsreal.runtime.spec import PreprocessSpec, spec_from_json
 from aivsreal.runtime.verdict import LABELS, OperatingPoint
 
-FORMAT = 1
+FORMAT = 2
+_ONE_FILE = 1  # the format before, which had all of it in manifest.json
 MANIFEST = "manifest.json"
+EVALUATION = "evaluation.json"
 INPUT = "pixels_BCHW"  # names in a bundle's graphs and engines
 LOGITS = "logits"  # [B, 1]: what a verdict comes from
 MAP = "map"  # [B, H, W]: what each token of the last stage says, its mean is the logit; bundles before it lack it
@@ -29,10 +35,8 @@ CARD_SUFFIX = ".engine.json"
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-FIELDS = frozenset(
-    "format arch labels preprocess temperature operating_points default_operating_point files metrics "
-    "provenance".split()
-)
+FIELDS = frozenset("format arch labels preprocess temperature operating_points default_operating_point files".split())
+_TOLD = frozenset({"metrics", "provenance"})
 _POINT_FIELDS = frozenset({"name", "ai_at_or_above", "real_below", "false_alarm_rate"})
 
 
@@ -54,7 +58,9 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of each file by its name."""
     metrics: dict[str, object] = field(default_factory=dict)
+    """What was measured, by the command that did: `training`, `calibration`, `evaluation`, `int8`."""
     provenance: dict[str, object] = field(default_factory=dict)
+    """Of which checkpoint it was made, and that of which data."""
 
     def __post_init__(self) -> None:
         if self.labels != LABELS:
@@ -84,7 +90,7 @@ class Manifest:
         raise BundleError(f"the bundle has no operating point {wanted!r}: use one of {known}")
 
     def to_json(self) -> dict[str, object]:
-        """The manifest as JSON values; `manifest_from_json` is its inverse."""
+        """What `manifest.json` holds; with `told_to_json` it is the inverse of `manifest_from_json`."""
         return {
             "format": FORMAT,
             "arch": self.arch,
@@ -94,22 +100,31 @@ class Manifest:
             "operating_points": [asdict(point) for point in self.points],
             "default_operating_point": self.default_point,
             "files": dict(sorted(self.files.items())),
-            "metrics": self.metrics,
-            "provenance": self.provenance,
         }
 
+    def told_to_json(self) -> dict[str, object]:
+        """What `evaluation.json` holds."""
+        return {"metrics": self.metrics, "provenance": self.provenance}
 
-def manifest_from_json(values: Mapping[str, Any]) -> Manifest:
-    """Read what `Manifest.to_json` wrote.
+
+def manifest_from_json(values: Mapping[str, Any], told: Mapping[str, Any] | None = None) -> Manifest:
+    """Read what `Manifest.to_json` and `Manifest.told_to_json` wrote; the latter may be missing.
 
     Raises:
         ValueError: the format is another one, or a field is missing, unknown or of the wrong kind.
     """
-    if values.get("format") != FORMAT:
+    if values.get("format") == _ONE_FILE:
+        _exactly(values, FIELDS | _TOLD, "the manifest")
+        told = {name: values[name] for name in _TOLD}
+    elif values.get("format") != FORMAT:
         raise ValueError(
             f"format {values.get('format')!r}, and this version reads {FORMAT}: update with pip install -U"
         )
-    _exactly(values, FIELDS, "the manifest")
+    else:
+        _exactly(values, FIELDS, "the manifest")
+    if told is None:
+        told = {name: {} for name in _TOLD}
+    _exactly(told, _TOLD, EVALUATION)
     points = []
     for point in values["operating_points"]:
         _exactly(point, _POINT_FIELDS, "an operating point")
@@ -124,8 +139,8 @@ def manifest_from_json(values: Mapping[str, Any]) -> Manifest:
         points=tuple(points),
         default_point=_text(values["default_operating_point"]),
         files={name: _text(digest) for name, digest in _mapping(values["files"]).items()},
-        metrics=dict(_mapping(values["metrics"])),
-        provenance=dict(_mapping(values["provenance"])),
+        metrics=dict(_mapping(told["metrics"])),
+        provenance=dict(_mapping(told["provenance"])),
     )
 
 

@@ -77,7 +77,7 @@ def seeds() -> dict[str, list[bytes]]:
     images = [content for _, content in good_files() if len(content) < 60_000]
     images += [encoded(kind, picture(1)) for kind in ("GIF", "BMP", "AVIF", "WEBP")]
     manifest = json.loads((SHIPPED / "manifest.json").read_bytes())
-    small = json.dumps({**manifest, "files": {}, "metrics": {}}).encode()
+    small = json.dumps({**manifest, "files": {}}).encode()
     row = (
         b'{"path": "a", "label": "ai", "p_ai": 0.5, "logit": 1, "reason": "r", '
         b'"evidence": [{"source": "c2pa", "origin": "ai", "detail": "d"}], "size": 1, "mtime_ns": 2, '

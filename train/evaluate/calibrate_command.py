@@ -12,7 +12,7 @@ import click
 import numpy as np
 
 from aivsreal.runtime.bundle.folder import Bundle
-from aivsreal.runtime.bundle.manifest import MODEL
+from aivsreal.runtime.bundle.manifest import EVALUATION, MODEL
 from aivsreal.runtime.bundle.model_card import rewritten
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.errors import DataError
@@ -126,7 +126,7 @@ def _moved(bundle: Bundle, offset: float, tell: Callable[[str], None]) -> dict[s
     """The files of a bundle whose logit is moved; what was made of the old model is left out."""
     if not offset:
         return None
-    left_out = sorted(set(bundle.manifest.files) - {MODEL, "README.md"})
+    left_out = sorted(set(bundle.manifest.files) - {EVALUATION, MODEL, "README.md"})
     if left_out:
         tell(f"left out, made of the old model: {', '.join(left_out)}; add them again with aivsreal-export")
     return {MODEL: recentred_model(bundle.read(MODEL), offset)}
