@@ -11,6 +11,7 @@ import click
 
 from aivsreal.runtime.bundle.manifest import MODEL
 from aivsreal.runtime.commands.frame import command
+from aivsreal.runtime.commands.number import Number
 from aivsreal.runtime.verdict import OperatingPoint
 
 if TYPE_CHECKING:
@@ -59,10 +60,10 @@ def _point(context: click.Context, option: click.Parameter, texts: tuple[str, ..
 @click.option("--verify", is_flag=True, help="Change nothing: compare all that a bundle holds.")
 @click.option("--opset", type=click.Choice(["17", "20"]), help="Of a checkpoint's graph.  [default: 17]")
 @click.option(
-    "--crop-fraction", type=click.FloatRange(0, 1, min_open=True),
+    "--crop-fraction", type=Number(0, 1),
     help="Side of the centred square that is seen, over the short side.  [default: as it was trained]",
 )  # fmt: skip
-@click.option("--temperature", type=click.FloatRange(0, min_open=True), help="Of a checkpoint.  [default: 1.0]")
+@click.option("--temperature", type=Number(0), help="Of a checkpoint.  [default: 1.0]")
 @click.option(
     "--point", "points", multiple=True, callback=_point, metavar="NAME:AI_AT_OR_ABOVE:REAL_BELOW[:FALSE_ALARM_RATE]",
     help="An operating point; repeat it for more, the first is the default.  [default: balanced:0.5:0.5]",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -103,3 +104,35 @@ def test_what_is_not_known_or_too_much_to_look_at_is_not_counted(tree: Path) -> 
         (tree / "photos" / f"{index}.txt").touch()
     assert count_if_few(["photos"], 3) is None  # three images may still come, after the 60 others
     assert count_if_few(["photos"], 9) == 3
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a.png\r\nphotos/below/c.webp\r\n",
+        b"\xef\xbb\xbfa.png\r\nphotos/below/c.webp",
+        b"a.png\0photos/below/c.webp\0",
+        b"\r\n\r\na.png\n\n\nphotos/below/c.webp\n",
+        "a.png\r\nphotos/below/c.webp\r\n".encode("utf-16"),
+        b"\xfe\xff" + "a.png\r\nphotos/below/c.webp".encode("utf-16-be"),
+    ],
+    ids=["crlf", "bom", "nul", "empty lines", "utf-16", "utf-16 of the other order"],
+)
+def test_a_list_from_elsewhere_is_read(tree: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [path for path in _listed(content, monkeypatch) if path is not None]
+    assert found == [Path("a.png"), Path("photos/below/c.webp")]
+    assert all(path.is_relative_to(tree) or (tree / path).exists() for path in found)
+
+
+def test_names_may_have_what_lists_end_lines_with(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tree / "odd.png\r").touch()
+    assert list(_listed(b"odd.png\r\ngone.png\r\n", monkeypatch)) == [Path("odd.png\r"), Path("gone.png")]
+    assert list(_listed(b"two\nlines.png\0a.png\0", monkeypatch)) == [Path("two\nlines.png"), Path("a.png")]
+
+
+def _listed(content: bytes, monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    notes: list[str] = []
+    found = list(argument_paths(["-"], notes))
+    assert notes == []
+    return found

@@ -103,6 +103,22 @@ def test_errors_are_known_unless_they_are_to_be_tried_again(tmp_path: Path, phot
         assert not file.is_known(photos[0])
 
 
+@pytest.mark.parametrize(("before", "after"), [("", "\n"), ("\n \r\n", "\n\n"), ("", "\r\n  ")])
+def test_empty_lines_are_passed_over(results: Path, photos: list[Path], before: str, after: str) -> None:
+    rows = len(list(rows_from_file(results)))
+    results.write_text(before + results.read_text() + after)
+    with ResultsFile(results, JUDGE, resume=True) as file:
+        assert file.is_known(photos[0])
+        file.write(_scanned(photos[-1]))
+    assert len(list(rows_from_file(results))) == rows + 1
+
+
+def test_a_line_that_is_no_json_is_said_to_be_that(results: Path) -> None:
+    results.write_text(results.read_text() + "oops\n")
+    with pytest.raises(ResultsError, match="is no JSON"):
+        list(rows_from_file(results))
+
+
 @pytest.mark.parametrize("left", [1, 20, -1])
 def test_a_torn_last_line_is_dropped_and_its_file_judged_again(results: Path, photos: list[Path], left: int) -> None:
     lines = results.read_bytes().splitlines(keepends=True)

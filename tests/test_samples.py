@@ -48,6 +48,44 @@ def test_a_table_and_folders_give_the_same_samples(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("encoding", "delimiter"), [("utf-8-sig", ","), ("utf-8", ";"), ("utf-8-sig", ";"), ("utf-16", "\t")]
+)
+def test_a_table_that_excel_saved_is_read(tmp_path: Path, encoding: str, delimiter: str) -> None:
+    lines = [
+        "path,label,split,source,licence",
+        "ä.png,real,val,s,MIT",
+        "b.png,ai,val,s,",
+        ",,,,",
+        "",
+        "c.png,ai,train,s,",
+    ]
+    text = "\r\n".join(lines).replace(",", delimiter)
+    (tmp_path / "images.csv").write_bytes(text.encode(encoding))
+    samples = samples_from_data(tmp_path)
+    assert [(sample.path.name, sample.label, sample.split) for sample in samples] == [
+        ("ä.png", "real", "val"), ("b.png", "ai", "val"), ("c.png", "ai", "train"),
+    ]  # fmt: skip
+    assert samples[0].licence == "MIT"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("path,label\nä.png,real\n".encode("latin-1"), "CSV UTF-8"),
+        (b"Name|label\na.png|real\n", r"path missing.*Name\|label"),
+        (b"file;label\na.png;real\n", "path missing, it has 'file', 'label'"),
+        (b"path,label\n,real\n", "line 2: there is no path"),
+        (b"path,label\na.png\n", "line 2: label must be"),
+        (b"\n\n", "first line is empty"),
+    ],
+)
+def test_a_table_that_cannot_be_read_says_what_was_found(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "images.csv").write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        samples_from_data(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("rows", "words"),
     [
         ("path,split\na.png,train\n", "label"),

@@ -165,3 +165,26 @@ def test_a_character_that_standard_output_lacks_is_escaped(image: Path, encoding
     first, second = result.stdout.splitlines()[-2:]
     assert b"snow\\u2603.jpg" in first
     assert b"z.png" in second
+
+
+@pytest.mark.parametrize("limit", ["inf", "nan", "1e10", "0"])
+def test_a_time_limit_that_is_none_is_refused(image: Path, limit: str) -> None:
+    result = _started("-m", SCAN, image, "--time-limit", limit)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "86400" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("descriptors", [14, 18, 20, 26])
+def test_where_few_files_can_be_opened_there_are_fewer_processes_or_one_message(image: Path, descriptors: int) -> None:
+    line = f"ulimit -n {descriptors}; {SCRIPT} {SCAN} --backend onnx-cpu --isolate --threads 8 {'a.jpg ' * 8}"
+    result = _in_shell(line, image.parent)
+    rows = result.stdout.splitlines()
+    assert b"Traceback" not in result.stderr
+    if result.returncode == 2:
+        assert descriptors < 20
+        assert rows == []
+        assert result.stderr.count(b"--isolate") == 2
+    else:
+        assert result.returncode == 0, result.stderr
+        assert len(rows) == 8

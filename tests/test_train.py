@@ -328,3 +328,23 @@ def test_cutmix_mixes_targets_by_the_area_that_was_replaced() -> None:
     untouched_BCHW, untouched_B = patched(batch_BCHW, target_B, 0.0, (3, 1))
     assert torch.equal(untouched_BCHW, batch_BCHW)
     assert torch.equal(untouched_B, target_B)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("-o", "/proc/runs"), "/proc/runs cannot be written"),
+        (("-o", "{file}/runs"), "cannot be written"),
+        (("-o", "{out}", "--size", "100"), "multiples of 16: 96 or 112"),
+        (("-o", "{out}", "--lr", "nan"), "nan is not in the range"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_message(
+    tiny_data: Path, tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    (tmp_path / "file").touch()
+    filled = [option.format(file=tmp_path / "file", out=tmp_path / "run") for option in options]
+    result = CliRunner().invoke(main, [str(tiny_data), *SMALL, *filled])
+    assert (result.exit_code, type(result.exception)) == (2, SystemExit)
+    assert words in result.output
+    assert not (tmp_path / "run").exists()

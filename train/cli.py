@@ -11,8 +11,11 @@ from typing import Any
 import click
 
 from aivsreal.runtime.commands.frame import command
+from aivsreal.runtime.commands.number import Number
 from aivsreal.runtime.errors import DataError, MissingExtra
 from aivsreal.train.config import PRESETS
+
+CELL = 16  # pixels of LeViT's first tokens, by four convolutions of stride 2
 
 
 @command("aivsreal-train", "stopped; the last finished epoch is in {out}: add --resume to go on")
@@ -20,10 +23,10 @@ from aivsreal.train.config import PRESETS
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("runs/levit192"), show_default=True)
 @click.option("--preset", type=click.Choice(sorted(PRESETS)), default="seed", show_default=True)
 @click.option("--arch", help="timm name of the LeViT.  [default: the preset's]")
-@click.option("--size", type=click.IntRange(32), help="Input size in pixels.  [default: the preset's]")
+@click.option("--size", type=click.IntRange(32), help="Input size, a multiple of 16 pixels.  [default: the preset's]")
 @click.option("--epochs", type=click.IntRange(1))
 @click.option("--batch-size", type=click.IntRange(2))
-@click.option("--lr", type=click.FloatRange(0, min_open=True))
+@click.option("--lr", type=Number(0))
 @click.option("--seed", type=int)
 @click.option(
     "--choose-on",
@@ -48,7 +51,12 @@ def main(data: Path, out: Path, preset: str, resume: bool, **options: Any) -> No
 
     On several GPUs: torchrun --nproc-per-node N -m aivsreal.train.cli DATA ...
     """
-    _train(data, out, preset, resume, options)
+    try:
+        _train(data, out, preset, resume, options)
+    except OSError as error:  # also in the middle of it: the folder was taken away, or its disk
+        if error.filename is None or not Path(os.fsdecode(error.filename)).is_relative_to(out):
+            raise
+        raise DataError(f"{error.filename} cannot be written: {error.strerror}") from None
 
 
 def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, Any]) -> None:
@@ -83,6 +91,11 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
     config = replace(config, **changes)
     if config.arch not in ARCHS:
         raise DataError(f"--arch {config.arch}: unknown; use one of {', '.join(ARCHS)}")
+    below = config.spec.size // CELL * CELL
+    if config.arch.startswith("levit") and config.spec.size != below:
+        raise DataError(
+            f"--size {config.spec.size}: {config.arch} takes multiples of {CELL}: {below} or {below + CELL}"
+        )
     start: dict[str, Any] = {}
     values = None
     bundle = None
@@ -158,7 +171,10 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
         },
         **({"started_from": start} if start else {}),
     }
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error.strerror}; give another folder with -o") from None
     tell(
         f"{config.preset}: {config.arch} on {len(train_samples)} images, {len(problems)} skipped, {device}"
         f"{' with mixed precision' if amp else ''}; best epoch by AUC on {' and '.join(choose_on)}; into {out}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
+import io
+import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,12 +47,12 @@ def samples_from_data(data: Path) -> list[Sample]:
     `train`, chosen by the digest of the relative path, so that it never changes when images are added.
 
     Raises:
-        DataError: nothing is there, a column or class is missing, or a label is unknown.
+        DataError: nothing is there or can be read, a column or class is missing, or a label is unknown.
     """
-    if not data.exists():
-        raise DataError(f"{data}: no such file or folder")
-    table = data if data.is_file() else data / "images.csv"
-    samples = _samples_from_csv(table) if table.is_file() else _samples_from_folders(data)
+    if not os.path.exists(data):
+        raise DataError(f"{data}: no such file or folder, or one that may not be looked into")
+    table = data if os.path.isfile(data) else data / "images.csv"
+    samples = _samples_from_csv(table) if os.path.isfile(table) else _samples_from_folders(data)
     if not samples:
         raise DataError(f"{data}: no images; {_TAKEN}")
     if not any(sample.split.startswith("val") for sample in samples):
@@ -64,7 +67,7 @@ def samples_from_pair(real: Path, ai: Path, split: str = "all") -> list[Sample]:
         DataError: one of them is no folder.
     """
     for folder in (real, ai):
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise DataError(f"{folder}: no such folder")
     return [
         Sample(path, label, split, path.parent.name)
@@ -74,25 +77,57 @@ def samples_from_pair(real: Path, ai: Path, split: str = "all") -> list[Sample]:
 
 
 def _samples_from_csv(table: Path) -> list[Sample]:
-    with table.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = {"path", "label"} - set(reader.fieldnames or ())
-        if missing:
-            raise DataError(f"{table}: needs the columns path and label (and split, source); {sorted(missing)} missing")
-        samples = []
-        for row in reader:
-            if row["label"] not in LABELS:
-                raise DataError(f"{table}, line {reader.line_num}: label must be real or ai, not {row['label']!r}")
-            samples.append(
-                Sample(
-                    table.parent / row["path"],
-                    row["label"],
-                    row.get("split") or "train",
-                    row.get("source") or "",
-                    row.get("licence") or "",
-                )
+    rows = _rows(table)
+    _, names = next(rows, (0, []))
+    missing = {"path", "label"} - set(names)
+    if missing:
+        found = f"it has {', '.join(map(repr, names))}" if any(names) else "its first line is empty"
+        raise DataError(
+            f"{table}: needs the columns path and label (and split, source); {' and '.join(sorted(missing))} missing, "
+            f"{found}"
+        )
+    samples = []
+    for line, cells in rows:
+        row = dict(zip(names, cells, strict=False))
+        if not row.get("path"):
+            raise DataError(f"{table}, line {line}: there is no path in it")
+        if row.get("label") not in LABELS:
+            raise DataError(f"{table}, line {line}: label must be real or ai, not {row.get('label', '')!r}")
+        samples.append(
+            Sample(
+                table.parent / row["path"],
+                row["label"],
+                row.get("split") or "train",
+                row.get("source") or "",
+                row.get("licence") or "",
             )
+        )
     return samples
+
+
+def _rows(table: Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows that are not empty, with their last line's number, as a spreadsheet saves them.
+
+    Excel puts a mark before UTF-8, and semicolons where a comma is in numbers; its "Unicode text" is UTF-16 with tabs.
+
+    Raises:
+        DataError: the file cannot be read, or is no text.
+    """
+    try:
+        content = table.read_bytes()
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
+        heading = text.split("\n", 1)[0]
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=heading.count))
+        for cells in reader:
+            if any(cells):
+                yield reader.line_num, cells
+    except OSError as error:
+        raise DataError(f"{table}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DataError(f'{table}: is not UTF-8: save it as "CSV UTF-8"') from None
+    except csv.Error as error:
+        raise DataError(f"{table}, line {reader.line_num}: {error}") from None
 
 
 def _samples_from_folders(data: Path) -> list[Sample]:
@@ -118,7 +153,10 @@ def _classes(split: Path) -> list[tuple[str, Path]]:
 
 
 def _folders(place: Path) -> list[Path]:
-    return sorted(folder for folder in place.iterdir() if folder.is_dir()) if place.is_dir() else []
+    try:
+        return sorted(folder for folder in place.iterdir() if os.path.isdir(folder)) if os.path.isdir(place) else []
+    except OSError as error:
+        raise DataError(f"{place}: cannot be listed: {error.strerror}") from None
 
 
 def _found(place: Path) -> str:
@@ -127,7 +165,7 @@ def _found(place: Path) -> str:
 
 
 def _held_out(sample: Sample, data: Path) -> Sample:
-    root = data if data.is_dir() else data.parent
+    root = data if os.path.isdir(data) else data.parent
     digest = hashlib.sha256(sample.path.relative_to(root).as_posix().encode()).digest()
     held_out = sample.split == "train" and digest[0] % VAL_SHARE == 0
     return replace(sample, split="val") if held_out else sample

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aivsreal.runtime.commands.frame import command
+from aivsreal.runtime.commands.number import Number
 from aivsreal.runtime.commands.scan_options import Options
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 @click.option("--retry-errors", is_flag=True, help="With --resume, judge again what ended in an error.")
 @click.option("--watch", is_flag=True, help="Go on for ever: judge new and changed files of folders as they settle.")
 @click.option("--isolate", is_flag=True, help="Decode in processes of their own: one that crashes costs one file.")
-@click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), help="Seconds to decode a file.")
+@click.option("--time-limit", type=Number(0, 86400), help="Seconds to decode a file.")
 @click.option("--max-pixels", type=click.IntRange(min=1), help="Largest image to decode.")
 @click.option(
     "--frames", type=click.IntRange(1, 256), default=1, show_default=True, help="Frames or pages judged of a file."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import select
@@ -127,7 +128,7 @@ def argument_paths(
     search = search or Search()
     for argument in arguments:
         found = False
-        for name in _lines_of_stdin() if argument == "-" else [argument]:
+        for name in _names_on_stdin() if argument == "-" else [argument]:
             if name is None:
                 yield None
                 continue
@@ -190,19 +191,45 @@ def _is_picture(entry: os.DirEntry[str]) -> bool:
     return kind is not None and kind.decoded
 
 
-def _lines_of_stdin() -> Iterator[str | None]:
+def _names_on_stdin() -> Iterator[str | None]:
+    """Lines of a list, or what stands between NULs where it has any, as `find -print0` writes it."""
+    torn, end = b"", b"\n"
+    for some in _chunks_of_stdin():
+        if some is None:
+            yield None
+            continue
+        if b"\0" in some:
+            end = b"\0"
+        *names, torn = (torn + some).split(end)
+        yield from (_without_return(name) for name in names if name.strip(b"\r\n"))
+    if torn.strip(b"\r\n"):
+        yield _without_return(torn)
+
+
+def _without_return(name: bytes) -> str:
+    path = os.fsdecode(name)
+    # Windows ends lines with a carriage return too; here it may, if seldom, belong to the name.
+    return path[:-1] if path.endswith("\r") and not os.path.lexists(path) else path
+
+
+def _chunks_of_stdin() -> Iterator[bytes | None]:
+    """What is there to read, in UTF-8, without the mark that Windows puts before a text; None where one has to wait."""
     if sys.stdin is None:  # it was closed before the command began
         return
-    stream, torn = cast("BufferedReader", sys.stdin.buffer), b""
+    stream, decoder, begun = cast("BufferedReader", sys.stdin.buffer), None, False
     while True:
         if not _has_more(stream, 0):
             yield None
             _has_more(stream, None)  # where it was set not to block, reading now would look like its end
         some = stream.read1(1 << 16)
-        *names, torn = (torn + some).split(b"\n")
-        yield from (os.fsdecode(name) for name in [*names, b"" if some else torn] if name)
         if not some:
             return
+        if not begun:
+            begun = True
+            if some.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                decoder = codecs.getincrementaldecoder("utf-16")("replace")
+            some = some.removeprefix(codecs.BOM_UTF8)
+        yield some if decoder is None else decoder.decode(some).encode(errors="replace")
 
 
 def _has_more(stream: BufferedReader, wait_s: float | None) -> bool:

@@ -15,12 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from aivsreal.runtime.errors import Fault
+from aivsreal.runtime.errors import BackendError, Fault
 from aivsreal.runtime.files.decode import Decoded, DecodePlan, decoded_from_file, undecoded
 from aivsreal.runtime.files.read import Reader, snapshot_from_file, stamp_of
 from aivsreal.runtime.machine import usable_cores
 
 TIME_LIMIT_S = 60.0  # a progressive JPEG of 178 megapixels took 4.0 s of a core where this was written
+NO_THREAD = "no thread that decodes can be started: allow more (a container's limit of processes)"
+MAX_TIME_LIMIT_S = 86400.0  # what waits for a process counts milliseconds in 32 bits
 
 
 class _Decoder(Protocol):
@@ -56,8 +58,8 @@ class DecodePool:
         isolate: bool = False,
         read: Reader = snapshot_from_file,
     ) -> None:
-        if time_limit_s <= 0:
-            raise ValueError(f"time_limit_s must be positive, not {time_limit_s}")
+        if not 0 < time_limit_s <= MAX_TIME_LIMIT_S:  # nor is it nan
+            raise ValueError(f"time_limit_s must be above 0 and at most {MAX_TIME_LIMIT_S:g}, not {time_limit_s}")
         self.plan = plan
         self._limit_s = time_limit_s
         self._isolate = isolate
@@ -65,10 +67,15 @@ class DecodePool:
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._decoders: list[_Decoder] = []
         self._closed = False
-        self.workers = workers or usable_cores()
-        """How many files are decoded at once."""
-        for _ in range(self.workers):
-            self._start()
+        self._lock = threading.Lock()
+        self.workers = 0
+        """How many files are decoded at once: fewer than were asked for where the system does not allow so many."""
+        for _ in range(workers or usable_cores()):
+            if not self._started():
+                break
+            self.workers += 1
+        if not self.workers:
+            raise BackendError(NO_THREAD)
 
     def __enter__(self) -> DecodePool:
         return self
@@ -88,7 +95,7 @@ class DecodePool:
         """Wait for a task; one that is over the time limit becomes an error. Wait in the order of submission.
 
         Raises:
-            BackendError: the decoding process cannot be started.
+            BackendError: no process or thread that decodes can be started.
         """
         # A process keeps the limit by itself, and says in time that it did.
         limit_s = self._limit_s + (5.0 if self._isolate else 0.0)
@@ -112,9 +119,14 @@ class DecodePool:
         for decoder in self._decoders:
             decoder.close()
 
-    def _start(self) -> None:
+    def _started(self) -> bool:
         # Daemons: a thread that hangs in a decoder must not keep the process from ending.
-        threading.Thread(target=self._run, name="aivsreal-decode", daemon=True).start()
+        thread = threading.Thread(target=self._run, name="aivsreal-decode", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # can't start new thread
+            return False
+        return True
 
     def _run(self) -> None:
         decoder = self._decoder()
@@ -125,6 +137,8 @@ class DecodePool:
                 try:
                     outcome = decoder.decode(task.path)
                 except BaseException as error:
+                    if isinstance(error, BackendError) and self._leaves(error, task):
+                        return
                     if not self._closed:
                         task.future.set_exception(error)
                     continue
@@ -134,6 +148,18 @@ class DecodePool:
                     return  # given up, and another thread has this one's place
         finally:
             decoder.close()
+
+    def _leaves(self, error: BackendError, task: Task) -> bool:
+        """Whether this thread ends and leaves its file to others, as the system allows it no process."""
+        from aivsreal.runtime.files.process import NoProcess
+
+        with self._lock:
+            if not isinstance(error, NoProcess) or self.workers == 1 or self._closed:
+                return False
+            self.workers -= 1
+        task.begun_s = None
+        self._tasks.put(task)
+        return True
 
     def _decoder(self) -> _Decoder:
         if not self._isolate:
@@ -150,7 +176,8 @@ class DecodePool:
             )
         except InvalidStateError:
             return  # it came in after all
-        self._start()
+        if not self._started():
+            raise BackendError(NO_THREAD)
 
 
 class _InThread:

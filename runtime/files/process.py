@@ -15,6 +15,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,8 +32,14 @@ from aivsreal.runtime.verdict import Evidence, FileStamp, Origin
 
 BOOT = "import sys; sys.path[:] = sys.argv[2:]; from aivsreal.runtime.files.process import main; main()"
 _START_S = 60.0
+_STARTING = threading.Lock()
+_SPARE = 6  # descriptors that stay free for the scan itself: its files, its folders, its results
 _READY = b"ready"
 _MAX_HEADER = 1 << 24
+
+
+class NoProcess(BackendError):
+    """The system lets no further process be started, or none that it could be talked to."""
 
 
 class _Gone(Exception):
@@ -63,7 +70,8 @@ class DecodeProcess:
         """Decode in the child.
 
         Raises:
-            BackendError: it cannot be started.
+            NoProcess: the system does not let it be started; another may decode the file.
+            BackendError: it does not start.
         """
         try:
             snapshot = self._read and self._read(path, self._plan.by_content)
@@ -108,11 +116,23 @@ class DecodeProcess:
 
     def _started(self) -> subprocess.Popen[bytes]:
         plan = {**asdict(self._plan), "spec": self._plan.spec and self._plan.spec.to_json(), "limit_s": self._limit_s}
-        # A session of its own: Ctrl-C in the terminal is for the parent, which lets the batch in hand be finished.
-        child = subprocess.Popen(
-            [sys.executable, "-c", BOOT, json.dumps(plan), *sys.path],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, start_new_session=True,
-        )  # fmt: skip
+        spare = list[int]()
+        with _STARTING:  # one after the other: a start needs for a moment what several would only lack together
+            try:
+                spare += [os.open(os.devnull, os.O_RDONLY) for _ in range(_SPARE)]
+                # A session of its own: Ctrl-C in the terminal is for the parent, which finishes the batch in hand.
+                child = subprocess.Popen(
+                    [sys.executable, "-c", BOOT, json.dumps(plan), *sys.path], bufsize=0, start_new_session=True,
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                )  # fmt: skip
+            except OSError as error:
+                raise NoProcess(
+                    f"no process that decodes for --isolate can be started: {error.strerror}; allow more (ulimit -n, "
+                    "or a container's limit of processes), or scan without --isolate"
+                ) from None
+            finally:
+                for descriptor in spare:
+                    os.close(descriptor)
         self._child = child
         try:
             if _read(child, len(_READY), time.monotonic() + _START_S) == _READY and not self._closed:

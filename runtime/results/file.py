@@ -28,7 +28,7 @@ SYNC_EVERY_S = 5.0  # a loss of power costs at most so much; the end of a proces
 
 
 def rows_from_file(path: Path) -> Iterator[Row]:
-    """Each whole row of a results file, streamed; a torn last line is passed over.
+    """Each whole row of a results file, streamed; empty lines and a torn last one are passed over.
 
     Raises:
         ResultsError: the file cannot be read, or a line in it is no row.
@@ -36,6 +36,8 @@ def rows_from_file(path: Path) -> Iterator[Row]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
                 try:
                     yield row_from_line(line)
                 except ValueError as error:
@@ -182,6 +184,10 @@ class ResultsFile:
             head = file.read(HEAD)
             file.seek(0)
             line = file.readline(_MAX_LINE)
+            while line.isspace():
+                line = file.readline(_MAX_LINE)
+        if not line:
+            return
         try:
             row_from_line(line)
         except ValueError as error:

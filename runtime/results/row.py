@@ -59,7 +59,11 @@ def row_from_line(line: str | bytes) -> Row:
         ValueError: it is no row.
     """
     try:
-        return row_from_json(json.loads(line))
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError("no JSON") from None
+    try:
+        return row_from_json(values)
     except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"not a row of results: {type(error).__name__} {error}") from None
 
