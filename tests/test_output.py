@@ -221,6 +221,13 @@ def test_a_table_goes_into_a_pipe_too(here: Path) -> None:
     assert result.stdout.splitlines()[1].startswith("b.jpg,")
 
 
+def test_a_table_that_cannot_be_written_is_one_error(here: Path, map_bundle: Path) -> None:
+    assert here == Path.cwd()
+    result = _report("o.jsonl", "--csv", "/dev/full", "--bundle", map_bundle)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == ["aivsreal-report: /dev/full: cannot be written: No space left on device"]
+
+
 def test_two_outputs_are_told_apart_by_where_they_lie(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("x")
     check_apart({"--html": tmp_path / "x", "--csv": tmp_path / "y"})

@@ -112,7 +112,6 @@ def _scan(detector: Detector, options: Options) -> int:
     from aivsreal.runtime.files.own_process import set_up_pillow
     from aivsreal.runtime.files.pool import TIME_LIMIT_S
     from aivsreal.runtime.results.artefacts import Artefacts
-    from aivsreal.runtime.results.output import check_apart
     from aivsreal.runtime.results.writers import Tally
     from aivsreal.runtime.text import escaped
 
@@ -120,8 +119,11 @@ def _scan(detector: Detector, options: Options) -> int:
     search = Search(options.all_files, options.exclude)
     max_pixels = options.max_pixels or MAX_PIXELS
     set_up_pillow(max_pixels)
-    outputs = {"--output": options.output, "--html": options.html, "--heatmaps": options.heatmaps}
-    check_apart({option: Path(name) for option, name in outputs.items() if name is not None})
+    named = (("--output", options.output), ("--html", options.html), ("--heatmaps", options.heatmaps))
+    if outputs := {option: Path(name) for option, name in named if name is not None}:
+        from aivsreal.runtime.results.output import check_apart
+
+        check_apart(outputs)
     with ExitStack() as stack:
         results = None
         if options.output is not None:

@@ -12,7 +12,6 @@ from PIL import Image
 
 from aivsreal.runtime.bundle.folder import no_maps
 from aivsreal.runtime.preprocess import PixelsHWC
-from aivsreal.runtime.results.output import SOFTWARE
 from aivsreal.runtime.text import escaped
 from aivsreal.runtime.verdict import Scanned, View
 
@@ -96,6 +95,7 @@ class Artefacts:
 
     def _draw(self, folder: Path, scanned: Scanned, view: View) -> None:
         from aivsreal.runtime.results.heatmap import FLAT, overlay, write_map
+        from aivsreal.runtime.results.output import SOFTWARE
 
         verdict, map_hw = scanned.verdict, view.map_hw
         assert verdict is not None
