@@ -181,6 +181,16 @@ def test_two_scans_do_not_write_to_one_file(results: Path) -> None:
         ResultsFile(results, JUDGE, resume=True)
 
 
+def test_what_took_the_place_of_a_results_file_is_left_alone(results: Path, photos: list[Path]) -> None:
+    photo = photos[0].read_bytes()
+    with ResultsFile(results, JUDGE, resume=True) as file:
+        results.rename(results.with_suffix(".1"))
+        results.write_bytes(photo)
+        with pytest.raises(ResultsError, match="it is a JPEG picture"):
+            file.write(_scanned(photos[4]))
+    assert results.read_bytes() == photo
+
+
 def test_a_results_file_that_is_rotated_away_is_begun_anew(results: Path, photos: list[Path]) -> None:
     with ResultsFile(results, JUDGE, resume=True) as file:
         results.rename(results.with_suffix(".1"))

@@ -178,6 +178,8 @@ class ResultsFile:
         fresh = self._opened()
         os.close(self._descriptor)
         self._descriptor = fresh
+        if os.fstat(fresh).st_size:
+            self._check_ours()
 
     def _check_ours(self) -> None:
         with open(self._descriptor, "rb", closefd=False) as file:
