@@ -5,63 +5,17 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hostile import encoded, picture
+from hostile import encoded, picture, with_chunk
+from icc import ADOBE, P3, SRGB, SRGB_CURVE, SRGB_TABLE, Xyz, cmyk_profile, gamma_curve, icc_profile, rgb_profile
 from PIL import Image, ImageCms
 
 from aivsreal.runtime.files.colour import MOST_PROFILE, is_srgb
 from aivsreal.runtime.files.decode import Decoded, DecodePlan, decoded_from_file
 from aivsreal.runtime.files.images import pixels_from_image
-
-Xyz = tuple[float, float, float]
-# Colorants on the white of D50, as profiles hold them.
-SRGB = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410))
-P3 = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
-ADOBE = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
-
-
-def _fixed(*values: float) -> bytes:
-    return b"".join(struct.pack(">i", round(65536 * value)) for value in values)
-
-
-def _gamma(value: float) -> bytes:
-    return b"curv\0\0\0\0" + struct.pack(">IH", 1, round(256 * value))
-
-
-SRGB_CURVE = b"para\0\0\0\0" + struct.pack(">HH", 3, 0) + _fixed(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
-SRGB_TABLE = b"curv\0\0\0\0" + struct.pack(
-    ">I1024H", 1024, *(round(65535 * (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4)) for v in
-    (i / 1023 for i in range(1024)))
-)  # fmt: skip
-
-
-def _profile(space: bytes, pcs: bytes, tags: dict[bytes, bytes]) -> bytes:
-    tags = {
-        b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"sRGB\0" + bytes(78),
-        b"wtpt": _xyz((0.9642, 1, 0.8249)),
-        **tags,
-    }
-    at, table, body = 132 + 12 * len(tags), struct.pack(">I", len(tags)), b""
-    for name, data in tags.items():
-        table += name + struct.pack(">II", at + len(body), len(data))
-        body += data + bytes(-len(data) % 4)
-    head = struct.pack(">I4sI4s4s4s", at + len(body), b"none", 0x02400000, b"scnr", space, pcs)
-    head += bytes(12) + b"acsp" + bytes(28) + _fixed(0.9642, 1.0, 0.8249)
-    return head.ljust(128, b"\0") + table + body
-
-
-def _xyz(colorant: Xyz) -> bytes:
-    return b"XYZ \0\0\0\0" + _fixed(*colorant)
-
-
-def _rgb_profile(colorants: tuple[Xyz, Xyz, Xyz], curve: bytes, **more: bytes) -> bytes:
-    tags = {name: _xyz(one) for name, one in zip((b"rXYZ", b"gXYZ", b"bXYZ"), colorants, strict=True)}
-    tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
-    return _profile(b"RGB ", b"XYZ ", tags | {name.encode(): data for name, data in more.items()})
 
 
 def _decoded(folder: Path, content: bytes) -> Decoded:
@@ -79,7 +33,7 @@ def _expected(colorants: tuple[Xyz, Xyz, Xyz], gamma: float | None, image: Image
 
 WIDE = {
     "Display P3": (P3, SRGB_CURVE, None),
-    "Adobe RGB": (ADOBE, _gamma(2.19921875), 2.19921875),
+    "Adobe RGB": (ADOBE, gamma_curve(2.19921875), 2.19921875),
     "linear light": (SRGB, b"curv" + bytes(8), 1.0),
 }
 
@@ -90,7 +44,7 @@ def test_colours_of_another_space_become_srgb(
     tmp_path: Path, kind: str, colorants: tuple[Xyz, Xyz, Xyz], curve: bytes, gamma: float | None
 ) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
-    profile = _rgb_profile(colorants, curve)
+    profile = rgb_profile(colorants, curve)
     decoded = _decoded(tmp_path, encoded(kind, picture(), icc_profile=profile, **options))
     off = np.abs(decoded.pixels[0] - _expected(colorants, gamma))
     assert (off.max() <= 3, off.mean() < 0.6) == (True, True)
@@ -101,12 +55,12 @@ def test_colours_of_another_space_become_srgb(
 
 PLAIN = {
     "as others name it": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
-    "by formula": _rgb_profile(SRGB, SRGB_CURVE),
-    "by table": _rgb_profile(SRGB, SRGB_TABLE),
-    "for grey": _profile(b"GRAY", b"XYZ ", {b"kTRC": _gamma(1.0)}),
+    "by formula": rgb_profile(SRGB, SRGB_CURVE),
+    "by table": rgb_profile(SRGB, SRGB_TABLE),
+    "for grey": icc_profile(b"GRAY", b"XYZ ", {b"kTRC": gamma_curve(1.0)}),
     "broken": b"no profile at all",
-    "cut": _rgb_profile(P3, SRGB_CURVE)[:200],
-    "too large": _rgb_profile(P3, SRGB_CURVE).ljust(MOST_PROFILE + 1, b"\0"),
+    "cut": rgb_profile(P3, SRGB_CURVE)[:200],
+    "too large": rgb_profile(P3, SRGB_CURVE).ljust(MOST_PROFILE + 1, b"\0"),
 }
 
 
@@ -119,14 +73,14 @@ def test_a_profile_that_is_srgb_or_useless_changes_nothing(tmp_path: Path, profi
 
 
 def test_a_profile_that_calls_itself_srgb_and_is_not_is_seen_through() -> None:
-    assert is_srgb(_rgb_profile(SRGB, SRGB_CURVE))
-    assert not is_srgb(_rgb_profile(P3, SRGB_CURVE))
-    assert not is_srgb(_rgb_profile(SRGB, _gamma(1.8)))
-    assert not is_srgb(_rgb_profile(SRGB, SRGB_CURVE, A2B0=b"mft1" + bytes(60)))
+    assert is_srgb(rgb_profile(SRGB, SRGB_CURVE))
+    assert not is_srgb(rgb_profile(P3, SRGB_CURVE))
+    assert not is_srgb(rgb_profile(SRGB, gamma_curve(1.8)))
+    assert not is_srgb(rgb_profile(SRGB, SRGB_CURVE, A2B0=b"mft1" + bytes(60)))
 
 
 def test_a_profile_that_is_srgb_loads_no_library(tmp_path: Path) -> None:
-    (tmp_path / "image.jpg").write_bytes(encoded("JPEG", icc_profile=_rgb_profile(SRGB, SRGB_TABLE)))
+    (tmp_path / "image.jpg").write_bytes(encoded("JPEG", icc_profile=rgb_profile(SRGB, SRGB_TABLE)))
     code = (
         "import sys\nfrom pathlib import Path\n"
         "from aivsreal.runtime.files.images import pixels_from_file\n"
@@ -138,32 +92,19 @@ def test_a_profile_that_is_srgb_loads_no_library(tmp_path: Path) -> None:
 
 def test_grey_of_another_gamma_becomes_srgb(tmp_path: Path) -> None:
     grey = picture().convert("L")
-    profile = _profile(b"GRAY", b"XYZ ", {b"kTRC": _gamma(1.5)})
+    profile = icc_profile(b"GRAY", b"XYZ ", {b"kTRC": gamma_curve(1.5)})
     decoded = _decoded(tmp_path, encoded("TIFF", grey, icc_profile=profile))
     light = (np.asarray(grey) / 255.0) ** 1.5
     levels = 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     assert np.abs(decoded.pixels[0] - levels[..., None]).max() <= 3
 
 
-def _cmyk_profile() -> bytes:
-    """Every ink makes the same grey: L* falls from 100 to 0 with the most of the four."""
-    corners = [bytes([0 if any(index >> bit & 1 for bit in range(4)) else 255, 128, 128]) for index in range(16)]
-    table = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + _fixed(1, 0, 0, 0, 1, 0, 0, 0, 1)
-    table += bytes(range(256)) * 4 + b"".join(corners) + bytes(range(256)) * 3
-    return _profile(b"CMYK", b"Lab ", {b"A2B0": table})
-
-
 def test_inks_are_mixed_by_their_profile(tmp_path: Path) -> None:
     inks = Image.new("CMYK", (96, 72), (0, 0, 0, 128))
     inks.paste((0, 0, 0, 0), (0, 0, 48, 72))
-    (pixels_HWC,) = _decoded(tmp_path, encoded("TIFF", inks, icc_profile=_cmyk_profile())).pixels
+    (pixels_HWC,) = _decoded(tmp_path, encoded("TIFF", inks, icc_profile=cmyk_profile())).pixels
     assert (pixels_HWC[:, :48] >= 254).all()
     assert np.abs(pixels_HWC[:, 48:].astype(int) - 118).max() <= 2  # L* 49.8; without the profile it is 127
-
-
-def _with_chunk(png: bytes, name: bytes, body: bytes) -> bytes:
-    chunk = struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-    return png[:33] + chunk + png[33:]
 
 
 # By ITU-R BT.2408: 203 nits are white, at 58 % of PQ and 75 % of HLG; 100 nits are 51 % of PQ.
@@ -181,19 +122,19 @@ def test_hdr_is_shown_at_the_brightness_of_paper(
     bands = Image.new("L", (96, 72))
     for index, level in enumerate(levels):
         bands.paste(level, (20 * index, 0, 96, 72))
-    content = _with_chunk(encoded("PNG", bands.convert("RGB")), b"cICP", bytes([primaries, transfer, 0, 1]))
+    content = with_chunk(encoded("PNG", bands.convert("RGB")), b"cICP", bytes([primaries, transfer, 0, 1]))
     decoded = _decoded(tmp_path, content)
     for index, wanted in enumerate(levels.values()):
         assert np.abs(decoded.pixels[0][10, 20 * index + 10].astype(int) - wanted).max() <= 3
     (note,) = decoded.evidence
     assert note.detail.startswith("its colours are HDR (")
-    profile = _rgb_profile(P3, SRGB_CURVE, cicp=b"cicp\0\0\0\0" + bytes([primaries, transfer, 0, 1]))
+    profile = rgb_profile(P3, SRGB_CURVE, cicp=b"cicp\0\0\0\0" + bytes([primaries, transfer, 0, 1]))
     by_profile = _decoded(tmp_path, encoded("PNG", bands.convert("RGB"), icc_profile=profile))
     assert (by_profile.pixels[0] == decoded.pixels[0]).all()
 
 
 def test_wide_primaries_of_a_png_without_a_profile_become_srgb(tmp_path: Path) -> None:
-    content = _with_chunk(encoded("PNG", picture()), b"cICP", bytes([12, 13, 0, 1]))
+    content = with_chunk(encoded("PNG", picture()), b"cICP", bytes([12, 13, 0, 1]))
     assert np.abs(_decoded(tmp_path, content).pixels[0] - _expected(P3, None)).max() <= 3
 
 

@@ -26,9 +26,10 @@ from hostile import encoded, good_files, picture
 
 from aivsreal.runtime.bundle.folder import SHIPPED, Bundle
 from aivsreal.runtime.bundle.manifest import manifest_from_json
-from aivsreal.runtime.errors import BundleError
+from aivsreal.runtime.errors import BundleError, ResultsError
 from aivsreal.runtime.files.decode import DecodePlan, decoded_from_file
 from aivsreal.runtime.files.own_process import set_up_pillow
+from aivsreal.runtime.results.file import rows_from_file
 from aivsreal.runtime.results.row import row_from_line
 
 MAX_PIXELS = 4_000_000  # a damaged header that announces more is not worth the time
@@ -65,10 +66,20 @@ def row_target(content: bytes, folder: Path) -> None:
         return
 
 
+def results_target(content: bytes, folder: Path) -> None:
+    """Any bytes are rows, or a `ResultsError`."""
+    (folder / "results.jsonl").write_bytes(content)
+    try:
+        list(rows_from_file(folder / "results.jsonl"))
+    except ResultsError:
+        return
+
+
 TARGETS: dict[str, Callable[[bytes, Path], None]] = {
     "image": image_target,
     "manifest": manifest_target,
     "row": row_target,
+    "results": results_target,
 }
 
 
@@ -84,7 +95,7 @@ def seeds() -> dict[str, list[bytes]]:
         b'"bundle": "b", "operating_point": "o", "backend": "k"}'
     )
     error = b'{"path": "a", "error": "e", "fault": "empty", "size": null, "mtime_ns": null, "bundle": "b"}'
-    return {"image": images, "manifest": [small], "row": [row, error]}
+    return {"image": images, "manifest": [small], "row": [row, error], "results": [row + b"\n" + error + b"\n"]}
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
@@ -117,7 +128,7 @@ def findings(seconds: float, seed: int) -> Iterator[tuple[str, bytes, str]]:
     rng, whole, end_s, count = random.Random(seed), seeds(), time.monotonic() + seconds, 0
     with tempfile.TemporaryDirectory() as scratch:
         while time.monotonic() < end_s:
-            target = rng.choice(("image", "image", "image", "manifest", "row"))
+            target = rng.choice(("image", "image", "image", "manifest", "row", "results"))
             content = damaged(rng.choice(whole[target]), rng)
             begin_s = time.monotonic()
             count += 1

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from icc import P3, SRGB_CURVE, cmyk_profile, gamma_curve, rgb_profile
 from PIL import Image, ImageCms
 
 from aivsreal.runtime.errors import Fault
@@ -37,6 +38,11 @@ def encoded(kind: str, image: Image.Image | None = None, **options: object) -> b
     out = io.BytesIO()
     (image or picture()).save(out, kind, **options)
     return out.getvalue()
+
+
+def with_chunk(png: bytes, name: bytes, body: bytes) -> bytes:
+    """A PNG with one chunk more, behind its header."""
+    return png[:33] + struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) + png[33:]
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -91,6 +97,16 @@ def good_files() -> Iterator[tuple[str, bytes]]:
     yield "icc.jpg", encoded("JPEG", icc_profile=profile)
     yield "icc.png", encoded("PNG", icc_profile=profile)
     yield "text_bomb.png", _with_text_bomb(encoded("PNG"))
+    yield "wide.jpg", encoded("JPEG", icc_profile=rgb_profile(P3, SRGB_CURVE))
+    yield "linear.tiff", encoded("TIFF", icc_profile=rgb_profile(P3, gamma_curve(1.0)))
+    yield "inks.tiff", encoded("TIFF", rgb.convert("CMYK"), icc_profile=cmyk_profile())
+    yield "pq.png", with_chunk(encoded("PNG"), b"cICP", b"\x09\x10\0\x01")
+    yield "not_ended.jpg", encoded("JPEG")[:-2]
+    yield "not_ended_progressive.jpg", encoded("JPEG", progressive=True)[:-2] + b"and a trailer"
+    yield "two.jpg", encoded("MPO", rgb, save_all=True, append_images=[grey.resize((24, 18))])
+    yield "hidden.png", encoded("PNG", rgb, save_all=True, default_image=True, append_images=[picture(1), picture(2)])
+    yield "small_page.tiff", encoded("TIFF", rgb, save_all=True, append_images=[rgb.resize((12, 10))])
+    yield "integers.tiff", encoded("TIFF", grey.convert("I"))
     yield "broken_icc.jpg", encoded("JPEG", icc_profile=b"no profile at all")
     yield "png_in.jpg", encoded("PNG")
     yield "jpeg_in.png", encoded("JPEG")
@@ -186,6 +202,4 @@ def _with_transform(jpeg: bytes, transform: int) -> bytes:
 
 
 def _with_text_bomb(png: bytes) -> bytes:
-    body = b"zTXtComment\0\0" + zlib.compress(bytes(100_000_000), 9)
-    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-    return png[:33] + chunk + png[33:]
+    return with_chunk(png, b"zTXt", b"Comment\0\0" + zlib.compress(bytes(100_000_000), 9))
