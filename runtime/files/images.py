@@ -279,7 +279,7 @@ def _damage_as_image_error(name: Path | str, max_pixels: int, content: bytes = b
     except UnidentifiedImageError:
         signature, samples = announced_format(content), kind_of_samples(content)
         if samples is not None:
-            raise ImageError(f"{name}: {samples}: save it with 8 or 16 bits a sample", Fault.UNSUPPORTED) from None
+            raise ImageError(f"{name}: {samples} cannot be read here: save it as PNG", Fault.UNSUPPORTED) from None
         if signature is not None:
             raise ImageError(f"{name}: begins as {signature} does, and cannot be decoded", Fault.DAMAGED) from None
         kind = kind_of(content[:HEAD])
@@ -295,7 +295,8 @@ def _damage_as_image_error(name: Path | str, max_pixels: int, content: bytes = b
         raise ImageError(f"{name}: {error}", error.fault) from None
     except _DAMAGED as error:
         detail = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        fault = Fault.PARTIAL if "truncated" in detail else Fault.DAMAGED  # Pillow's word for a file that just ends
+        words = {"truncated": Fault.PARTIAL, "Unsupported": Fault.UNSUPPORTED}  # Pillow's, the first of what just ends
+        fault = next((fault for word, fault in words.items() if word in detail), Fault.DAMAGED)
         raise ImageError(f"{name}: cannot be decoded: {detail or type(error).__name__}", fault) from None
 
 

@@ -37,6 +37,7 @@ _COMMENTS = frozenset({0xFE, *range(0xE0, 0xF0)})
 _NEW_SUBFILE_TYPE, _OLD_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 254, 255, 256, 257, 258, 262
 _SAMPLES, _SUB_DIRECTORIES, _SAMPLE_FORMAT, _DNG_VERSION = 277, 330, 339, 50706
 _SENSOR = frozenset({32803, 34892})  # a colour filter array, linear raw
+_FORMS = {2: "signed integers", 3: "floats", 5: "complex integers", 6: "complex floats"}
 _FEW = 64
 _RAW = "{}: only a preview in it could be read, not the picture: develop it to TIFF, PNG or JPEG"
 _PNG_PICTURE = frozenset({b"tRNS", b"acTL", b"fcTL", b"fdAT"})  # beside those whose names say that they are critical
@@ -112,16 +113,18 @@ def _first(one: TiffDirectory, tag: int) -> int:
 
 
 def kind_of_samples(content: bytes) -> str | None:
-    """What a TIFF's first page consists of, in words, where that can be told."""
+    """What a TIFF's first page consists of, in words, where that is a kind that is not read here."""
+    if content[:4] == b"MM\0+":
+        return "a BigTIFF whose larger bytes come first"
     page = next(tiff_pages(content), None) if is_tiff(content) else None
     bits = page.tags.get(_BITS, ()) if page else ()
     if page is None or not bits or not all(1 <= one <= 64 for one in bits) or not _pixels(page):
         return None
     count = max(_first(page, _SAMPLES), len(bits))
-    form = {2: "signed integers", 3: "floats", 5: "complex integers", 6: "complex floats"}
-    said = form.get(_first(page, _SAMPLE_FORMAT), "integers")
-    name = "a BigTIFF" if content[2:4] in (b"+\0", b"\0+") else "a TIFF"
-    return f"{name} of {count} {said} of {bits[0]} bits a pixel, which cannot be read here"
+    form = _FORMS.get(_first(page, _SAMPLE_FORMAT), "integers")
+    if count > _FEW or (count <= 4 and bits[0] in (8, 16) and form == "integers"):
+        return None  # damage, or a usual kind, damaged elsewhere
+    return f"a TIFF of {count} {form} of {bits[0]} bits a pixel"
 
 
 def sound_content(kind: str, content: bytes, width: int, height: int) -> bytes:

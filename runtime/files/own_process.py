@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 from pathlib import Path
 
 from PIL import Image, _imaging
@@ -19,7 +20,8 @@ def load_decoders() -> None:
 
 
 def set_up_pillow(max_pixels: int) -> None:
-    """Let Pillow open images of so many pixels, and keep libtiff from writing to stderr: what it says is raised too."""
+    """Let Pillow open images of so many pixels; keep it and libtiff from writing to stderr: what they say is raised too."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
     Image.MAX_IMAGE_PIXELS = max(max_pixels, MAX_PIXELS) // 2 + 1  # Pillow refuses at twice the number
     assert _imaging  # it is what loads libtiff
     with contextlib.suppress(OSError, AttributeError):  # another system, or a Pillow without libtiff
