@@ -201,3 +201,11 @@ def test_a_tiff_of_samples_that_cannot_be_read_names_them(tmp_path: Path) -> Non
     decoded = _decoded(tmp_path, bytes(content))
     assert decoded.fault is Fault.UNSUPPORTED
     assert (decoded.error or "").startswith("a TIFF of 3 floats of 32 bits a pixel")
+
+
+def test_a_kind_that_the_decoder_does_not_know_is_unsupported(tmp_path: Path) -> None:
+    bmp = bytearray(encoded("BMP"))
+    bmp[30] = 6  # BI_ALPHABITFIELDS
+    decoded = _decoded(tmp_path, bytes(bmp))
+    assert decoded.fault is Fault.UNSUPPORTED
+    assert "Unsupported BMP compression" in (decoded.error or "")

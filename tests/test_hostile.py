@@ -154,8 +154,9 @@ def test_200_hostile_and_200_good_files(tmp_path: Path, isolate: list[str]) -> N
     assert len(result.stdout.splitlines()) == len(rows) == 400
     assert {name for name, row in rows.items() if "label" in row} == good
     assert {name: Fault(row["fault"]) for name, row in rows.items() if "error" in row} == bad
-    described, summary = result.stderr.splitlines()  # and no warning, and no traceback
+    described, passed_over, summary = result.stderr.splitlines()  # and no warning, and no traceback
     assert described.startswith("backend ")
+    assert passed_over == "not looked at: 1 linked folder"
     assert summary.startswith("judged 200: ")
 
 

@@ -20,7 +20,7 @@ def load_decoders() -> None:
 
 
 def set_up_pillow(max_pixels: int) -> None:
-    """Let Pillow open images of so many pixels; keep it and libtiff from writing to stderr: what they say is raised too."""
+    """Let Pillow open images of so many pixels; keep it and libtiff from writing to stderr: what they say is raised."""
     logging.getLogger("PIL").addHandler(logging.NullHandler())
     Image.MAX_IMAGE_PIXELS = max(max_pixels, MAX_PIXELS) // 2 + 1  # Pillow refuses at twice the number
     assert _imaging  # it is what loads libtiff

@@ -150,6 +150,8 @@ def bad_files() -> Iterator[tuple[str, bytes, Fault]]:
         yield f"cut_and_zeros.{kind}", whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2), Fault.PARTIAL
     lzw = encoded("TIFF", compression="tiff_lzw")
     yield "cut_lzw.tiff", lzw[:-40], Fault.DAMAGED
+    tiff, samples = encoded("TIFF"), struct.pack("<HHI", 277, 3, 1)
+    yield "many_samples.tiff", tiff.replace(samples + b"\x03\0", samples + b"\xff\xff"), Fault.DAMAGED  # Pillow logs it
     yield "bomb.png", png_header(100_000, 100_000), Fault.TOO_LARGE
     yield "wide_bomb.png", png_header(2**31 - 1, 16), Fault.TOO_LARGE
     yield (
