@@ -328,7 +328,7 @@ def _pixels_from_content(content: bytes, name: str, least_side: int) -> PixelsHW
 def _path(path: object) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"a path must be a str or an os.PathLike, not {_kind(path)}")
-    return Path(os.fsdecode(path))
+    return path if isinstance(path, Path) else Path(os.fsdecode(path))
 
 
 def _check_several(name: str, given: object) -> None:

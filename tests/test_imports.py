@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("runtime", "train", "export", "benchmarks")
-HEAVY = ("torch", "timm", "onnx", "onnxruntime", "tensorrt", "cuda", "pycuda")
+HEAVY = ("torch", "timm", "onnx", "onnxruntime", "tensorrt", "cuda", "pycuda", "ray", "pyarrow", "boto3", "pandas")
 
 
 def _loaded(code: str) -> set[str]:
@@ -69,6 +69,7 @@ FLOORS = (
     ("backends",),
     ("detector",),
     ("explain", "results"),
+    ("scale",),
     ("commands",),
 )
 # Each heavy library has one file that names it; the export and the training are made of torch and onnx.
@@ -81,6 +82,8 @@ HOMES = {
     "cuda": {"runtime/gpu/bindings.py"},
     "pycuda": {"runtime/gpu/pycuda.py"},
     "pytorch_grad_cam": {"runtime/explain.py"},
+    "ray": {f"runtime/scale/{name}.py" for name in ("cluster", "judging", "listing")},
+    "boto3": {"runtime/scale/storage.py"},
     "c2pa": {"runtime/files/c2pa.py"},
     "pillow_heif": {"runtime/files/images.py"},
 }

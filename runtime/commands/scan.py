@@ -63,6 +63,17 @@ if TYPE_CHECKING:
     "--frames", type=click.IntRange(1, 256), default=1, show_default=True, help="Frames or pages judged of a file."
 )
 @click.option("--trust-metadata", is_flag=True, help="Call ai what its metadata declare to be; p_ai stays.")
+@click.option("--ray", metavar="ADDRESS", help="Judge on a Ray cluster: its address, auto, or local for this machine.")
+@click.option("--actors", type=click.IntRange(min=1), help="With --ray, how many judge.  [default: as many as fit]")
+@click.option(
+    "--gpus",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="With --ray, GPUs of an actor, or a part.",
+)
+@click.option("--uris", metavar="COLUMN", help="With --ray, PATHs are Parquet or JSON Lines with this column of names.")
+@click.option("--contents", metavar="COLUMN", help="With --ray, PATHs are tables with this column of files' bytes.")
 def main(**values: Any) -> int:
     """Tell AI-generated images from real ones.
 
@@ -78,6 +89,10 @@ def main(**values: Any) -> int:
     options = Options(**values)
     options.check()
     atexit.register(gc.freeze)  # at the end all memory goes at once: looking for cycles in it before took 22 ms
+    if options.ray is not None:
+        from aivsreal.runtime.commands.scan_on_ray import scan_on_ray
+
+        return scan_on_ray(options)
     with _opened(options) as detector:
         click.echo(_description(detector, options.operating_point), err=True)
         return _scan(detector, options)

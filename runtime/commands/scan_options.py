@@ -37,6 +37,11 @@ class Options:
     max_pixels: int | None
     frames: int
     trust_metadata: bool
+    ray: str | None
+    actors: int | None
+    gpus: float
+    uris: str | None
+    contents: str | None
 
     def check(self) -> None:
         """Refuse what contradicts itself, before anything is loaded.
@@ -54,7 +59,8 @@ class Options:
             raise click.UsageError("--overwrite is for --output, --html and --heatmaps")
         if self.retry_errors and not self.resume:
             raise click.UsageError("--retry-errors is for --resume")
-        if self.output is not None and self.jsonl:
+        self._check_ray()
+        if self.output is not None and self.jsonl and self.ray is None:
             raise click.UsageError("--output writes JSON lines already: leave --jsonl out")
         if self.csv and (self.jsonl or self.output is not None):
             raise click.UsageError("--csv, --jsonl and --output are different forms of the rows: choose one")
@@ -66,6 +72,22 @@ class Options:
             )
         if self.watch and any(not os.path.isdir(path) for path in self.paths):
             raise click.UsageError("--watch is for folders that are there")
+
+    def _check_ray(self) -> None:
+        if self.ray is None:
+            if self.actors is not None or self.gpus or self.uris is not None or self.contents is not None:
+                raise click.UsageError("--actors, --gpus, --uris and --contents are for --ray")
+            return
+        if self.output is None:
+            raise click.UsageError("--ray needs --output: a folder, or s3://bucket/folder")
+        if self.csv or self.html is not None or self.heatmaps is not None or self.overwrite:
+            raise click.UsageError("--csv, --html, --heatmaps and --overwrite are not for --ray: use aivsreal-report")
+        if self.watch or self.all_files or "-" in self.paths:
+            raise click.UsageError(
+                "--watch, --all-files and - are not for --ray: name files in a table, and its column with --uris"
+            )
+        if self.by_content and self.resume:
+            raise click.UsageError("with --ray, --resume goes by ETag, or size and time: leave --by-content out")
 
     def how_to_go_on(self) -> str:
         """What to type to go on with a scan that was stopped."""
