@@ -40,7 +40,12 @@ for version in $rtx; do
     cp "$archive" "$stage/rtx-$version.tar.xz"
 done
 for name in $extra; do fetch "$stage/wheels" "$name"; done
-"$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir "$stage/wheels" "$root"
+# From a copy: a build folder left in the checkout would put modules into the wheel that are gone.
+mkdir "$stage/source"
+tar -C "$root" -c pyproject.toml README.md LICENSE runtime train export benchmarks | tar -C "$stage/source" -x
+"$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir "$stage/wheels" \
+    "$stage/source"
+rm -rf "$stage/source"
 if [ -n "$images" ]; then
     mkdir "$stage/images"
     # Spread evenly over the folder; 256 of those in the repository's usual test data are 7 MB.

@@ -19,6 +19,7 @@ else:
 
     _GPU = replace(CARD, name="FAKE H100", capability=(9, 0))
     installed_gpu(pytest.MonkeyPatch(), Path(os.environ["FAKE_KERNEL"]), os.environ["FAKE_TENSORRT"], _GPU)
+    sys.modules["torch"] = None  # type: ignore[assignment]  # it has no GPU to measure, and takes seconds to say so
     if os.environ["FAKE_REFUSAL"]:
         for _name in ("tensorrt", "tensorrt_rtx"):
             sys.modules[_name] = None  # type: ignore[assignment]
