@@ -167,6 +167,15 @@ def test_a_character_that_standard_output_lacks_is_escaped(image: Path, encoding
     assert b"z.png" in second
 
 
+def test_a_folder_that_is_gone_is_one_message_where_it_is_needed(image: Path) -> None:
+    line = f"mkdir gone; cd gone; rmdir ../gone; {SCRIPT} {SCAN} --backend onnx-cpu"
+    assert _in_shell(f"{line} {image}", image.parent).returncode == 0
+    result = _in_shell(f"{line} {image} --output o.jsonl", image.parent)
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert b"is gone" in result.stderr
+    assert b"Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize("limit", ["inf", "nan", "1e10", "0"])
 def test_a_time_limit_that_is_none_is_refused(image: Path, limit: str) -> None:
     result = _started("-m", SCAN, image, "--time-limit", limit)

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,6 +93,13 @@ def frame(name: str | None, stopped: str = "stopped") -> Iterator[None]:
         code, told = INTERRUPTED, stopped
     except BrokenPipeError:
         code, told = PIPE_CLOSED, "standard output was closed; the rows before that are whole"
+    except FileNotFoundError:
+        try:
+            os.getcwd()
+        except FileNotFoundError:  # and so whatever was to be found from there
+            code, told = REFUSED, "the folder that it was started in is gone: change to one that is there"
+        else:
+            raise
     if sys.stderr.isatty():
         click.echo(err=True)  # the terminal wrote ^C, or a bar stands there
     click.echo(f"{name}: {told}", err=True)
