@@ -277,6 +277,12 @@ def test_what_a_user_has_chosen_stays(tmp_path: Path) -> None:
     answer.write_text("1")
     code = f"import aivsreal.runtime, os, sys; print(os.environ['ORT_DISABLE_TELEMETRY'], {OPENVINO!r} in sys.modules)"
     assert _said(code, {"HOME": str(tmp_path), "ORT_DISABLE_TELEMETRY": "0"}) == "0 False"
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "config.json").write_text('{\n "usage_stats": true\n}')
+    ray = "import aivsreal.runtime, os; print(os.environ.get('RAY_USAGE_STATS_ENABLED'))"
+    assert _said(ray, {"HOME": str(tmp_path)}) == "None"
+    (tmp_path / ".ray" / "config.json").write_text('{"usage_stats": false}')
+    assert _said(ray, {"HOME": str(tmp_path)}) == "0"
     answer.write_text("0")
     assert _said(code, {"HOME": str(tmp_path), "ORT_DISABLE_TELEMETRY": ""}) == "1 True"
 
