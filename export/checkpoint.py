@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from aivsreal.runtime.bundle.card import TrainingCard, training_card_from_json
 from aivsreal.runtime.errors import CheckpointError
-from aivsreal.runtime.spec import PreprocessSpec, spec_from_json
-from aivsreal.runtime.verdict import LABELS
+from aivsreal.runtime.fields import object_from_json
 
 if TYPE_CHECKING:
     from torch import nn
-
-FORMAT = 1
-_TOLD_IN_A_BUNDLE = (
-    "config",
-    "chosen_on",
-    "data_digest",
-    "data_counts",
-    "data_licences",
-    "versions",
-    "epoch",
-    "metrics",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +21,7 @@ class Checkpoint:
     """A checkpoint whose weights match their card's digest, and whose card has all that a bundle tells."""
 
     weights: Path
-    arch: str
-    labels: tuple[str, ...]
-    spec: PreprocessSpec
-    card: dict[str, Any]
+    card: TrainingCard
 
 
 def checkpoint_from_path(path: Path) -> Checkpoint:
@@ -52,28 +36,19 @@ def checkpoint_from_path(path: Path) -> Checkpoint:
         if not os.path.isfile(file):
             raise CheckpointError(f"{file}: no such file; give a folder or checkpoint that aivsreal-train wrote")
     try:
-        card = json.loads(card_path.read_text(encoding="utf-8"))
-        if card["format"] != FORMAT:
-            raise ValueError(f"format {card['format']!r}, and this version reads {FORMAT}")
-        if tuple(card["labels"]) != LABELS:
-            raise ValueError(f"labels {card['labels']!r}, and a bundle has {list(LABELS)}")
-        absent = [name for name in _TOLD_IN_A_BUNDLE if name not in card]
-        if absent:
-            raise ValueError(f"it lacks {', '.join(absent)}")
-        checkpoint = Checkpoint(weights, str(card["arch"]), LABELS, spec_from_json(card["spec"]), card)
-        digest = card["weights_sha256"]
+        card = training_card_from_json(object_from_json(card_path.read_bytes()))
         found = hashlib.sha256(weights.read_bytes()).hexdigest()
     except OSError as error:
         raise CheckpointError(
             f"{error.filename}: cannot be read: {error.strerror}; copy the checkpoint again"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{card_path}: not a card of aivsreal-train ({type(error).__name__}: {error})") from None
-    if found != digest:
+    except ValueError as error:
+        raise CheckpointError(f"{card_path}: not a card of aivsreal-train: {error}") from None
+    if found != card.weights_sha256:
         raise CheckpointError(
             f"{weights}: damaged, or not the weights that {card_path.name} describes; copy both files again"
         )
-    return checkpoint
+    return Checkpoint(weights, card)
 
 
 def network_from_checkpoint(checkpoint: Checkpoint) -> nn.Module:
@@ -88,9 +63,11 @@ def network_from_checkpoint(checkpoint: Checkpoint) -> nn.Module:
     from aivsreal.runtime.backends.networks import network_from_arch
 
     try:
-        network = network_from_arch(checkpoint.arch, checkpoint.spec.size)
+        network = network_from_arch(checkpoint.card.arch, checkpoint.card.spec.size)
         network.load_state_dict(load_file(checkpoint.weights))
     except (ValueError, RuntimeError, SafetensorError) as error:
         what = str(error).splitlines()[0]
-        raise CheckpointError(f"{checkpoint.weights}: does not fit {checkpoint.arch}: {what}; train it again") from None
+        raise CheckpointError(
+            f"{checkpoint.weights}: does not fit {checkpoint.card.arch}: {what}; train it again"
+        ) from None
     return network.eval()

@@ -17,7 +17,6 @@ from aivsreal.runtime.preprocess import BatchBCHW, LogitsB
 from aivsreal.runtime.verdict import OperatingPoint
 
 Tell = Callable[[str], None]
-_PROVENANCE = ("config", "chosen_on", "epoch", "data_digest", "data_counts", "data_licences")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +125,12 @@ def draft_from_checkpoint(
     from aivsreal.runtime.backends.networks import fused_network, round_to_half
 
     source = checkpoint_from_path(path)
-    network = network_from_checkpoint(source)
-    tell(f"loaded {source.weights}: {source.arch}, epoch {source.card['epoch']}")
-    spec = source.spec if crop_fraction is None else replace(source.spec, crop_fraction=crop_fraction)
+    network, card = network_from_checkpoint(source), source.card
+    tell(f"loaded {source.weights}: {card.arch}, epoch {card.epoch}")
+    spec = card.spec if crop_fraction is None else replace(card.spec, crop_fraction=crop_fraction)
     reference = reference_of(folder)
     batch_BCHW = reference.batch(spec)
-    fused = fused_network(network, source.arch, source.spec.size)
+    fused = fused_network(network, card.arch, card.spec.size)
     model = with_half_weights(onnx_from_network(fused, spec, opset))
     content: bytes = model.SerializeToString(deterministic=True)
     casts = sum(node.op_type == "Cast" for node in model.graph.node)
@@ -140,13 +139,13 @@ def draft_from_checkpoint(
         f"{len(content) / 1e6:.1f} MB, opset {opset}"
     )
     manifest = Manifest(
-        arch=source.arch,
-        labels=source.labels,
+        arch=card.arch,
+        labels=card.labels,
         spec=spec,
         temperature=temperature,
         points=points,
         default_point=points[0].name,
-        metrics={"training": source.card["metrics"]},
+        metrics={"training": card.metrics},
     )
     draft = Draft(manifest, {MODEL: content}, reference, batch_BCHW, onnx_logits(content, batch_BCHW), tell)
     same = draft.compare_full(
@@ -154,10 +153,9 @@ def draft_from_checkpoint(
     )
     rounding = draft.compare_full("PyTorch as trained", torch_logits(network, batch_BCHW), STORED_WEIGHTS)
     provenance: dict[str, object] = {
-        **{name: source.card[name] for name in (*_PROVENANCE, "started_from") if name in source.card},
-        "checkpoint_sha256": source.card["weights_sha256"],
+        **card.told(),
         "versions": {
-            **source.card["versions"], "export_torch": torch.__version__, "timm": timm.__version__,
+            **card.versions, "export_torch": torch.__version__, "timm": timm.__version__,
             "onnx": onnx.__version__, "aivsreal": version("aivsreal"),
         },
         "reference_images": reference.kind,

@@ -9,7 +9,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from aivsreal.runtime.fields import from_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,34 +107,13 @@ def halvings(side: int, least: int) -> int:
     return divisor
 
 
-def spec_from_json(values: Mapping[str, Any]) -> PreprocessSpec:
+def spec_from_json(values: object) -> PreprocessSpec:
     """Read what `PreprocessSpec.to_json` wrote.
 
     Raises:
-        ValueError: a field is missing, unknown or out of range.
+        ValueError: a field is missing, unknown, of the wrong kind or out of range.
     """
-    known = {"size", "geometry", "crop_fraction", "filter", "mean", "std", "antialias"}
-    if set(values) != known:
-        raise ValueError(f"preprocessing needs exactly the fields {sorted(known)}, not {sorted(values)}")
-    if values["antialias"] is not True:
-        raise ValueError("preprocessing without antialiasing is not supported")
-    return PreprocessSpec(
-        size=_whole(values["size"]),
-        geometry=Geometry(values["geometry"]),
-        crop_fraction=float(values["crop_fraction"]),
-        filter=ResizeFilter(values["filter"]),
-        mean=_triple(values["mean"]),
-        std=_triple(values["std"]),
-    )
-
-
-def _whole(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"size must be a whole number, not {value!r}")
-    return value
-
-
-def _triple(values: object) -> tuple[float, float, float]:
-    if not isinstance(values, list) or len(values) != 3 or not all(math.isfinite(float(value)) for value in values):
-        raise ValueError(f"mean and std need three finite numbers, not {values!r}")
-    return (float(values[0]), float(values[1]), float(values[2]))
+    found = dict(values) if isinstance(values, Mapping) else values
+    if isinstance(found, dict) and found.pop("antialias", None) is not True:
+        raise ValueError("preprocessing needs the field antialias, which is true: without it is not supported")
+    return from_json(PreprocessSpec, found, "preprocessing")

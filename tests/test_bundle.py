@@ -90,7 +90,7 @@ def test_the_digest_changes_with_any_file(folder: Path, tmp_path: Path) -> None:
         (lambda values: values.update(extra=1), "exactly the fields"),
         (lambda values: values.update(labels=["ai", "real"]), "labels must be"),
         (lambda values: values.update(temperature=0), "temperature must be positive"),
-        (lambda values: values.update(temperature="1"), "expected a number"),
+        (lambda values: values.update(temperature="1"), "temperature must be a number"),
         (lambda values: values.update(default_operating_point="absent"), "absent"),
         (lambda values: values["operating_points"][0].update(real_below=0.9), "real_below"),
         (lambda values: values["preprocess"].update(antialias=False), "antialias"),

@@ -23,6 +23,7 @@ from aivsreal.export.reference import Reference
 from aivsreal.export.session import onnx_logits
 from aivsreal.runtime import Bundle
 from aivsreal.runtime.backends.networks import FusedLevit, fused_network, network_from_arch, round_to_half
+from aivsreal.runtime.bundle.card import training_card_from_json
 from aivsreal.runtime.errors import ExportError
 from aivsreal.runtime.spec import PreprocessSpec
 
@@ -240,3 +241,11 @@ def test_a_folder_of_something_else_is_never_replaced(run: Path, tmp_path: Path)
     assert result.exit_code == 2
     assert "is not a bundle" in result.stderr
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+
+
+def test_a_card_that_training_wrote_comes_back_whole(tiny_run: Path) -> None:
+    values = json.loads((tiny_run / "best.json").read_text())
+    card = training_card_from_json(values)
+    assert card.to_json() == values
+    started = {"weights_sha256": "0" * 64, "epoch": 3}
+    assert training_card_from_json({**values, "started_from": started, "later": 1}).told()["started_from"] == started

@@ -63,7 +63,7 @@ def test_a_stage_imports_the_runtime_and_itself_and_no_other_stage(stage: str) -
 
 # From the values at the bottom to the commands on top; a room imports only what stands lower, and its own files.
 FLOORS = (
-    ("errors", "spec", "preprocess", "verdict", "uri", "machine", "text", "cache", "locks", "telemetry"),
+    ("errors", "spec", "preprocess", "verdict", "uri", "machine", "text", "cache", "fields", "locks", "telemetry"),
     ("bundle", "files"),
     ("gpu", "backends.networks"),
     ("backends",),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
 from aivsreal.runtime.bundle.manifest import CARD_SUFFIX, ENGINE_SUFFIX
+from aivsreal.runtime.fields import from_json
 from aivsreal.runtime.spec import PreprocessSpec, spec_from_json
 
 FORMAT = 1
@@ -169,58 +170,8 @@ def card_from_json(values: Mapping[str, Any]) -> EngineCard:
     """
     if values.get("format") != FORMAT:
         raise ValueError(f"format {values.get('format')!r}, and this version reads {FORMAT}")
-    _check_fields({name: value for name, value in values.items() if name != "format"}, EngineCard)
-    key, spec, flags = values["key"], values["spec"], values["flags"]
-    if not isinstance(spec, Mapping):
-        raise ValueError(f"spec must be an object, not {spec!r}")
-    return EngineCard(
-        key=_key_from_json(key),
-        spec=spec_from_json(spec),
-        gpu=_typed(values["gpu"], str, "gpu"),
-        flags=tuple(_typed(flag, str, "a flag") for flag in _typed(flags, list, "flags")),
-        layers=_typed(values["layers"], int, "layers"),
-        half_layers=_typed(values["half_layers"], int, "half_layers"),
-        graph_sha256=_typed(values["graph_sha256"], str, "graph_sha256"),
-        parity=_parity(values["parity"]),
-    )
-
-
-def _key_from_json(key: object) -> EngineKey:
-    if not isinstance(key, Mapping):
-        raise ValueError(f"key must be an object, not {key!r}")
-    _check_fields(key, EngineKey)
-    texts = {name: _typed(key[name], str, name) for name in ("version", "platform", "precision", "onnx_sha256")}
-    batches = {name: _typed(key[name], int, name) for name in ("min_batch", "opt_batch", "max_batch")}
-    capabilities = _typed(key["compute_capabilities"], list, "compute_capabilities")
-    return EngineKey(
-        kind=EngineKind(key["kind"]),
-        compute_capabilities=tuple(_typed(item, str, "a compute capability") for item in capabilities),
-        version_compatible=_typed(key["version_compatible"], bool, "version_compatible"),
-        dla_core=None if key["dla_core"] is None else _typed(key["dla_core"], int, "dla_core"),
-        **texts,
-        **batches,
-    )
-
-
-def _parity(values: object) -> dict[str, float] | None:
-    if values is None:
-        return None
-    figures: dict[str, float] = _typed(values, dict, "parity")
-    if not all(type(figure) in (int, float) for figure in figures.values()):
-        raise ValueError(f"parity must hold numbers, not {figures}")
-    return figures
-
-
-def _check_fields(values: Mapping[str, Any], kind: type) -> None:
-    known = {field.name for field in fields(kind)}
-    if set(values) != known:
-        raise ValueError(f"an engine's card needs exactly the fields {sorted(known)}, not {sorted(values)}")
-
-
-def _typed(value: Any, kind: type, name: str) -> Any:
-    if type(value) is not kind:
-        raise ValueError(f"{name} must be {kind.__name__}, not {value!r}")
-    return value
+    found = {name: value for name, value in values.items() if name != "format"}
+    return from_json(EngineCard, {**found, "spec": spec_from_json(found.get("spec"))}, "an engine's card")
 
 
 def _numbers(version: str) -> tuple[int, ...]:

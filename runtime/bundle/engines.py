@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from aivsreal.runtime.bundle.engine_key import Device, EngineCard, card_from_json
 from aivsreal.runtime.bundle.folder import Bundle
-from aivsreal.runtime.bundle.manifest import CARD_SUFFIX, ENGINE_SUFFIX, MODEL, object_from_json
+from aivsreal.runtime.bundle.manifest import CARD_SUFFIX, ENGINE_SUFFIX, MODEL
 from aivsreal.runtime.errors import BackendError, BundleError
+from aivsreal.runtime.fields import object_from_json
 
 
 def engines_of(bundle: Bundle) -> tuple[EngineCard, ...]:
@@ -26,7 +27,7 @@ def engines_of(bundle: Bundle) -> tuple[EngineCard, ...]:
                 raise ValueError("it was built for another preprocessing than the manifest's")
             if card.key.onnx_sha256 != bundle.manifest.files.get(MODEL):
                 raise ValueError(f"it was built of another model than {MODEL}")
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        except ValueError as error:
             raise BundleError(
                 f"{bundle.path / file} cannot be used: {error}; build the engine again with aivsreal-export --fp16"
             ) from None

@@ -17,10 +17,10 @@ from aivsreal.runtime.bundle.manifest import (
     MODEL,
     Manifest,
     manifest_from_json,
-    object_from_json,
 )
 from aivsreal.runtime.cache import user_folder
 from aivsreal.runtime.errors import BackendError, BundleError
+from aivsreal.runtime.fields import object_from_json
 
 SHIPPED = Path(__file__).resolve().parents[1] / "models" / "levit192"
 
@@ -50,7 +50,7 @@ class Bundle:
         except (FileNotFoundError, NotADirectoryError):
             what = "is not a bundle: it has no manifest.json" if os.path.isdir(folder) else "is no folder"
             raise BundleError(f"{folder} {what}; {again}") from None
-        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise BundleError(f"{folder / MANIFEST} cannot be used: {error}; {again}") from None
         bundle = Bundle(folder, manifest, hashlib.sha256(text).hexdigest()[:12])
         contents = {name: bundle.read(name) for name in manifest.files}
@@ -58,7 +58,7 @@ class Bundle:
             return bundle
         try:
             return replace(bundle, manifest=manifest_from_json(values, object_from_json(contents[EVALUATION])))
-        except (ValueError, TypeError, RecursionError) as error:
+        except ValueError as error:
             raise BundleError(f"{folder / EVALUATION} cannot be used: {error}; {again}") from None
 
     @property
@@ -107,10 +107,10 @@ def _shipped_or_extended() -> Path:
     if folder is None or not os.path.isfile(folder / MANIFEST):  # also where the home folder is somebody else's
         return SHIPPED
     try:
-        mine, shipped = (json.loads((place / MANIFEST).read_bytes()) for place in (folder, SHIPPED))
+        mine, shipped = (object_from_json((place / MANIFEST).read_bytes()) for place in (folder, SHIPPED))
         same = all(mine[name] == shipped[name] for name in FIELDS - {"files"})
         return folder if same and shipped["files"][MODEL] == mine["files"][MODEL] else SHIPPED
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError):
         return SHIPPED
 
 
@@ -172,7 +172,7 @@ def _check_replaceable(place: Path) -> None:
         # One that lists its files might be another program's all the same.
         listed = [manifest[name] for name in ("arch", "operating_points", "files")][-1]
         foreign = sorted({entry.name for entry in place.iterdir()} - {MANIFEST, "README.md", *listed})
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError):
         raise BundleError(f"{place} exists and is not a bundle: name another folder, or remove it first") from None
     if foreign:
         raise BundleError(f"{place} also holds {', '.join(foreign)}, not the bundle's own: move that away first")

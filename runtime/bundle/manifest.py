@@ -6,7 +6,6 @@ what is told of it: where it comes from and how well it does.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from aivsreal.runtime.errors import BundleError
+from aivsreal.runtime.fields import check_fields, from_json
 from aivsreal.runtime.spec import PreprocessSpec, spec_from_json
 from aivsreal.runtime.verdict import LABELS, OperatingPoint
 
@@ -37,7 +37,6 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 FIELDS = frozenset("format arch labels preprocess temperature operating_points default_operating_point files".split())
 _TOLD = frozenset({"metrics", "provenance"})
-_POINT_FIELDS = frozenset({"name", "ai_at_or_above", "real_below", "false_alarm_rate"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,67 +113,26 @@ def manifest_from_json(values: Mapping[str, Any], told: Mapping[str, Any] | None
         ValueError: the format is another one, or a field is missing, unknown or of the wrong kind.
     """
     if values.get("format") == _ONE_FILE:
-        _exactly(values, FIELDS | _TOLD, "the manifest")
+        check_fields(values, FIELDS | _TOLD, "the manifest")
         told = {name: values[name] for name in _TOLD}
     elif values.get("format") != FORMAT:
         raise ValueError(
             f"format {values.get('format')!r}, and this version reads {FORMAT}: update with pip install -U"
         )
     else:
-        _exactly(values, FIELDS, "the manifest")
+        check_fields(values, FIELDS, "the manifest")
     if told is None:
         told = {name: {} for name in _TOLD}
-    _exactly(told, _TOLD, EVALUATION)
-    points = []
-    for point in values["operating_points"]:
-        _exactly(point, _POINT_FIELDS, "an operating point")
-        alarm = point["false_alarm_rate"]
-        bounds = (_number(point["ai_at_or_above"]), _number(point["real_below"]))
-        points.append(OperatingPoint(_text(point["name"]), *bounds, None if alarm is None else _number(alarm)))
-    return Manifest(
-        arch=_text(values["arch"]),
-        labels=tuple(_text(label) for label in values["labels"]),
-        spec=spec_from_json(_mapping(values["preprocess"])),
-        temperature=_number(values["temperature"]),
-        points=tuple(points),
-        default_point=_text(values["default_operating_point"]),
-        files={name: _text(digest) for name, digest in _mapping(values["files"]).items()},
-        metrics=dict(_mapping(told["metrics"])),
-        provenance=dict(_mapping(told["provenance"])),
+    check_fields(told, _TOLD, EVALUATION)
+    shared = {name: values[name] for name in ("arch", "labels", "temperature", "files")}
+    return from_json(
+        Manifest,
+        {
+            **shared,
+            "spec": spec_from_json(values["preprocess"]),
+            "points": values["operating_points"],
+            "default_point": values["default_operating_point"],
+            **told,
+        },
+        "the manifest",
     )
-
-
-def object_from_json(content: bytes) -> Mapping[str, Any]:
-    """A JSON object that has finite numbers only.
-
-    Raises:
-        ValueError, RecursionError: it is none.
-    """
-    return _mapping(json.loads(content, parse_constant=_no_constant))
-
-
-def _exactly(values: Mapping[str, Any], fields: frozenset[str], what: str) -> None:
-    if set(_mapping(values)) != fields:
-        raise ValueError(f"{what} needs exactly the fields {sorted(fields)}, not {sorted(values)}")
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"expected an object, not {value!r}")
-    return value
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"expected a string, not {value!r}")
-    return value
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"expected a number, not {value!r}")
-    return float(value)
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")

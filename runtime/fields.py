@@ -1,0 +1,113 @@
+"""JSON into frozen dataclasses: each field is there and of its kind, or one `ValueError` says which is not."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+_KINDS: dict[type, tuple[tuple[type, ...], str]] = {
+    str: ((str,), "a text"),
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    list: ((list,), "a list"),
+    dict: ((dict,), "an object"),
+}
+
+
+def object_from_json(content: bytes | str) -> dict[str, Any]:
+    """A JSON object that has finite numbers only.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        values: dict[str, Any] = _plain(dict, json.loads(content, parse_constant=_no_constant), "it")
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return values
+
+
+def check_fields(values: object, known: set[str] | frozenset[str], what: str) -> None:
+    """See that an object has these fields and no other.
+
+    Raises:
+        ValueError: it has not, or is no object.
+    """
+    if set(_plain(dict, values, what)) != known:
+        raise ValueError(f"{what} needs exactly the fields {sorted(known)}, not {sorted(values)}")  # type: ignore[call-overload]
+
+
+def from_json(kind: type[T], values: object, what: str, lenient: bool = False) -> T:
+    """A frozen dataclass from the object that `asdict` made of it, also of dataclasses, choices and tuples within.
+
+    Args:
+        kind: the dataclass. A value that is of its field's kind already is taken as it is.
+        values: as JSON gave them.
+        what: it is, for messages.
+        lenient: fields with a default may be missing, and unknown ones are passed over, as a later version may write.
+
+    Raises:
+        ValueError: a field is missing, unknown, of another kind or, as the dataclass says, out of range.
+    """
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    found = _plain(dict, values, what)
+    if lenient:
+        needed = {
+            name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING
+        }
+        if absent := sorted(needed - set(found)):
+            raise ValueError(f"{what} lacks {', '.join(absent)}")
+        found = {name: value for name, value in found.items() if name in known}
+    else:
+        check_fields(found, set(known), what)
+    kinds = get_type_hints(kind)
+    return kind(**{name: _value(kinds[name], value, name) for name, value in found.items()})
+
+
+def _value(kind: Any, value: object, name: str) -> Any:
+    if kind in (Any, object):
+        return value
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return None if value is None else _value(next(one for one in inner if one is not NoneType), value, name)
+    if origin is tuple:
+        items = _plain(list, value, name)
+        if inner[-1] is not Ellipsis and len(items) != len(inner):
+            raise ValueError(f"{name} needs {len(inner)} values, not {value!r}")
+        return tuple(_value(inner[0], item, f"a value of {name}") for item in items)
+    if origin is dict:
+        return {key: _value(inner[1], item, f"{name}.{key}") for key, item in _plain(dict, value, name).items()}
+    if is_dataclass(kind):
+        return value if isinstance(value, kind) else from_json(kind, value, name)  # type: ignore[arg-type]
+    if issubclass(kind, Enum):
+        known = [choice.value for choice in kind]
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, not {value!r}")
+        return kind(value)
+    return _plain(kind, value, name)
+
+
+def _plain(kind: type, value: object, name: str) -> Any:
+    allowed, told = _KINDS[kind]
+    if type(value) not in allowed:
+        raise ValueError(f"{name} must be {told}, not {value!r}")
+    if kind is not float:
+        return value
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be a finite number, not {value!r}")
+    return number
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
