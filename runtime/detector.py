@@ -11,45 +11,36 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Union
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from aivsreal.runtime.backends.choose import open_backend
 from aivsreal.runtime.backends.protocol import Backend
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import BackendError, Fault, ImageError
 from aivsreal.runtime.files.decode import Decoded, DecodePlan, reduced
+from aivsreal.runtime.files.given import AnyImage, AnyPath, kind_of, path_from_any, pixels_from_any
 from aivsreal.runtime.files.images import (
     MAX_PIXELS,
-    pixels_from_array,
-    pixels_from_file,
-    pixels_from_image,
-    pixels_from_snapshot,
 )
 from aivsreal.runtime.files.pipeline import judged_batches
 from aivsreal.runtime.files.pool import TIME_LIMIT_S, DecodePool
-from aivsreal.runtime.files.read import MAX_BYTES, Reader, Snapshot, check_content, snapshot_from_file
+from aivsreal.runtime.files.read import Reader, snapshot_from_file
 from aivsreal.runtime.preprocess import PixelsHWC, Scores, square_from_pixels
+from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import (
-    FileStamp,
     Judge,
     OperatingPoint,
     Scanned,
     Verdict,
     View,
+    asks_again,
     p_ai_from_logit,
     verdict_from_declared,
     verdict_from_logit,
+    verdict_from_second,
 )
 
-AnyPath = Union[str, "os.PathLike[str]"]
-AnyImage = Union[  # noqa: UP007  Python 3.10 evaluates it
-    AnyPath, bytes, bytearray, memoryview, BinaryIO, Image.Image, npt.NDArray[np.uint8]
-]
-TAKEN = "a path, the bytes of an image file, a file opened in binary mode, a Pillow image or uint8 RGB [H, W, 3]"
 BATCH_SIZE = 16
 
 
@@ -59,12 +50,20 @@ class Detector:
     Use it as a context manager, or call `close`.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, why: str, point: OperatingPoint) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: Backend, why: str, point: OperatingPoint, second: Detector | None = None
+    ) -> None:
         self.bundle = bundle
         self.backend = backend
         self.why = why
         """Why this backend was chosen and the others were passed over."""
         self.point = point
+        self.second = second
+        """Judges again what this one does not call real; it is closed with it."""
+        # Where one of them resizes by itself, the whole pixels are kept of an image, for both.
+        self._whole: bool = not backend.takes_squares or (second is not None and second._whole)
+        if second is not None:
+            second._whole = self._whole
         self._closed = False
 
     @staticmethod
@@ -74,6 +73,7 @@ class Detector:
         operating_point: str | None = None,
         threads: int | None = None,
         images: int | None = None,
+        second_opinion: Bundle | Path | str | None = None,
     ) -> Detector:
         """Open a bundle with a backend.
 
@@ -83,6 +83,8 @@ class Detector:
             operating_point: its name; None takes the bundle's default.
             threads: CPU threads for the network; None leaves it to the backend.
             images: how many will be judged, where that is known, as of `backend.open_backend`.
+            second_opinion: a bundle that judges again what the first does not call real: `unsure` and `ai`. Its
+                operating point is that of the same name, if it has one, else its default.
 
         Raises:
             BundleError: the bundle is missing or damaged, or has no such operating point.
@@ -90,8 +92,18 @@ class Detector:
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         point = opened.manifest.point(operating_point)
-        running, why = open_backend(opened, backend, threads, images)
-        return Detector(opened, running, why, point)
+        if second_opinion is None:
+            running, why = open_backend(opened, backend, threads, images)
+            return Detector(opened, running, why, point)
+        other = second_opinion if isinstance(second_opinion, Bundle) else Bundle.open(second_opinion)
+        names = {one.name for one in other.manifest.points}
+        second = Detector.open(other, backend, operating_point if operating_point in names else None, threads)
+        try:
+            running, why = open_backend(opened, backend, threads, images)
+        except BaseException:
+            second.close()
+            raise
+        return Detector(opened, running, why, point, second)
 
     def __enter__(self) -> Detector:
         self._check_open()
@@ -105,13 +117,16 @@ class Detector:
     @property
     def judge_of_rows(self) -> Judge:
         """What a row of results says of who judged."""
-        return Judge(self.bundle.digest, self.point.name, f"{self.backend.name} {self.backend.precision}")
+        second = None if self.second is None else self.second.judge_of_rows
+        return Judge(self.bundle.digest, self.point.name, f"{self.backend.name} {self.backend.precision}", second)
 
     def close(self) -> None:
         """Give back what the backend holds; a second call does nothing."""
         if not self._closed:
             self._closed = True
             self.backend.close()
+            if self.second is not None:
+                self.second.close()
 
     def judge(self, image: AnyImage) -> Verdict:
         """Judge one image: a path, the bytes of an image file, a file opened in binary mode, a Pillow image, or uint8
@@ -123,7 +138,7 @@ class Detector:
             TypeError: it is none of these.
         """
         self._check_open()
-        return self._verdict(float(self._scores([self._reduced(self._pixels(image))]).logits_B[0]))
+        return self._verdicts([self._seen(image)])[0]
 
     def judge_many(self, images: Iterable[AnyImage], batch_size: int = BATCH_SIZE) -> Iterator[Verdict]:
         """Judge images in batches, in order; one batch is in memory at a time.
@@ -139,15 +154,14 @@ class Detector:
         rest = iter(images)
         failed: ImageError | None = None
         while failed is None:
-            pixels: list[PixelsHWC] = []
+            seen: list[tuple[PixelsHWC, PixelsHWC | None]] = []
             try:
                 for image in islice(rest, batch_size):
-                    pixels.append(self._reduced(self._pixels(image)))  # noqa: PERF401  kept when one fails
+                    seen.append(self._seen(image))  # noqa: PERF401  kept when one fails
             except ImageError as error:
                 failed = error
-            for logit in self._scores(pixels).logits_B:
-                yield self._verdict(float(logit))
-            if failed is None and not pixels:
+            yield from self._verdicts(seen)
+            if failed is None and not seen:
                 return
         raise failed
 
@@ -202,10 +216,13 @@ class Detector:
         running = pool or self.decode_pool(threads)
 
         def judge(batch: Sequence[Decoded]) -> list[Scanned]:
-            return self._judged(batch, batch_size, trust_metadata, views)
+            judged = self._judged(batch, batch_size, views)
+            if self.second is not None:
+                judged = self._judged_again(batch, judged, batch_size, views)
+            return [_with_declared(scanned) for scanned in judged] if trust_metadata else judged
 
         try:
-            each = (None if path is None else _path(path) for path in paths)
+            each = (None if path is None else path_from_any(path) for path in paths)
             yield from judged_batches(each, running, judge, batch_size)
         finally:
             if pool is None:
@@ -222,17 +239,16 @@ class Detector:
         read: Reader = snapshot_from_file,
     ) -> DecodePool:
         """Threads that decode for `scan`; close the pool when done. See `DecodePool` and `DecodePlan`."""
-        spec = self.bundle.manifest.spec
-        seen = spec if self.backend.takes_squares else None
-        plan = DecodePlan(seen, frames, max_pixels, by_content, spec.least_side)
+        seen, second = self._square_specs()
+        plan = DecodePlan(seen, frames, max_pixels, by_content, self._least_side, second)
         return DecodePool(plan, threads, time_limit_s, isolate, read)
 
     def _check_open(self) -> None:
         if self._closed:
             raise BackendError("the detector is closed: open another one with Detector.open")
 
-    def _judged(self, batch: Sequence[Decoded], batch_size: int, trust_metadata: bool, views: bool) -> list[Scanned]:
-        pixels = [frame for decoded in batch for frame in decoded.pixels]
+    def _judged(self, batch: Sequence[Decoded], batch_size: int, views: bool) -> list[Scanned]:
+        pixels = [self._own(frame) for decoded in batch for frame in decoded.pixels]
         # Files of several frames make a batch longer than was asked for.
         with_maps = views and self.backend.has_maps
         parts = [self._scores(pixels[at : at + batch_size], with_maps) for at in range(0, len(pixels), batch_size)]
@@ -240,14 +256,30 @@ class Detector:
         maps = iter([map_hw for scores in parts for map_hw in (() if scores.maps_Bhw is None else scores.maps_Bhw)])
         judged = []
         for decoded in batch:
-            scanned = self._scanned(decoded, [next(logits) for _ in decoded.pixels], trust_metadata)
+            scanned = self._scanned(decoded, [next(logits) for _ in decoded.pixels])
             seen = [next(maps, None) for _ in decoded.pixels]
             if views and scanned.verdict is not None:
                 scanned = replace(scanned, view=View(self._square(decoded.pixels[0]), seen[0]))
             judged.append(scanned)
         return judged
 
-    def _scanned(self, decoded: Decoded, logits: Sequence[float], trust_metadata: bool) -> Scanned:
+    def _judged_again(
+        self, batch: Sequence[Decoded], judged: Sequence[Scanned], batch_size: int, views: bool
+    ) -> list[Scanned]:
+        """With the second model's verdict where the first is not `real`; what it says is kept beside it."""
+        assert self.second is not None
+        asked = [at for at, one in enumerate(judged) if one.verdict is not None and asks_again(one.verdict)]
+        again = [replace(batch[at], pixels=batch[at].second or batch[at].pixels) for at in asked]
+        both = list(judged)
+        for at, scanned in zip(asked, self.second._judged(again, batch_size, views), strict=True):
+            first = judged[at].verdict
+            if scanned.verdict is not None and first is not None:
+                verdict = verdict_from_second(first, scanned.verdict, self.second._name)
+                scanned = replace(scanned, verdict=verdict, first=first)
+            both[at] = scanned
+        return both
+
+    def _scanned(self, decoded: Decoded, logits: Sequence[float]) -> Scanned:
         path, stamp = decoded.path, decoded.stamp
         if decoded.error is not None:
             return Scanned(path, error=decoded.error, fault=decoded.fault, stamp=stamp)
@@ -261,24 +293,52 @@ class Detector:
             each = [p_ai_from_logit(logit, temperature) for logit in logits]
             frames = tuple(zip(decoded.frames, each, strict=True))
             verdict = replace(verdict, reason=f"{verdict.reason}, from the mean of {len(logits)} frames")
-        if trust_metadata:
-            verdict = verdict_from_declared(verdict, decoded.evidence)
         return Scanned(path, verdict, evidence=decoded.evidence, stamp=stamp, frames=frames)
 
-    def _pixels(self, image: AnyImage) -> PixelsHWC:
-        return pixels_from_any(image, self.bundle.manifest.spec.least_side)
+    @property
+    def _name(self) -> str:
+        return f"{self.bundle.manifest.arch} {self.bundle.digest}"
 
-    def _reduced(self, pixels_HWC: PixelsHWC) -> PixelsHWC:
-        return reduced(pixels_HWC, self.bundle.manifest.spec if self.backend.takes_squares else None)
+    @property
+    def _least_side(self) -> int:
+        own = self.bundle.manifest.spec.least_side
+        return own if self.second is None else max(own, self.second._least_side)
 
-    def _square(self, reduced_HWC: PixelsHWC) -> PixelsHWC:
-        return reduced_HWC if self.backend.takes_squares else square_from_pixels(reduced_HWC, self.bundle.manifest.spec)
+    def _square_specs(self) -> tuple[PreprocessSpec | None, PreprocessSpec | None]:
+        """Of which squares are made where an image is decoded: this one's, and the second's where it is another."""
+        own, second = self.bundle.manifest.spec, self.second
+        if self._whole:
+            return None, None
+        if second is None or own.same_square(second.bundle.manifest.spec):
+            return own, None
+        return own, second.bundle.manifest.spec
+
+    def _seen(self, image: AnyImage) -> tuple[PixelsHWC, PixelsHWC | None]:
+        """What is kept of an image until it is judged, and apart from that what the second model sees of it."""
+        pixels_HWC = pixels_from_any(image, self._least_side)
+        own, second = self._square_specs()
+        return reduced(pixels_HWC, own), None if second is None else reduced(pixels_HWC, second)
+
+    def _own(self, kept_HWC: PixelsHWC) -> PixelsHWC:
+        """What the backend takes of what was kept."""
+        return self._square(kept_HWC) if self.backend.takes_squares else kept_HWC
+
+    def _square(self, kept_HWC: PixelsHWC) -> PixelsHWC:
+        return square_from_pixels(kept_HWC, self.bundle.manifest.spec) if self._whole else kept_HWC
 
     def _scores(self, images: Sequence[PixelsHWC], maps: bool = False) -> Scores:
         if not images:
             return Scores(np.empty(0, dtype=np.float32))
         self._check_open()  # again, as a stream may go on after the end
         return self.backend.run(images, maps)
+
+    def _verdicts(self, seen: Sequence[tuple[PixelsHWC, PixelsHWC | None]]) -> list[Verdict]:
+        verdicts = [self._verdict(float(logit)) for logit in self._scores([self._own(one) for one, _ in seen]).logits_B]
+        if self.second is not None and (asked := [at for at, one in enumerate(verdicts) if asks_again(one)]):
+            again = [seen[at][0] if (square := seen[at][1]) is None else square for at in asked]
+            for at, verdict in zip(asked, self.second._verdicts([(one, None) for one in again]), strict=True):
+                verdicts[at] = verdict_from_second(verdicts[at], verdict, self.second._name)
+        return verdicts
 
     def _verdict(self, logit: float) -> Verdict:
         try:
@@ -287,58 +347,16 @@ class Detector:
             raise BackendError(f"{error}: the backend {self.backend.name} computed nonsense; try another") from None
 
 
-def pixels_from_any(image: AnyImage, least_side: int = 0) -> PixelsHWC:
-    """`pixels_HWC`, uint8 RGB, of whatever `Detector.judge` takes.
-
-    Args:
-        image: a path, the bytes of an image file, a file opened in binary mode (read from where it stands), a Pillow
-            image or an array.
-        least_side: as of `pixels_from_file`; it is for files alone: an open image is its owner's.
-
-    Raises:
-        ImageError: it cannot be read.
-        TypeError: it is none of these.
-    """
-    if isinstance(image, (str, os.PathLike)):
-        return pixels_from_file(_path(image), least_side=least_side)
-    if isinstance(image, Image.Image):
-        return pixels_from_image(image)
-    if isinstance(image, np.ndarray):
-        return pixels_from_array(image)
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        return _pixels_from_content(bytes(image), "bytes", least_side)
-    if not hasattr(image, "read"):
-        raise TypeError(f"an image must be {TAKEN}, not {_kind(image)}")
-    named = getattr(image, "name", None)
-    name = named if isinstance(named, str) else "binary file"
-    try:
-        content = image.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ImageError(f"{name}: cannot be read: {error.strerror or error}", Fault.UNREADABLE) from None
-    if not isinstance(content, bytes):
-        raise TypeError(f"{name}: opened as text: open it with mode 'rb'; an image must be {TAKEN}")
-    return _pixels_from_content(content, name, least_side)
-
-
-def _pixels_from_content(content: bytes, name: str, least_side: int) -> PixelsHWC:
-    check_content(name, len(content))
-    return pixels_from_snapshot(Snapshot(Path(name), content, FileStamp(len(content), 0)), least_side=least_side)
-
-
-def _path(path: object) -> Path:
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"a path must be a str or an os.PathLike, not {_kind(path)}")
-    return path if isinstance(path, Path) else Path(os.fsdecode(path))
+def _with_declared(scanned: Scanned) -> Scanned:
+    if scanned.verdict is None:
+        return scanned
+    return replace(scanned, verdict=verdict_from_declared(scanned.verdict, scanned.evidence))
 
 
 def _check_several(name: str, given: object) -> None:
     """A single one could be iterated over too: a text by its letters, a file by its lines."""
     if isinstance(given, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(given, "read"):
-        raise TypeError(f"{name} must be several, for example a list, not {_kind(given)}")
-
-
-def _kind(value: object) -> str:
-    return "None" if value is None else type(value).__name__
+        raise TypeError(f"{name} must be several, for example a list, not {kind_of(given)}")
 
 
 def _check_positive(name: str, value: int) -> None:

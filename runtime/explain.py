@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aivsreal.runtime.bundle.folder import Bundle
-from aivsreal.runtime.detector import AnyImage, pixels_from_any
 from aivsreal.runtime.errors import BackendError, MissingExtra
+from aivsreal.runtime.files.given import AnyImage, pixels_from_any
 from aivsreal.runtime.preprocess import BatchBCHW, MapHW, PixelsHWC, batch_from_squares, square_from_pixels
 from aivsreal.runtime.spec import Box
 from aivsreal.runtime.verdict import Label, Verdict, verdict_from_logit

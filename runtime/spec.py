@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,10 @@ class PreprocessSpec:
         left, top = (across - side) // 2, (down - side) // 2
         right, bottom = min(width, (left + side) * step), min(height, (top + side) * step)
         return (left * step, top * step, right, bottom)
+
+    def same_square(self, other: PreprocessSpec) -> bool:
+        """Whether both see the same square of an image; what they make of its values may differ."""
+        return replace(self, mean=other.mean, std=other.std) == other
 
     @property
     def least_side(self) -> int:

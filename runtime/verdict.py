@@ -126,6 +126,8 @@ class Judge:
     operating_point: str
     backend: str
     """Name and precision, such as `onnx-cpu fp32`."""
+    second: Judge | None = None
+    """Who judges again what this one does not call real."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,7 @@ class Scanned:
 
     path: Path
     verdict: Verdict | None = None
+    """The second opinion, where one was asked for."""
     error: str | None = None
     fault: Fault | None = None
     """The kind of the error."""
@@ -143,7 +146,9 @@ class Scanned:
     frames: tuple[tuple[int, float], ...] = ()
     """Index and `p_ai` of each frame that was judged, where more than one was."""
     view: View | None = field(default=None, compare=False)
-    """Of the first frame."""
+    """Of the first frame, as the model saw it whose verdict this is."""
+    first: Verdict | None = None
+    """What the first model said, where a second one judged again."""
 
     def __post_init__(self) -> None:
         if (self.verdict is None) == (self.error is None) or (self.error is None) != (self.fault is None):
@@ -174,6 +179,17 @@ def verdict_from_logit(logit: float, temperature: float, point: OperatingPoint) 
         Label.UNSURE: f"p_ai {p_ai:.3f} lies between {point.real_below:.3f} and {point.ai_at_or_above:.3f}",
     }[label]
     return Verdict(label, p_ai, logit, f"{bound} ({point.name})")
+
+
+def asks_again(verdict: Verdict) -> bool:
+    """Whether a second opinion is worth its time: what a model calls real, it seldom gets wrong, and there is most."""
+    return verdict.label is not Label.REAL
+
+
+def verdict_from_second(first: Verdict, second: Verdict, judge: str) -> Verdict:
+    """The second model's verdict, with a reason that says what the first one said."""
+    before = f"the first model said {first.label.value} at p_ai {first.p_ai:.3f}"
+    return replace(second, reason=f"{second.reason}, a second opinion by {judge}: {before}")
 
 
 def verdict_from_declared(verdict: Verdict, evidence: Sequence[Evidence]) -> Verdict:

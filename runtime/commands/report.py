@@ -101,7 +101,7 @@ def _ran(results: Path, judge: Judge, bundle: Bundle) -> Ran:
         )
     backend, _, precision = judge.backend.rpartition(" ")
     point = bundle.manifest.point(judge.operating_point)
-    return Ran(bundle, point, backend, precision, "as its results file says", [str(results)])
+    return Ran(bundle, point, backend, precision, "as its results file says", [str(results)], judge.second)
 
 
 def _with_pictures(scanned: Iterable[Scanned], bundle: Bundle) -> Iterator[Scanned]:

@@ -74,6 +74,10 @@ if TYPE_CHECKING:
 )
 @click.option("--uris", metavar="COLUMN", help="With --ray, PATHs are Parquet or JSON Lines with this column of names.")
 @click.option("--contents", metavar="COLUMN", help="With --ray, PATHs are tables with this column of files' bytes.")
+@click.option(
+    "--second-opinion", metavar="MODEL",
+    help="Let this model judge again what the first does not call real, for example accurate.",
+)  # fmt: skip
 def main(**values: Any) -> int:
     """Tell AI-generated images from real ones.
 
@@ -117,7 +121,9 @@ def _opened(options: Options) -> Detector:
         search = Search(options.all_files, options.exclude)
         few = count_if_few(options.paths, WORTH_A_SLOW_START, search) if choose else None
         beside.submit(load_decoders)  # while the network is loaded, which for the most part is not Python
-        return Detector.open(opened, options.backend, options.operating_point, options.threads, images=few)
+        return Detector.open(
+            opened, options.backend, options.operating_point, options.threads, few, options.second_opinion
+        )
 
 
 def _scan(detector: Detector, options: Options) -> int:
@@ -210,10 +216,14 @@ def _description(detector: Detector, asked_point: str | None) -> str:
     bundle, point = detector.bundle, detector.point
     where = "shipped" if bundle.is_shipped else str(bundle.path)
     chosen = "the bundle's default" if asked_point is None else "asked for"
-    return (
+    told = (
         f"backend {detector.backend.name}, {detector.backend.precision} ({detector.why}) | "
         f"bundle {bundle.manifest.arch} {bundle.digest} ({where}) | operating point {point.name} ({chosen})"
     )
+    if detector.second is None:
+        return told
+    same = asked_point is not None and detector.second.point.name == asked_point
+    return f"{told}\nsecond opinion: {_description(detector.second, asked_point if same else None)}"
 
 
 def _writer(stack: ExitStack, detector: Detector, options: Options, results: ResultsFile | None) -> Writer:

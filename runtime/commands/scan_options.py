@@ -42,6 +42,7 @@ class Options:
     gpus: float
     uris: str | None
     contents: str | None
+    second_opinion: str | None
 
     def check(self) -> None:
         """Refuse what contradicts itself, before anything is loaded.
@@ -70,6 +71,8 @@ class Options:
             raise click.UsageError(
                 "--html shows what this run judges, and with --resume that is not all: use aivsreal-report"
             )
+        if self.second_opinion is not None and self.second_opinion == self.bundle:
+            raise click.UsageError("--second-opinion is of another model than --bundle")
         if self.watch and any(not os.path.isdir(path) for path in self.paths):
             raise click.UsageError("--watch is for folders that are there")
 
@@ -82,6 +85,8 @@ class Options:
             raise click.UsageError("--ray needs --output: a folder, or s3://bucket/folder")
         if self.csv or self.html is not None or self.heatmaps is not None or self.overwrite:
             raise click.UsageError("--csv, --html, --heatmaps and --overwrite are not for --ray: use aivsreal-report")
+        if self.second_opinion is not None:
+            raise click.UsageError("--second-opinion is not for --ray: its tables have one verdict a row")
         if self.watch or self.all_files or "-" in self.paths:
             raise click.UsageError(
                 "--watch, --all-files and - are not for --ray: name files in a table, and its column with --uris"

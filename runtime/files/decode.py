@@ -32,12 +32,21 @@ class DecodePlan:
     """Put the SHA-256 of the content into the stamp."""
     least_side: int = 0
     """Short side that a JPEG may be decoded at, as of `images.pixels_from_file`; 0 decodes every pixel."""
+    second: PreprocessSpec | None = None
+    """Also reduce the pixels as a second model sees them, where that is another square."""
 
     def __post_init__(self) -> None:
         if self.frames < 1 or self.max_pixels < 1:
             raise ValueError(f"frames and max_pixels must be positive, not {self.frames} and {self.max_pixels}")
         if self.least_side < 0:
             raise ValueError(f"least_side must not be negative, not {self.least_side}")
+        if self.second is not None and self.spec is None:
+            raise ValueError("whole pixels are kept: a second square can be made of them later")
+
+    @property
+    def squares(self) -> tuple[PreprocessSpec, ...]:
+        """Of which specs squares are made of each frame."""
+        return tuple(spec for spec in (self.spec, self.second) if spec is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +62,8 @@ class Decoded:
     evidence: tuple[Evidence, ...] = ()
     error: str | None = None
     fault: Fault | None = None
+    second: tuple[PixelsHWC, ...] = ()
+    """Squares of the same frames for a second model, where the plan has a spec for it."""
 
 
 def decoded_from_file(path: Path, plan: DecodePlan, read: Reader = snapshot_from_file) -> Decoded:
@@ -64,14 +75,16 @@ def decoded_from_file(path: Path, plan: DecodePlan, read: Reader = snapshot_from
         with opened(snapshot, plan.max_pixels) as picture:
             # Each frame is reduced before the next is decoded, and straight from Pillow's image: two copies fewer.
             frames = [
-                (index, np.asarray(frame) if plan.spec is None else square_from_image(frame, plan.spec))
+                (index, [square_from_image(frame, spec) for spec in plan.squares] or [np.asarray(frame)])
                 for index, frame in picture.frames(plan.frames, plan.least_side)
             ]
             evidence = evidence_from_image(picture.image, snapshot.content)
             evidence += tuple(Evidence("decoding", Origin.UNSTATED, note) for note in picture.notes)
     except ImageError as error:
         return undecoded(path, str(error), error.fault, stamp or stamp_of(path, plan.by_content))
-    return Decoded(path, stamp, tuple(pixels for _, pixels in frames), tuple(index for index, _ in frames), evidence)
+    first = tuple(made[0] for _, made in frames)
+    second = tuple(made[1] for _, made in frames if len(made) > 1)
+    return Decoded(path, stamp, first, tuple(index for index, _ in frames), evidence, second=second)
 
 
 def undecoded(path: Path, error: str, fault: Fault, stamp: FileStamp | None) -> Decoded:

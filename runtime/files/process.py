@@ -115,7 +115,8 @@ class DecodeProcess:
                     pipe.close()
 
     def _started(self) -> subprocess.Popen[bytes]:
-        plan = {**asdict(self._plan), "spec": self._plan.spec and self._plan.spec.to_json(), "limit_s": self._limit_s}
+        own, second = (spec and spec.to_json() for spec in (self._plan.spec, self._plan.second))
+        plan = {**asdict(self._plan), "spec": own, "second": second, "limit_s": self._limit_s}
         spare = list[int]()
         with _STARTING:  # one after the other: a start needs for a moment what several would only lack together
             try:
@@ -151,14 +152,16 @@ class DecodeProcess:
         if values["error"] is not None:
             return undecoded(path, str(values["error"]), Fault(values["fault"]), stamp)
         pixels = []
-        most = max(self._plan.max_pixels, self._plan.spec.size**2 if self._plan.spec else 0)
+        most = max([self._plan.max_pixels, *(spec.size**2 for spec in self._plan.squares)])
         for height, width in values["shapes"]:
             if height < 1 or width < 1 or height * width > most:
                 raise ValueError("pixels of that size were not asked for")
             raw = _read(child, 3 * height * width, deadline_s)
             pixels.append(np.frombuffer(raw, np.uint8).reshape(height, width, 3))
         evidence = tuple(Evidence(str(a), Origin(b), str(c)) for a, b, c in values["evidence"])
-        return Decoded(path, stamp, tuple(pixels), tuple(int(index) for index in values["frames"]), evidence)
+        frames = tuple(int(index) for index in values["frames"])
+        first, second = tuple(pixels[: len(frames)]), tuple(pixels[len(frames) :])
+        return Decoded(path, stamp, first, frames, evidence, second=second)
 
 
 def _write(child: subprocess.Popen[bytes], content: bytes) -> None:
@@ -197,8 +200,9 @@ def main() -> None:
 
     values = json.loads(sys.argv[1])
     limit_s = values.pop("limit_s")
-    spec = values.pop("spec")
-    plan = DecodePlan(spec=None if spec is None else spec_from_json(spec), **values)
+    for name in ("spec", "second"):
+        values[name] = values[name] and spec_from_json(values[name])
+    plan = DecodePlan(**values)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # when memory runs out, this process goes, not the scan
@@ -231,11 +235,11 @@ def _reply(write: Any, decoded: Decoded) -> None:
             "stamp": stamp and [stamp.size, stamp.mtime_ns, stamp.sha256],
             "error": decoded.error,
             "fault": decoded.fault and decoded.fault.value,
-            "shapes": [pixels_HWC.shape[:2] for pixels_HWC in decoded.pixels],
+            "shapes": [pixels_HWC.shape[:2] for pixels_HWC in (*decoded.pixels, *decoded.second)],
             "frames": decoded.frames,
             "evidence": [(one.source, one.origin.value, one.detail) for one in decoded.evidence],
         }
     ).encode()
     write(len(header).to_bytes(4, "big") + header)
-    for pixels_HWC in decoded.pixels:
+    for pixels_HWC in (*decoded.pixels, *decoded.second):
         write(np.ascontiguousarray(pixels_HWC))

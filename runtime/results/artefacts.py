@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -59,6 +60,7 @@ class Artefacts:
 
             backend = detector.backend
             ran = Ran(detector.bundle, detector.point, backend.name, backend.precision, detector.why, arguments)
+            ran = replace(ran, second=detector.judge_of_rows.second)
             self._report = HtmlReport(Path(html), ran, assets, [Path(name) for name in arguments], overwrite)
 
     def __enter__(self) -> Artefacts:

@@ -9,7 +9,7 @@ from typing import Any
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import Manifest
 from aivsreal.runtime.spec import Geometry
-from aivsreal.runtime.verdict import OperatingPoint
+from aivsreal.runtime.verdict import Judge, OperatingPoint
 
 Json = Mapping[str, Any]  # what the commands wrote into the manifest; a bundle of another may lack any of it
 NOT_SAID = "not stated"
@@ -27,6 +27,8 @@ class Ran:
     """Why this backend was chosen."""
     arguments: Sequence[str]
     """What was scanned, as it was typed."""
+    second: Judge | None = None
+    """Who judged again what it did not call real."""
 
 
 def meaning_of_point(point: OperatingPoint) -> list[str]:
@@ -61,6 +63,9 @@ def model_facts(ran: Ran) -> list[tuple[str, str]]:
         ("Calibration", f"temperature {manifest.temperature:.3f}{_calibrated_on(manifest)}"),
         ("model.onnx", f"SHA-256 {manifest.files.get('model.onnx', NOT_SAID)}"),
     ]
+    if ran.second is not None:
+        who = f"bundle {ran.second.bundle} at point {ran.second.operating_point}, run by {ran.second.backend}"
+        facts.insert(1, ("Second opinion", f"{who}: judges again what this model does not call real"))
     config = provenance.get("config")
     if isinstance(config, Mapping):
         kept = f"epoch {provenance.get('epoch', NOT_SAID)} of {config.get('epochs', NOT_SAID)}"

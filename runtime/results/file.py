@@ -216,10 +216,10 @@ class ResultsFile:
 
     def _take_rows(self) -> None:
         for row in rows_from_file(self.path):
-            if (row.judge.bundle, row.judge.operating_point) != (self._judge.bundle, self._judge.operating_point):
+            if _who(row.judge) != _who(self._judge):
                 raise ResultsError(
-                    f"{self.path} has verdicts of bundle {row.judge.bundle} at point {row.judge.operating_point}, and "
-                    f"this scan uses {self._judge.bundle} at {self._judge.operating_point}: name another file"
+                    f"{self.path} has verdicts of {_who(row.judge)}, and this scan uses {_who(self._judge)}: "
+                    "name another file"
                 )
             scanned = row.scanned
             if self._by_content and scanned.verdict and (scanned.stamp is None or scanned.stamp.sha256 is None):
@@ -248,3 +248,9 @@ class ResultsFile:
         return ResultsError(
             f"{self.path} cannot be written: {error.strerror or error}; its rows are whole: go on with --resume"
         )
+
+
+def _who(judge: Judge) -> str:
+    """Whose verdicts belong together: what ran the network does not matter."""
+    one = f"bundle {judge.bundle} at point {judge.operating_point}"
+    return one if judge.second is None else f"{one} with a second opinion of {_who(judge.second)}"

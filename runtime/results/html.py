@@ -55,7 +55,6 @@ class HtmlReport:
         self._target, self._ran = target, ran
         self._assets = target.with_name(f"{target.stem}_files") if assets else None
         self._rows = self._pictures = 0
-        self._map_side: tuple[int, int] | None = None
         self._begun = datetime.now(timezone.utc)
         check_replaceable(target, REPORT, inputs, overwrite)
         self._overwrite = overwrite
@@ -121,7 +120,6 @@ class HtmlReport:
             picture = self._picture(view.square_SSC)
             if view.map_hw is not None:
                 values = [round(float(value), 3) for value in view.map_hw.ravel()]
-                self._map_side = (view.map_hw.shape[0], view.map_hw.shape[1])
         # A relative link, its bytes quoted: no name can become another scheme or leave the attribute.
         link = quote(os.fsencode(os.path.relpath(scanned.path, self._target.parent)))
         code, p_ai = _CODES[verdict.label], round(verdict.p_ai, 6)
@@ -147,7 +145,6 @@ class HtmlReport:
             "subtitle": f"{', '.join(escaped(name) for name in self._ran.arguments)} · {when}",
             "made": made,
             "assets": None if self._assets is None else quote(os.fsencode(self._assets.name)) + "/",
-            "map_side": self._map_side,
             "point": {
                 "name": self._ran.point.name,
                 "ai_at_or_above": self._ran.point.ai_at_or_above,

@@ -237,7 +237,7 @@ function paint(row) {
   $("d-cells").hidden = !values;
   $("d-show").setAttribute("aria-pressed", String(mapped));
   if (!shown) return;
-  const [height, width] = data.map_side;
+  const height = Math.sqrt(row.map.length), width = height;  // of a square input
   const scale = Math.max(FLAT, ...row.map.map(Math.abs));
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(canvas.width, canvas.height);

@@ -8,6 +8,8 @@ Always, in this order:
     p_ai              calibrated probability that the picture is AI-generated, 0 to 1
     logit             what the network said, before calibration
     reason            why p_ai became this label
+    first             only where a second model judged again, whose verdict the row has then: what the first one said,
+                      {"label", "p_ai", "logit", "reason"}
     frames            only where several frames were judged: [{"frame": 0, "p_ai": 0.5}, ...]; p_ai is of their mean
     evidence          what the metadata says: [{"source", "origin", "detail"}, ...], often empty; never changes p_ai;
                       of source "decoding": what was passed over or presumed so that the picture could be judged
@@ -21,6 +23,8 @@ Always, in this order:
     bundle            the first twelve digits of the model's digest
     operating_point   the bounds that were used
     backend           what ran the network, with its precision
+    second_opinion    only in a scan with one: {"bundle", "operating_point", "backend"} of the model that judges again
+                      what the first does not call real
 
 Rows are only ever appended. Where a path stands in two rows, because its file has changed, the later one counts.
 """
@@ -30,7 +34,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +94,9 @@ def json_from_row(row: Row) -> dict[str, object]:
     values: dict[str, object] = {"path": str(scanned.path)}
     if scanned.verdict is not None:
         verdict = scanned.verdict
-        values |= {"label": verdict.label.value, "p_ai": verdict.p_ai, "logit": verdict.logit, "reason": verdict.reason}
+        values |= _json_from_verdict(verdict)
+        if scanned.first is not None:
+            values["first"] = _json_from_verdict(scanned.first)
         if scanned.frames:
             values["frames"] = [{"frame": frame, "p_ai": p_ai} for frame, p_ai in scanned.frames]
         values["evidence"] = [
@@ -103,8 +109,10 @@ def json_from_row(row: Row) -> dict[str, object]:
         values["sha256"] = stamp.sha256
     if stamp is not None and stamp.etag is not None:
         values["etag"] = stamp.etag
-    judge = row.judge
-    return values | {"bundle": judge.bundle, "operating_point": judge.operating_point, "backend": judge.backend}
+    values |= _json_from_judge(row.judge)
+    if row.judge.second is not None:
+        values["second_opinion"] = _json_from_judge(row.judge.second)
+    return values
 
 
 def row_from_json(values: Mapping[str, Any]) -> Row:
@@ -113,11 +121,7 @@ def row_from_json(values: Mapping[str, Any]) -> Row:
     Raises:
         KeyError, TypeError, ValueError and others: it is no row.
     """
-    verdict = None
-    if "label" in values:
-        verdict = Verdict(
-            Label(values["label"]), float(values["p_ai"]), float(values["logit"]), str(values["reason"])
-        )  # fmt: skip
+    verdict = _verdict_from_json(values) if "label" in values else None
     stamp = None
     if values["size"] is not None:
         stamp = FileStamp(int(values["size"]), int(values["mtime_ns"]), values.get("sha256"), values.get("etag"))
@@ -132,5 +136,23 @@ def row_from_json(values: Mapping[str, Any]) -> Row:
         ),
         stamp=stamp,
         frames=tuple((int(one["frame"]), float(one["p_ai"])) for one in values.get("frames", ())),
+        first=_verdict_from_json(values["first"]) if "first" in values else None,
     )
-    return Row(scanned, Judge(str(values["bundle"]), str(values["operating_point"]), str(values["backend"])))
+    second = _judge_from_json(values["second_opinion"]) if "second_opinion" in values else None
+    return Row(scanned, replace(_judge_from_json(values), second=second))
+
+
+def _json_from_verdict(verdict: Verdict) -> dict[str, object]:
+    return {"label": verdict.label.value, "p_ai": verdict.p_ai, "logit": verdict.logit, "reason": verdict.reason}
+
+
+def _verdict_from_json(values: Mapping[str, Any]) -> Verdict:
+    return Verdict(Label(values["label"]), float(values["p_ai"]), float(values["logit"]), str(values["reason"]))
+
+
+def _json_from_judge(judge: Judge) -> dict[str, object]:
+    return {"bundle": judge.bundle, "operating_point": judge.operating_point, "backend": judge.backend}
+
+
+def _judge_from_json(values: Mapping[str, Any]) -> Judge:
+    return Judge(str(values["bundle"]), str(values["operating_point"]), str(values["backend"]))

@@ -47,7 +47,7 @@ class TabWriter:
 class CsvWriter:
     """Comma-separated rows (RFC 4180) under a heading; names are written as `escaped` shows them."""
 
-    FIELDS = ("path", "label", "p_ai", "logit", "reason", "evidence", "error", "fault")
+    FIELDS = ("path", "label", "p_ai", "logit", "reason", "evidence", "error", "fault", "first_label", "first_p_ai")
 
     def __init__(self, stream: TextIO, name: str = "standard output") -> None:
         self._stream = stream
@@ -62,10 +62,11 @@ class CsvWriter:
             path = f"./{path}"  # the same file, and no formula to a spreadsheet
         if verdict is None:
             fault = "" if scanned.fault is None else scanned.fault.value
-            self._row((path, "error", "", "", "", evidence, escaped(scanned.error or ""), fault))
+            self._row((path, "error", "", "", "", evidence, escaped(scanned.error or ""), fault, "", ""))
         else:
             figures = (f"{verdict.p_ai:.6f}", f"{verdict.logit:.6f}")
-            self._row((path, verdict.label.value, *figures, verdict.reason, evidence, "", ""))
+            first = ("", "") if scanned.first is None else (scanned.first.label.value, f"{scanned.first.p_ai:.6f}")
+            self._row((path, verdict.label.value, *figures, verdict.reason, evidence, "", "", *first))
 
     def _row(self, cells: Sequence[str]) -> None:
         import csv
@@ -153,7 +154,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._labels: Counter[str] = Counter()
-        self.errors = 0
+        self.errors = self.second_opinions = 0
 
     def add(self, scanned: Scanned) -> None:
         """Count one result."""
@@ -161,13 +162,15 @@ class Tally:
             self.errors += 1
         else:
             self._labels[scanned.verdict.label.value] += 1
+            self.second_opinions += scanned.first is not None
 
     def counts(self) -> str:
         """How many of each label, and errors."""
         labels = ", ".join(
             f"{self._labels[label.value]} {label.value}" for label in (Label.AI, Label.REAL, Label.UNSURE)
         )
-        return f"judged {self._labels.total()}: {labels}; errors {self.errors}"
+        asked = f", {self.second_opinions} of them a second opinion" if self.second_opinions else ""
+        return f"judged {self._labels.total()}: {labels}{asked}; errors {self.errors}"
 
     def summary(self, seconds: float) -> str:
         """One line for the end of a scan."""
