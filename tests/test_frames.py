@@ -101,6 +101,19 @@ def test_a_png_that_only_says_that_it_is_animated_shows_its_default_image(tmp_pa
     assert (decoded.pixels[0] == np.asarray(FIRST)).all()
 
 
+@pytest.mark.parametrize("hidden", [True, False])
+@pytest.mark.parametrize("frames", [1, 8])
+def test_a_png_whose_animation_is_broken_shows_its_still_picture(tmp_path: Path, hidden: bool, frames: int) -> None:
+    content = encoded("PNG", FIRST, save_all=True, default_image=hidden, append_images=[SECOND, THIRD])
+    at = content.index(b"fcTL")  # a frame that is out of its order
+    chunk = b"fcTL\0\0\0\x63" + content[at + 8 : at + 30]
+    broken = content[:at] + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[at + 34 :]
+    decoded = _decoded(tmp_path, broken, frames)
+    assert (decoded.error, decoded.frames) == (None, (0,))
+    assert (decoded.pixels[0] == np.asarray(FIRST)).all()
+    assert _notes(decoded) == ["its animation is broken: its still picture was taken"]
+
+
 def _tiff(*directories: dict[int, object], order: str = "<", big: bool = False) -> bytes:
     """A TIFF of RGB pages; 330 names directories beside the page, by their place in the arguments."""
     word, head = ("Q", 16) if big else ("I", 8)

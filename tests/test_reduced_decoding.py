@@ -77,6 +77,10 @@ def test_a_part_that_is_missing_is_noticed_at_a_smaller_scale_too(tmp_path: Path
         assert fault is decoded_from_file(path, DecodePlan()).fault
         if share == 0.4 or not options.get("progressive"):  # a cut in the last scan of those lacks fine detail alone
             assert fault is Fault.PARTIAL
+        path.write_bytes(path.read_bytes()[:-2])  # and without an end marker
+        assert decoded_from_file(path, plan).fault is Fault.PARTIAL
+    (tmp_path / "open.jpg").write_bytes(whole[:-2])
+    assert decoded_from_file(tmp_path / "open.jpg", plan).error is None
     grey = tmp_path / "grey.jpg"
     marked((128, 128, 128), (1100, 1100)).save(grey, **options)
     assert decoded_from_file(grey, plan).error is None

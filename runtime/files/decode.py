@@ -79,7 +79,7 @@ def decoded_from_file(path: Path, plan: DecodePlan, read: Reader = snapshot_from
                 for index, frame in picture.frames(plan.frames, plan.least_side)
             ]
             evidence = evidence_from_image(picture.image, snapshot.content)
-            evidence += tuple(Evidence("decoding", Origin.UNSTATED, note) for note in picture.notes)
+            evidence += tuple(Evidence("decoding", Origin.UNSTATED, note) for note in dict.fromkeys(picture.notes))
     except ImageError as error:
         return undecoded(path, str(error), error.fault, stamp or stamp_of(path, plan.by_content))
     first = tuple(made[0] for _, made in frames)

@@ -21,18 +21,11 @@ from PIL import Image, UnidentifiedImageError
 from aivsreal.runtime.errors import Fault, ImageError
 from aivsreal.runtime.files.colour import coded_colours
 from aivsreal.runtime.files.containers import announced_format, is_heif, png_chunks
-from aivsreal.runtime.files.integrity import (
-    Unfit,
-    check_filled,
-    check_kind,
-    kind_of_samples,
-    shown_pages,
-    sound_content,
-    without_excess,
-)
+from aivsreal.runtime.files.integrity import Unfit, check_filled, sound_content, still_picture, without_excess
 from aivsreal.runtime.files.kinds import HEAD, kind_of
 from aivsreal.runtime.files.read import Snapshot, snapshot_from_file
 from aivsreal.runtime.files.rgb import FLAT, raw_mode, rgb_from_image
+from aivsreal.runtime.files.tiff import check_kind, kind_of_samples, shown_pages
 from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.runtime.spec import halvings
 
@@ -40,6 +33,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF")
 MAX_PIXELS = 178_956_970  # Pillow's own limit: past it `Image.open` refuses, unless `own_process` moved it
 MIN_SIDE = 16  # below this there is nothing to judge: the network would look at interpolation alone
 
+_BROKEN_ANIMATION = "its animation is broken: its still picture was taken"
 _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -103,7 +97,14 @@ def opened(snapshot: Snapshot, max_pixels: int = MAX_PIXELS) -> Iterator[Picture
         notes = list[str]()
         if announced_format(content) == "PNG":
             content = without_excess(content, notes)
-        image = files.enter_context(Image.open(io.BytesIO(content), formats=formats))
+        try:
+            image = files.enter_context(Image.open(io.BytesIO(content), formats=formats))
+        except UnidentifiedImageError:
+            if (still := still_picture(content)) is None:
+                raise
+            content = still
+            notes.append(_BROKEN_ANIMATION)
+            image = files.enter_context(Image.open(io.BytesIO(content), formats=formats))
         check = _check_not_too_large if image.format == "TIFF" else _check_size  # its pages have sizes of their own
         check(path, image.width, image.height, max_pixels)  # before anything is decoded
         sound = sound_content(image.format or "", content, image.width, image.height)
@@ -148,8 +149,10 @@ class Picture:
             else:
                 yield index, frame
         if len(left_out) == wanted:
-            raise left_out[0][1]
-        if left_out:
+            if not self._took_still_picture():
+                raise left_out[0][1]
+            yield 0, self._frame(0, 1)
+        elif left_out:
             first, why = left_out[0]
             reason = str(why).removeprefix(f"{self._path}: ")
             self.notes.append(f"{len(left_out)} of {wanted} frames left out; frame {first}: {reason}")
@@ -167,6 +170,16 @@ class Picture:
         if image.format in _ANIMATED and several:
             return range(getattr(image, "n_frames", 1))
         return (0,)  # what stands beside a JPEG or HEIC is a preview, a gain map or a depth map
+
+    def _took_still_picture(self) -> bool:
+        """Go on with the still picture of a PNG whose animation is broken, as viewers do."""
+        still = still_picture(self._content)
+        if still is None:
+            return False
+        self._content = still
+        self.image = self._again(0)
+        self.notes.append(_BROKEN_ANIMATION)
+        return True
 
     def _frame(self, index: int, reduction: int) -> Image.Image:
         image = self.image

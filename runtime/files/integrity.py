@@ -1,4 +1,4 @@
-"""Tell a picture of which a part, or all but a preview, is missing, where the decoder would say nothing.
+"""Tell a picture of which a part is missing, where the decoder would fill it in and say nothing.
 
 Measured with Pillow 13 on files cut at 200 places: a file that just ends is refused by every decoder. But libjpeg
 paints grey where the data of a JPEG end early and an end marker follows; a PNG's decoder does not look at the check
@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import re
 import zlib
-from collections.abc import Sequence
 
 from PIL import Image
 
@@ -19,13 +18,9 @@ from aivsreal.runtime.errors import Fault
 from aivsreal.runtime.files.containers import (
     END_OF_IMAGE,
     START_OF_SCAN,
-    TiffDirectory,
-    camera_raw,
-    is_tiff,
+    announced_format,
     jpeg_segments,
     png_chunks,
-    tiff_directory,
-    tiff_pages,
 )
 
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
@@ -34,18 +29,11 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {_HUFFMAN_TABLES, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _ARITHMETIC = frozenset(range(0xC9, 0xD0))
 _COMMENTS = frozenset({0xFE, *range(0xE0, 0xF0)})
-_NEW_SUBFILE_TYPE, _OLD_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 254, 255, 256, 257, 258, 262
-_SAMPLES, _SUB_DIRECTORIES, _SAMPLE_FORMAT, _DNG_VERSION = 277, 330, 339, 50706
-_SENSOR = frozenset({32803, 34892})  # a colour filter array, linear raw
-_FORMS = {2: "signed integers", 3: "floats", 5: "complex integers", 6: "complex floats"}
-_FEW = 64
-_RAW = "{}: only a preview in it could be read, not the picture: develop it to TIFF, PNG or JPEG"
-_PNG_PICTURE = frozenset({b"tRNS", b"acTL", b"fcTL", b"fdAT"})  # beside those whose names say that they are critical
+_PNG_ANIMATION = frozenset({b"acTL", b"fcTL", b"fdAT"})
+_PNG_PICTURE = frozenset({b"tRNS", *_PNG_ANIMATION})  # beside those whose names say that they are critical
 _LEAST_BODY = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9}
-_MOST_COMPRESSED, _MOST_TEXT = (
-    1 << 20,
-    1 << 26,
-)  # Pillow's limits, `PngImagePlugin.MAX_TEXT_CHUNK` and `MAX_TEXT_MEMORY`
+# Pillow's limits, `PngImagePlugin.MAX_TEXT_CHUNK` and `MAX_TEXT_MEMORY`
+_MOST_COMPRESSED, _MOST_TEXT = 1 << 20, 1 << 26
 _ENDS_EARLY = "its data end before the picture does"
 
 
@@ -62,69 +50,6 @@ class PartialPicture(Unfit):
 
     def __init__(self, message: str) -> None:
         super().__init__(f"a part of the picture is missing: {message}", Fault.PARTIAL)
-
-
-def check_kind(content: bytes) -> None:
-    """Refuse what Pillow would open as a preview, or not at all, though it is whole.
-
-    Raises:
-        Unfit: it is a camera raw file, only a preview, or a TIFF of samples that cannot be read here.
-    """
-    raw = camera_raw(content)
-    if raw is not None:
-        raise Unfit(_RAW.format(raw), Fault.UNSUPPORTED)
-    if is_tiff(content):
-        shown_pages(content)
-
-
-def shown_pages(content: bytes) -> Sequence[int]:
-    """Indices of the pages of a TIFF that are pictures of their own, and no previews or masks of others.
-
-    Raises:
-        Unfit: there are none, or the file is a camera's raw file, of which the pages are previews.
-    """
-    pages = list(tiff_pages(content))
-    beside = [tiff_directory(content, at) for page in pages[:_FEW] for at in page.tags.get(_SUB_DIRECTORIES, ())[:_FEW]]
-    shown = [index for index, page in enumerate(pages) if _is_picture(page)]
-    largest = max((_pixels(pages[index]) for index in shown), default=0)
-    for one in (*pages, *beside):
-        if _DNG_VERSION in one.tags or _first(one, _PHOTOMETRIC) in _SENSOR:
-            raise Unfit(_RAW.format("camera raw"), Fault.UNSUPPORTED)
-    if any(_is_picture(one) and _pixels(one) > largest for one in beside):
-        raise Unfit(_RAW.format("camera raw, or a TIFF whose picture lies beside its pages"), Fault.UNSUPPORTED)
-    if pages and not shown:
-        raise Unfit(
-            "every page of it is marked as a preview or a mask of a picture that is not there", Fault.UNSUPPORTED
-        )
-    return shown or (0,)
-
-
-def _is_picture(one: TiffDirectory) -> bool:
-    # A reduced version, a mask and a depth map; in old files 2 is a reduced version
-    return not _first(one, _NEW_SUBFILE_TYPE) & 0b1101 and _first(one, _OLD_SUBFILE_TYPE) != 2
-
-
-def _pixels(one: TiffDirectory) -> int:
-    return _first(one, _WIDTH) * _first(one, _HEIGHT)
-
-
-def _first(one: TiffDirectory, tag: int) -> int:
-    return next(iter(one.tags.get(tag, ())), 0)
-
-
-def kind_of_samples(content: bytes) -> str | None:
-    """What a TIFF's first page consists of, in words, where that is a kind that is not read here."""
-    if content[:4] == b"MM\0+":
-        return "a BigTIFF whose larger bytes come first"
-    page = next(tiff_pages(content), None) if is_tiff(content) else None
-    bits = page.tags.get(_BITS, ()) if page else ()
-    if page is None or not bits or not all(1 <= one <= 64 for one in bits) or not _pixels(page):
-        return None
-    count = max(_first(page, _SAMPLES), len(bits))
-    form = _FORMS.get(_first(page, _SAMPLE_FORMAT), "integers")
-    if count > _FEW or (count <= 4 and bits[0] in (8, 16) and form == "integers"):
-        return None  # damage, or a usual kind, damaged elsewhere
-    return f"a TIFF of {count} {form} of {bits[0]} bits a pixel"
 
 
 def sound_content(kind: str, content: bytes, width: int, height: int) -> bytes:
@@ -331,6 +256,14 @@ def without_excess(content: bytes, notes: list[str]) -> bytes:
     more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
     notes.append(f"metadata passed over: {', '.join(left_out[:3])}{more}")
     return b"".join((*kept, content[at:]))
+
+
+def still_picture(content: bytes) -> bytes | None:
+    """A PNG without its animation; None where it is no PNG or has none."""
+    spans = list(png_chunks(content)) if announced_format(content) == "PNG" else []
+    if not any(name in _PNG_ANIMATION for name, _, _ in spans):
+        return None
+    return content[:8] + b"".join(content[at:behind] for name, at, behind in spans if name not in _PNG_ANIMATION)
 
 
 def _metadata_size(name: bytes, body: bytes) -> tuple[int, str]:
