@@ -156,8 +156,6 @@ def _configure(
         config.default_device_type, config.DLA_core = trt.DeviceType.DLA, options.dla_core
         config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
         flags.append(f"DLA core {options.dla_core} with GPU fallback")
-    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # of TensorRT-RTX: else a CUDA graph cannot be recorded
-        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if kind is EngineKind.TENSORRT and options.compute_capabilities:
         raise ExportError(f"{kind.product} builds only for the GPU that is here: leave --rtx out, or use TensorRT-RTX")
     if kind is EngineKind.TENSORRT_RTX and options.portable:

@@ -326,9 +326,16 @@ def _probed(trt: Any, logger: Any, graph: bytes, target: str) -> Iterator[tuple[
             size = 4 * int(np.prod([8, *tuple(engine.get_tensor_shape(name))[1:]]))
             context.set_tensor_address(name, held.enter_context(DeviceBuffer(driver, size)).handle)
         begin = time.perf_counter()
-        yield "runs", str(context.execute_async_v3(stream.handle))
+        runs = bool(context.execute_async_v3(stream.handle))
         stream.synchronize()
+        yield "runs", str(runs)
         yield "first run, s", f"{time.perf_counter() - begin:.2f}"
+        if hasattr(context, "is_stream_capturable"):
+            yield "says that it can be recorded", str(context.is_stream_capturable(stream.handle))
+        with Graph(driver, stream, lambda: context.execute_async_v3(stream.handle)) as recorded:
+            recorded.launch(stream)
+            stream.synchronize()
+        yield "a graph of it runs", "True"
 
 
 def run() -> None:

@@ -63,9 +63,14 @@ class Proof:
     """With an engine for this GPU, once there is one."""
     environment: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def left_s(self) -> float:
+        """Of the time for all of it."""
+        return self.wish.limit_s - (time.monotonic() - self.begin)
+
     def run(self, name: str, limit_s: float, *command: str, ok: Sequence[int] = (0,), keep: Path | None = None) -> bool:
         """Run a command, and write what came of it; JSON lines on its standard output are rows."""
-        left = self.wish.limit_s - (time.monotonic() - self.begin)
+        left = self.left_s
         if left < 1:
             return self.skip(name, "the time for all of it was up")
         begin, limit = time.monotonic(), min(limit_s * max(1, self.wish.limit_s / LIMIT_S), left)
@@ -163,9 +168,9 @@ def _timed(proof: Proof) -> None:
     proof.run("roofline", 40, *bench, "--part", "roofline")
     proof.run("PyTorch", 110, *bench, "--part", "torch", "--compile-mode", "reduce-overhead")
     alone = [] if proof.bundle else ["--kernel-alone"]
-    proof.run(
-        "memory", 45, *_check("soak"), *_bundle(proof), *alone, "--batches", str(wish.soak), "--seconds", "35"
-    )  # fmt: skip
+    most = str(max(1.0, min(35.0, proof.left_s - 25)))
+    soak = [*_check("soak"), *_bundle(proof), *alone, "--batches", str(wish.soak), "--seconds", most]
+    proof.run("memory", 45, *soak)
     if proof.bundle is None:
         proof.skip("two threads", "there is no engine")
     else:
@@ -274,7 +279,9 @@ ln -sf "$driver" "$target.lib/libcuda.so"
 export CUDA_ROOT=$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")
 cd "$target.source"
 "$python" configure.py --no-cuda-enable-curand --cuda-root="$CUDA_ROOT" --cudadrv-lib-dir="$target.lib" --cxxflags=-O0
-nice "$python" -m pip install --no-index --find-links "$wheels" --no-build-isolation --target "$target" .
+# With --target pip does not see what the Python at hand has.
+set -- "$wheels"/pytools* "$wheels"/platformdirs* "$wheels"/siphash24* "$wheels"/mako* "$wheels"/markupsafe*
+nice "$python" -m pip install --no-deps --no-build-isolation --target "$target" . "$@"
 """
 
 
@@ -283,9 +290,8 @@ def _pycuda_ended(proof: Proof, build: subprocess.Popen[bytes] | None) -> None:
     if build is None:
         proof.skip(name, "the payload has no pycuda")
         return
-    left = proof.wish.limit_s - (time.monotonic() - proof.begin) - 15
     try:
-        code = build.wait(max(0.1, left))
+        code = build.wait(max(0.1, proof.left_s - 15))
     except subprocess.TimeoutExpired:
         os.killpg(build.pid, signal.SIGKILL)
         build.wait()

@@ -138,13 +138,13 @@ class TensorrtBackend:
                         part = pixels[begin : begin + min(size, self._limit)]
                         try:
                             slot.start(part)
-                        except GpuMemoryError:
+                        except GpuMemoryError as error:
                             if running:
                                 self._retire(slot)
                                 parts.append(self._finished(running))
                             else:
                                 self._slots.put(slot)
-                                self._halve(len(part))
+                                self._halve(len(part), error)
                             continue
                         except BaseException:
                             self._slots.put(slot)
@@ -176,8 +176,8 @@ class TensorrtBackend:
         slot.close()
         _LOG.warning("the GPU's memory is full: from here on upload and computation no longer overlap")
 
-    def _halve(self, images: int) -> None:
+    def _halve(self, images: int, error: GpuMemoryError) -> None:
         if images == 1:
-            raise GpuMemoryError("the GPU's memory is full with a single image: end other programs that use the GPU")
+            raise GpuMemoryError(f"not even a single image can be judged: {error}; end other programs that use the GPU")
         self._limit = min(self._limit, images // 2)
         _LOG.warning("the GPU's memory is full: at most %d images at once from here on", self._limit)

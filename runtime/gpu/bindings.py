@@ -182,7 +182,7 @@ def _gpu(device: Any) -> Gpu:
 
     version = int(_call(cu.cuDriverGetVersion))
     return Gpu(
-        name=_call(cu.cuDeviceGetName, 256, device).rstrip(b"\0").decode(errors="replace"),
+        name=_call(cu.cuDeviceGetName, 256, device).partition(b"\0")[0].decode(errors="replace"),
         capability=(asked("COMPUTE_CAPABILITY_MAJOR"), asked("COMPUTE_CAPABILITY_MINOR")),
         multiprocessors=asked("MULTIPROCESSOR_COUNT"),
         memory_bytes=int(_call(cu.cuDeviceTotalMem, device)),

@@ -79,7 +79,10 @@ class Contexts:
         """
         made = self._engine.create_execution_context(*([] if self._config is None else [self._config]))
         if made is None:
-            raise GpuMemoryError("TensorRT has no memory for another execution context; try a smaller --batch-size")
+            # TensorRT says why only to its log. Nearly always it is memory, and then fewer images help.
+            raise GpuMemoryError(
+                "TensorRT gives no execution context, for what its message above says or a full memory"
+            )
         return made
 
     def close(self) -> None:

@@ -53,7 +53,8 @@ int cuDriverGetVersion(int* version) { *version = 13010; return SUCCESS; }
 int cuGetErrorName(int, const char** name) { *name = "CUDA_ERROR"; return SUCCESS; }
 int cuDeviceGetCount(int* count) { *count = 1; return SUCCESS; }
 int cuDeviceGet(int* device, int ordinal) { *device = ordinal; return ordinal ? INVALID_VALUE : SUCCESS; }
-int cuDeviceGetName(char* name, int size, int) { std::strncpy(name, "Fake GPU", size); return SUCCESS; }
+// As the real one, which leaves what lies behind the end of the name as it was.
+int cuDeviceGetName(char* name, int, int) { std::strcpy(name, "Fake GPU"); return SUCCESS; }
 int cuDeviceTotalMem(size_t* bytes, int) { *bytes = 8ul << 30; return SUCCESS; }
 int cuDeviceGetAttribute(int* value, int attribute, int) {
     const std::map<int, int> known = {{75, 8}, {76, 7}, {16, 4}, {18, 1}};  // as numbered in cuda.h
