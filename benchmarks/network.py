@@ -12,8 +12,7 @@ from typing import Any
 
 from aivsreal.benchmarks.pairs import ratio, rounded
 from aivsreal.benchmarks.timing import timed
-from aivsreal.runtime.backends.choose import open_backend
-from aivsreal.runtime.backends.cpu_choice import cpu_openers, measured, probe_squares
+from aivsreal.runtime.backends.choose import cpu_openers, measured, open_backend, probe_squares
 from aivsreal.runtime.backends.protocol import Backend
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import BackendError

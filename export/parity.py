@@ -13,6 +13,7 @@ import numpy as np
 
 from aivsreal.runtime.bundle.manifest import Manifest
 from aivsreal.runtime.errors import ExportError
+from aivsreal.runtime.explain import MAX_PARITY
 from aivsreal.runtime.preprocess import LogitsB
 
 
@@ -27,7 +28,7 @@ class Tolerance:
     max_logit: float = math.inf
 
 
-SAME_WEIGHTS = Tolerance(1e-4, 1e-5, 1e-4, 1e-3)  # FP32 ONNX against PyTorch
+SAME_WEIGHTS = Tolerance(1e-4, 1e-5, 1e-4, MAX_PARITY)  # FP32 ONNX against PyTorch
 STORED_WEIGHTS = Tolerance(5e-3, 5e-4, 5e-3)  # weights as stored, in half, against the trained ones
 HALF = Tolerance(3e-2, 2e-3, 5e-2)  # FP16 arithmetic, in ONNX Runtime or an engine, against FP32
 FULL_ENGINE = Tolerance(5e-3, 5e-4, 1e-2)  # an FP32 engine: TensorRT may round products to TF32

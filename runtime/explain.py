@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from aivsreal.runtime.backends.networks import FusedLevit
 
-MAX_PARITY = 1e-3  # logit; what `aivsreal-export` allows between ONNX and PyTorch
+MAX_PARITY = 1e-3  # logit; also what `aivsreal-export` allows between ONNX and PyTorch
 
 
 class Method(str, Enum):

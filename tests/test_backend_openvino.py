@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aivsreal.runtime.backends.choose import open_backend
-from aivsreal.runtime.backends.cpu_choice import MAX_DIFFERENCE, MEAN_DIFFERENCE, measured, probe_squares
+from aivsreal.runtime.backends.choose import MAX_DIFFERENCE, MEAN_DIFFERENCE, measured, open_backend, probe_squares
 from aivsreal.runtime.bundle.folder import Bundle, write_bundle
 from aivsreal.runtime.errors import BackendError, BundleError
 from aivsreal.runtime.spec import PreprocessSpec

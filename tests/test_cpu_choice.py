@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from aivsreal.runtime.backends import choose as backends
-from aivsreal.runtime.backends.cpu_choice import Measured, choice, fastest, measured, probe_squares
+from aivsreal.runtime.backends.choose import Measured, choice, fastest, measured, probe_squares
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import BackendError
 from aivsreal.runtime.preprocess import PixelsHWC, Scores

@@ -74,7 +74,7 @@ FLOORS = (
 )
 # Each heavy library has one file that names it; the export and the training are made of torch and onnx.
 HOMES = {
-    "onnxruntime": {"runtime/backends/onnx.py", "runtime/backends/onnx_providers.py"},
+    "onnxruntime": {"runtime/backends/onnx.py"},
     "openvino": {"runtime/backends/openvino.py"},
     "torch": {"runtime/backends/networks.py", "runtime/backends/torch.py", "runtime/explain.py"},
     "timm": {"runtime/backends/networks.py"},

@@ -12,8 +12,7 @@ from conftest import squares_of
 from fake_gpu import SIDE, small_bundle
 
 from aivsreal.runtime.backends.choose import open_backend
-from aivsreal.runtime.backends.onnx import OnnxBackend
-from aivsreal.runtime.backends.onnx_providers import MAX_TENSORRT_BATCH, PROVIDERS
+from aivsreal.runtime.backends.onnx import MAX_TENSORRT_BATCH, PROVIDERS, OnnxBackend
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import BackendError
 
@@ -105,11 +104,3 @@ def test_a_cache_that_cannot_be_made_is_an_error(
     _installed(monkeypatch, "tensorrt", "cuda", "cpu")
     with pytest.raises(BackendError, match="set XDG_CACHE_HOME"):
         open_backend(bundle, "onnx-tensorrt")
-
-
-def test_the_scan_offers_every_backend() -> None:
-    from aivsreal.runtime.backends.choose import BACKENDS
-    from aivsreal.runtime.commands.scan import main
-
-    (option,) = (parameter for parameter in main.params if parameter.name == "backend")
-    assert tuple(option.type.choices) == BACKENDS  # type: ignore[attr-defined]

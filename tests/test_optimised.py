@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aivsreal.runtime.backends.cpu_choice import probe_squares
+from aivsreal.runtime.backends.choose import probe_squares
 from aivsreal.runtime.backends.onnx import OnnxBackend
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.cache import cpu_digest, remember, remembered, usable_cache_folder, write_whole

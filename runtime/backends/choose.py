@@ -1,18 +1,39 @@
-"""The choice of a backend."""
+"""The choice of a backend; of those on the CPU the fastest here of those that agree, measured once and kept.
+
+Legend: B image in a batch; H, W image height and width; C channel (3, RGB); S input size.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from time import process_time
 
+import numpy as np
+
+from aivsreal.runtime.backends import BACKENDS
 from aivsreal.runtime.backends.protocol import Backend
 from aivsreal.runtime.bundle.folder import Bundle
+from aivsreal.runtime.bundle.manifest import INT8_MODEL
+from aivsreal.runtime.cache import cpu_digest, remember, remembered, usable_cache_folder
 from aivsreal.runtime.errors import BackendError, MissingExtra
-
-# onnx takes CUDA where it runs, else the CPU; the longer names run there or fail.
-BACKENDS = ("auto", "tensorrt", "onnx", "onnx-cpu", "onnx-cuda", "onnx-tensorrt", "openvino", "torch")
+from aivsreal.runtime.machine import has_int8_products
+from aivsreal.runtime.preprocess import LogitsB, PixelsHWC
+from aivsreal.runtime.verdict import p_ai_from_logit
 
 # OpenVINO takes 0.24 s longer to start than ONNX Runtime here and is 5 ms an image faster on two cores.
 WORTH_A_SLOW_START = 48
+# As far as decoding at a smaller scale may move p_ai; bfloat16 has 8 bits, and measured 0.0004 and 0.002.
+MEAN_DIFFERENCE = 3e-3
+MAX_DIFFERENCE = 2e-2
+_BATCH, _ROUNDS = 8, 5
+_REFERENCE = "onnx"
+_GATED = (
+    "onnx-int8"  # it is in a bundle only if its accuracy passed a gate on labelled images, which says more than this
+)
+
+Opener = Callable[[], Backend]
 
 
 def open_backend(
@@ -89,8 +110,7 @@ def _opened(bundle: Bundle, kind: str, threads: int | None, why: str) -> tuple[B
 
 def _on_cpu(bundle: Bundle, threads: int | None, why: str) -> tuple[Backend, str]:
     """ONNX Runtime on a GPU where it has one, else the fastest backend on this CPU."""
-    from aivsreal.runtime.backends.cpu_choice import cpu_openers, fastest
-    from aivsreal.runtime.backends.onnx_providers import has_gpu_provider
+    from aivsreal.runtime.backends.onnx import has_gpu_provider
 
     if has_gpu_provider():
         backend, why = _opened(bundle, "onnx", threads, why)
@@ -99,3 +119,146 @@ def _on_cpu(bundle: Bundle, threads: int | None, why: str) -> tuple[Backend, str
         backend.close()
     backend, reason = fastest(cpu_openers(bundle, threads), bundle, threads)
     return backend, f"{why}; {reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was seen of one backend."""
+
+    ms: float
+    """Least processor time of an image, of a batch of eight: what bounds a scan, whatever else the machine does."""
+    mean_difference: float
+    """Of p_ai, from the reference's."""
+    max_difference: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether its verdicts are the reference's, but for rounding."""
+        return self.mean_difference <= MEAN_DIFFERENCE and self.max_difference <= MAX_DIFFERENCE
+
+
+def probe_squares(size: int, count: int = 2 * _BATCH) -> list[PixelsHWC]:
+    """`square_SSC` from waves, edges and noise of several strengths: smooth and sharp, dark and light."""
+    rng = np.random.default_rng(0)
+    y_HW, x_HW = np.mgrid[0:size, 0:size] / size
+    squares = []
+    for index in range(count):
+        phase_HWC = x_HW[..., None] * rng.uniform(0, 12, 3) + y_HW[..., None] * rng.uniform(0, 12, 3)
+        edge_HW = 60.0 * (x_HW * rng.uniform(-1, 1) + y_HW * rng.uniform(-1, 1) > rng.uniform(-0.5, 0.5))
+        noise_HWC = rng.normal(0, 4.0 * index, (size, size, 3))
+        values_HWC = rng.uniform(40, 180, 3) + 40 * np.sin(2 * np.pi * phase_HWC) + edge_HW[..., None] + noise_HWC
+        squares.append(np.clip(values_HWC, 0, 255).astype(np.uint8))
+    return squares
+
+
+def cpu_openers(bundle: Bundle, threads: int | None) -> dict[str, Opener]:
+    """What may run this bundle on this CPU: ONNX Runtime in FP32 and, where the bundle has it, INT8; OpenVINO."""
+
+    def onnx(int8: bool) -> Backend:
+        from aivsreal.runtime.backends.onnx import OnnxBackend
+
+        return OnnxBackend(bundle, threads, "cpu", int8)
+
+    def openvino() -> Backend:
+        from aivsreal.runtime.backends.openvino import OpenvinoBackend
+
+        return OpenvinoBackend(bundle, threads)
+
+    openers: dict[str, Opener] = {_REFERENCE: lambda: onnx(False), "openvino": openvino}
+    if INT8_MODEL in bundle.manifest.files and has_int8_products():
+        openers[_GATED] = lambda: onnx(True)
+    return openers
+
+
+def fastest(openers: Mapping[str, Opener], bundle: Bundle, threads: int | None) -> tuple[Backend, str]:
+    """The fastest of these backends that agrees with ONNX Runtime, and why.
+
+    The measurement takes about a second; its outcome is kept in the cache folder for this bundle, processor, number
+    of threads and these versions.
+
+    Args:
+        openers: by name, the reference `onnx` among them; each opens a backend on this CPU.
+        bundle: whose network they run.
+        threads: that they were asked to use.
+
+    Raises:
+        BackendError: none runs; or the one that was chosen before does not any more.
+    """
+    folder = usable_cache_folder("cpu-choice")
+    key = f"{bundle.digest} {cpu_digest()} {threads} {_versions(openers)}"
+    entry = remembered(folder / "choices.json").get(key) if folder else None
+    if entry is not None and entry.get("chosen") in openers:
+        try:
+            return openers[entry["chosen"]](), f"{entry['why']}, as measured before"
+        except BackendError:
+            pass  # something was uninstalled or broke: look again
+    opened: dict[str, Backend] = {}
+    failed = []
+    for name, opener in openers.items():
+        try:
+            opened[name] = opener()
+        except BackendError as error:
+            failed.append(f"{name} passed over: {error}")
+    if _REFERENCE not in opened or len(opened) == 1:
+        if not opened:
+            raise BackendError("; ".join(failed))
+        name = next(iter(opened))
+        return opened[name], "; ".join(failed) or f"{name} alone runs"
+    seen = measured(opened, bundle)
+    chosen, why = choice(seen)
+    for name, backend in opened.items():
+        if name != chosen:
+            backend.close()
+    if folder is not None and not failed:
+        facts = {name: asdict(one) for name, one in seen.items()}
+        remember(folder / "choices.json", key, {"chosen": chosen, "why": why, "measured": facts})
+    return opened[chosen], "; ".join([why, *failed])
+
+
+def measured(backends: Mapping[str, Backend], bundle: Bundle) -> dict[str, Measured]:
+    """Speed of each and its difference from the reference, on the same squares, in turns."""
+    squares = probe_squares(bundle.manifest.spec.size)
+    temperature = bundle.manifest.temperature
+    p_ai = {name: _p_ai(backend.run(squares).logits_B, temperature) for name, backend in backends.items()}
+    best = dict.fromkeys(backends, float("inf"))
+    for turn in range(_ROUNDS + 1):  # in turns, so that a machine that is busy for a while is so for all
+        for name, backend in backends.items():
+            begin = process_time()
+            backend.run(squares[:_BATCH])
+            if turn:
+                best[name] = min(best[name], (process_time() - begin) * 1000 / _BATCH)
+    differences = {name: np.abs(values - p_ai[_REFERENCE]) for name, values in p_ai.items()}
+    return {
+        name: Measured(best[name], float(values.mean()), float(values.max())) for name, values in differences.items()
+    }
+
+
+def choice(seen: Mapping[str, Measured]) -> tuple[str, str]:
+    """The fastest that agrees, and the reason in words."""
+    agreeing = {name: one for name, one in seen.items() if one.agrees or name == _GATED}
+    chosen = min(agreeing, key=lambda name: agreeing[name].ms)
+    parts = []
+    for name, one in seen.items():
+        if name == chosen:
+            continue
+        if name in agreeing:
+            parts.append(f"{name} passed over: {one.ms / seen[chosen].ms:.1f} times slower here")
+        else:
+            parts.append(f"{name} passed over: it moves p_ai by up to {one.max_difference:.3f}")
+    return chosen, "; ".join(parts)
+
+
+def _p_ai(logits_B: LogitsB, temperature: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return np.array([p_ai_from_logit(float(logit), temperature) for logit in logits_B])
+
+
+def _versions(names: Mapping[str, Opener]) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = []
+    for package in ("onnxruntime", "onnxruntime-gpu", "openvino"):
+        try:
+            found.append(f"{package}={version(package)}")
+        except PackageNotFoundError:
+            continue
+    return " ".join([*names, *found])

@@ -12,14 +12,12 @@ import click
 from aivsreal.runtime.cache import usable_cache_folder
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.errors import ImageError
+from aivsreal.runtime.explain import Explainer, Explanation, Layer, Method
 
 if TYPE_CHECKING:
     from aivsreal.runtime.bundle.folder import Bundle
-    from aivsreal.runtime.explain import Explainer, Explanation
     from aivsreal.runtime.preprocess import PixelsHWC
 
-METHODS = ("gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "elementwise", "eigengradcam")
-LAYERS = ("stage1", "stage2", "stage3")  # as `explain.Layer`; the module itself is loaded when it is needed
 NOTE = "A map shows what moved the score, not what was edited."
 
 
@@ -28,9 +26,15 @@ NOTE = "A map shows what moved the score, not what was edited."
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to write to."
 )
-@click.option("--method", type=click.Choice(METHODS), default="gradcam", show_default=True, help="How the map is made.")
 @click.option(
-    "--layer", type=click.Choice(LAYERS), default="stage3", show_default=True,
+    "--method",
+    type=click.Choice([one.value for one in Method]),
+    default="gradcam",
+    show_default=True,
+    help="How the map is made.",
+)
+@click.option(
+    "--layer", type=click.Choice([one.value for one in Layer]), default="stage3", show_default=True,
     help="Of which stage: 14x14, 7x7 or 4x4 cells at an input of 224 pixels.",
 )  # fmt: skip
 @click.option(
@@ -57,7 +61,6 @@ def main(
     # pytorch-grad-cam loads matplotlib, which would list the fonts in the home folder.
     if (fonts := usable_cache_folder("matplotlib")) is not None:
         os.environ.setdefault("MPLCONFIGDIR", str(fonts))
-    from aivsreal.runtime.explain import Explainer, Layer, Method
     from aivsreal.runtime.verdict import Label
 
     explainer = Explainer(bundle, operating_point)

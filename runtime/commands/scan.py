@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aivsreal.runtime.backends import BACKENDS
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.commands.number import Number
 from aivsreal.runtime.commands.scan_options import Options
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--bundle", metavar="FOLDER", help="Model to use.  [default: the shipped one]")
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "tensorrt", "onnx", "onnx-cpu", "onnx-cuda", "onnx-tensorrt", "openvino", "torch"]),
+    type=click.Choice(BACKENDS),
     default="auto",
     show_default=True,
     help="What runs the model; auto takes the best that is installed.",

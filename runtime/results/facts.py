@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aivsreal.runtime.bundle.folder import Bundle
-from aivsreal.runtime.bundle.manifest import Manifest
+from aivsreal.runtime.bundle.manifest import MODEL, Manifest
 from aivsreal.runtime.spec import Geometry
 from aivsreal.runtime.verdict import Judge, OperatingPoint
 
@@ -61,7 +61,7 @@ def model_facts(ran: Ran) -> list[tuple[str, str]]:
         ("Run by", f"{ran.backend} in {ran.precision} ({ran.why})"),
         ("It sees", f"{part}, resized to {spec.size} x {spec.size} pixels ({spec.filter.value}, antialiased)"),
         ("Calibration", f"temperature {manifest.temperature:.3f}{_calibrated_on(manifest)}"),
-        ("model.onnx", f"SHA-256 {manifest.files.get('model.onnx', NOT_SAID)}"),
+        (MODEL, f"SHA-256 {manifest.files.get(MODEL, NOT_SAID)}"),
     ]
     if ran.second is not None:
         who = f"bundle {ran.second.bundle} at point {ran.second.operating_point}, run by {ran.second.backend}"
