@@ -21,7 +21,7 @@ from aivsreal.benchmarks.network import runner
 from aivsreal.benchmarks.pairs import rounded
 from aivsreal.benchmarks.photos import SHAPES
 from aivsreal.benchmarks.start import best_ms
-from aivsreal.runtime.detector import BATCH_SIZE, Detector
+from aivsreal.runtime.detector import AS_USUAL, Detector
 from aivsreal.runtime.errors import BackendError
 from aivsreal.runtime.files.decode import DecodePlan, decoded_from_file
 from aivsreal.runtime.files.images import opened
@@ -49,11 +49,11 @@ def scan_row(backend: str, bundle: str | None, shape: str, paths: Sequence[Path]
         begun = perf_counter()
         list(detector.scan(paths))
         scanned = list(paths) * ceil(SCAN_S / (perf_counter() - begun))
-        infer = runner(detector.backend, detector.bundle, BATCH_SIZE)
+        infer = runner(detector.backend, detector.bundle, AS_USUAL.batch_size)
         stages: dict[str, list[float]] = {}
         rates, shares = [], []
         for _ in range(rounds):
-            now = {**_decode_ms(detector, paths), "inference": _cpu_ms(infer, 4) / BATCH_SIZE}
+            now = {**_decode_ms(detector, paths), "inference": _cpu_ms(infer, 4) / AS_USUAL.batch_size}
             begun, begun_cpu = perf_counter(), process_time()
             count = sum(1 for _ in detector.scan(scanned))
             rates.append(count / (perf_counter() - begun))

@@ -18,14 +18,16 @@ opt_out()  # here, as this runs before any module of ours can import what report
 if TYPE_CHECKING:
     from aivsreal.runtime.bundle.folder import Bundle
     from aivsreal.runtime.detector import Detector
+    from aivsreal.runtime.options import ScanOptions
     from aivsreal.runtime.verdict import Label, Scanned, Verdict
 
-__all__ = ["Bundle", "Detector", "Label", "Scanned", "Verdict"]
+__all__ = ["Bundle", "Detector", "Label", "ScanOptions", "Scanned", "Verdict"]
 
 _HOMES = {
     "Bundle": "bundle.folder",
     "Detector": "detector",
     "Label": "verdict",
+    "ScanOptions": "options",
     "Scanned": "verdict",
     "Verdict": "verdict",
 }

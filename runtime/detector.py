@@ -20,12 +20,10 @@ from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import BackendError, Fault, ImageError
 from aivsreal.runtime.files.decode import Decoded, DecodePlan, reduced
 from aivsreal.runtime.files.given import AnyImage, AnyPath, kind_of, path_from_any, pixels_from_any
-from aivsreal.runtime.files.images import (
-    MAX_PIXELS,
-)
 from aivsreal.runtime.files.pipeline import judged_batches
-from aivsreal.runtime.files.pool import TIME_LIMIT_S, DecodePool
+from aivsreal.runtime.files.pool import DecodePool
 from aivsreal.runtime.files.read import Reader, snapshot_from_file
+from aivsreal.runtime.options import ScanOptions
 from aivsreal.runtime.preprocess import PixelsHWC, Scores, square_from_pixels
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import (
@@ -41,7 +39,7 @@ from aivsreal.runtime.verdict import (
     verdict_from_second,
 )
 
-BATCH_SIZE = 16
+AS_USUAL = ScanOptions()
 
 
 class Detector:
@@ -140,7 +138,7 @@ class Detector:
         self._check_open()
         return self._verdicts([self._seen(image)])[0]
 
-    def judge_many(self, images: Iterable[AnyImage], batch_size: int = BATCH_SIZE) -> Iterator[Verdict]:
+    def judge_many(self, images: Iterable[AnyImage], batch_size: int = AS_USUAL.batch_size) -> Iterator[Verdict]:
         """Judge images in batches, in order; one batch is in memory at a time.
 
         Raises:
@@ -166,13 +164,7 @@ class Detector:
         raise failed
 
     def scan(
-        self,
-        paths: Iterable[AnyPath | None],
-        batch_size: int = BATCH_SIZE,
-        threads: int | None = None,
-        pool: DecodePool | None = None,
-        trust_metadata: bool = False,
-        views: bool = False,
+        self, paths: Iterable[AnyPath | None], options: ScanOptions = AS_USUAL, pool: DecodePool | None = None
     ) -> Iterator[Scanned]:
         """Judge files in order; one that cannot be judged becomes a result with its error.
 
@@ -183,27 +175,19 @@ class Detector:
         Args:
             paths: read as far as the window needs, so it may be an endless stream. One whose next path has yet to come
                 gives None before it waits for it, and the results of all before it come first.
-            batch_size: images that the network sees at once.
-            threads: decoding threads; None takes one a core.
-            pool: one of `decode_pool`, for its options or to keep its processes for the next scan; it stays open.
-            trust_metadata: let what a file declares of its origin decide its label.
-            views: put into each result what the network saw, with its map where the network gives one.
+            options: how they are read and judged.
+            pool: one of `decode_pool`, to keep its processes for the next scan; it decodes as it was made to, and
+                stays open.
 
         Raises:
             BackendError: the backend failed, or the detector is closed.
             TypeError: `paths` is a single one, or one of them is no path.
         """
-        for batch in self.scan_batches(paths, batch_size, threads, pool, trust_metadata, views):
+        for batch in self.scan_batches(paths, options, pool):
             yield from batch
 
     def scan_batches(
-        self,
-        paths: Iterable[AnyPath | None],
-        batch_size: int = BATCH_SIZE,
-        threads: int | None = None,
-        pool: DecodePool | None = None,
-        trust_metadata: bool = False,
-        views: bool = False,
+        self, paths: Iterable[AnyPath | None], options: ScanOptions = AS_USUAL, pool: DecodePool | None = None
     ) -> Iterator[list[Scanned]]:
         """As `scan`, a batch at a time: between two of them nothing is half done, so that is where to stop.
 
@@ -211,37 +195,28 @@ class Detector:
             BackendError: the backend failed.
         """
         self._check_open()
-        _check_positive("batch_size", batch_size)
         _check_several("paths", paths)
-        running = pool or self.decode_pool(threads)
+        running = pool or self.decode_pool(options)
+        size, views = options.batch_size, options.views
 
         def judge(batch: Sequence[Decoded]) -> list[Scanned]:
-            judged = self._judged(batch, batch_size, views)
+            judged = self._judged(batch, size, views)
             if self.second is not None:
-                judged = self._judged_again(batch, judged, batch_size, views)
-            return [_with_declared(scanned) for scanned in judged] if trust_metadata else judged
+                judged = self._judged_again(batch, judged, size, views)
+            return [_with_declared(scanned) for scanned in judged] if options.trust_metadata else judged
 
         try:
             each = (None if path is None else path_from_any(path) for path in paths)
-            yield from judged_batches(each, running, judge, batch_size)
+            yield from judged_batches(each, running, judge, size)
         finally:
             if pool is None:
                 running.close()
 
-    def decode_pool(
-        self,
-        threads: int | None = None,
-        time_limit_s: float = TIME_LIMIT_S,
-        isolate: bool = False,
-        frames: int = 1,
-        max_pixels: int = MAX_PIXELS,
-        by_content: bool = False,
-        read: Reader = snapshot_from_file,
-    ) -> DecodePool:
+    def decode_pool(self, options: ScanOptions = AS_USUAL, read: Reader = snapshot_from_file) -> DecodePool:
         """Threads that decode for `scan`; close the pool when done. See `DecodePool` and `DecodePlan`."""
         seen, second = self._square_specs()
-        plan = DecodePlan(seen, frames, max_pixels, by_content, self._least_side, second)
-        return DecodePool(plan, threads, time_limit_s, isolate, read)
+        plan = DecodePlan(seen, options.frames, options.max_pixels, options.by_content, self._least_side, second)
+        return DecodePool(plan, options.threads, options.time_limit_s, options.isolate, read)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -17,7 +17,7 @@ from fake_cuda import CARD, JETSON, FakeDriver
 from fake_gpu import bundle_with_engine, installed_gpu, small_bundle
 from fake_tensorrt import VERSIONS
 
-from aivsreal.runtime import Detector
+from aivsreal.runtime import Detector, ScanOptions
 from aivsreal.runtime.backends.choose import open_backend
 from aivsreal.runtime.backends.onnx import OnnxBackend
 from aivsreal.runtime.bundle.folder import Bundle
@@ -320,9 +320,9 @@ def test_a_detector_scans_with_it(install: Install, with_engine: Bundle, tmp_pat
     driver = install()
     files = [write_image(tmp_path / f"{index}.png", index) for index in range(9)]
     with Detector.open(with_engine.path, "tensorrt") as detector:
-        got = [scanned.verdict.p_ai for scanned in detector.scan(files, batch_size=4) if scanned.verdict]
+        got = [scanned.verdict.p_ai for scanned in detector.scan(files, ScanOptions(4)) if scanned.verdict]
     with Detector.open(with_engine.path, "onnx") as detector:
-        wanted = [scanned.verdict.p_ai for scanned in detector.scan(files, batch_size=4) if scanned.verdict]
+        wanted = [scanned.verdict.p_ai for scanned in detector.scan(files, ScanOptions(4)) if scanned.verdict]
     assert got == pytest.approx(wanted, abs=1e-5)
     driver.check_empty()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hostile import encoded, picture
 
+from aivsreal.runtime import ScanOptions
 from aivsreal.runtime.detector import Detector
 
 COUNT = 18
@@ -42,7 +43,7 @@ def reference(detector: Detector, paths: list[Path]) -> dict[Path, float]:
 
 
 def _scores(detector: Detector, paths: list[Path], batch_size: int, threads: int) -> dict[Path, float]:
-    scanned = list(detector.scan(paths, batch_size, threads))
+    scanned = list(detector.scan(paths, ScanOptions(batch_size, threads)))
     assert [one.path for one in scanned] == paths
     return {one.path: one.verdict.p_ai for one in scanned if one.verdict}
 
@@ -75,17 +76,16 @@ def test_eight_threads_share_one_detector(detector: Detector, paths: list[Path],
 def test_processes_that_decode_change_nothing(
     detector: Detector, paths: list[Path], reference: dict[Path, float]
 ) -> None:
-    with detector.decode_pool(2, isolate=True) as pool:
+    with detector.decode_pool(ScanOptions(threads=2, isolate=True)) as pool:
         for _ in range(2):  # the pool stays open for a second scan
-            scores = {one.path: one.verdict.p_ai for one in detector.scan(paths, 4, pool=pool) if one.verdict}
+            scores = {one.path: one.verdict.p_ai for one in detector.scan(paths, ScanOptions(4), pool) if one.verdict}
             assert scores == pytest.approx(reference, abs=TOLERANCE)
 
 
 def test_frames_make_one_verdict_of_their_mean(detector: Detector, tmp_path: Path) -> None:
     images = [picture(seed, (260, 240)) for seed in range(3)]
     (tmp_path / "a.png").write_bytes(encoded("PNG", images[0], save_all=True, append_images=images[1:]))
-    with detector.decode_pool(1, frames=3) as pool:
-        (one,) = detector.scan([tmp_path / "a.png"], 2, pool=pool)
+    (one,) = detector.scan([tmp_path / "a.png"], ScanOptions(batch_size=2, threads=1, frames=3))
     assert one.verdict
     assert [frame for frame, _ in one.frames] == [0, 1, 2]
     logits = [detector.judge(image).logit for image in images]

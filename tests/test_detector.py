@@ -15,7 +15,7 @@ import pytest
 from conftest import write_image
 from PIL import Image
 
-from aivsreal.runtime import Bundle, Detector
+from aivsreal.runtime import Bundle, Detector, ScanOptions
 from aivsreal.runtime.errors import BackendError, BundleError, Fault, ImageError
 from aivsreal.runtime.preprocess import PixelsHWC, Scores
 from aivsreal.runtime.verdict import Label
@@ -205,7 +205,7 @@ def test_a_scan_keeps_the_order_and_goes_on_after_what_is_broken(fake: Detector,
             Image.fromarray(_grey(0)).save(path)  # the fake's logit of it is not finite
         else:
             Image.fromarray(_grey(20 * index)).save(path)
-    scanned = list(fake.scan(paths, batch_size=4))
+    scanned = list(fake.scan(paths, ScanOptions(batch_size=4)))
     assert [one.path for one in scanned] == paths
     assert [one.error is not None for one in scanned] == [index % 3 == 0 or index == 5 for index in range(10)]
     assert "not an image" in (scanned[0].error or "")
@@ -218,7 +218,7 @@ def test_a_scan_of_an_endless_stream_reads_no_more_than_its_window(fake: Detecto
     path = write_image(tmp_path / "image.png", 1)
     taken = itertools.count()
     endless = (path for _ in taken)
-    scanned = fake.scan(endless, batch_size=4)
+    scanned = fake.scan(endless, ScanOptions(batch_size=4))
     for _ in range(9):
         next(scanned)
     scanned.close()  # type: ignore[attr-defined]
@@ -234,7 +234,7 @@ def test_nonsense_of_a_backend_is_no_verdict(fake: Detector) -> None:
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_holds_at_least_one(fake: Detector, batch_size: int) -> None:
     with pytest.raises(ValueError, match="batch_size"):
-        list(fake.scan([], batch_size=batch_size))
+        list(fake.scan([], ScanOptions(batch_size=batch_size)))
 
 
 def test_unknown_backends_and_points_are_clear_errors(tiny_bundle: Path) -> None:

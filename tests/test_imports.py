@@ -67,6 +67,7 @@ FLOORS = (
     ("bundle", "files"),
     ("gpu", "backends.networks"),
     ("backends",),
+    ("options",),
     ("detector",),
     ("explain", "results"),
     ("scale",),

@@ -14,6 +14,7 @@ from PIL import Image, PngImagePlugin
 from PIL.ExifTags import Base
 from signing import TRAINED, signed
 
+from aivsreal.runtime import ScanOptions
 from aivsreal.runtime.detector import Detector
 from aivsreal.runtime.files.c2pa import has_manifest
 from aivsreal.runtime.files.decode import DecodePlan, decoded_from_file
@@ -308,7 +309,7 @@ def test_metadata_and_appended_bytes_never_change_the_score(tmp_path: Path) -> N
         assert appended.verdict == said.verdict == alone.verdict
         assert (appended.evidence, alone.evidence) == ((), ())
         assert [one.origin for one in said.evidence] == [Origin.AI]
-        trusted = list(detector.scan(paths, trust_metadata=True))
+        trusted = list(detector.scan(paths, ScanOptions(trust_metadata=True)))
     assert alone.verdict
     assert said.verdict
     assert [one.verdict.p_ai for one in trusted if one.verdict] == [alone.verdict.p_ai] * 3

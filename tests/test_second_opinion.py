@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import write_image
 
+from aivsreal.runtime import ScanOptions
 from aivsreal.runtime.backends.onnx import OnnxBackend
 from aivsreal.runtime.bundle.folder import Bundle, write_bundle
 from aivsreal.runtime.bundle.manifest import MODEL, Manifest
@@ -81,8 +82,8 @@ def test_each_row_is_the_second_models_where_the_first_does_not_say_real(
         Label.AI, Label.REAL,
     }  # fmt: skip
     with Detector.open(first, "onnx-cpu", second_opinion=second) as detector:
-        with detector.decode_pool(2, isolate=isolate) as pool:
-            scanned = list(detector.scan(photos, batch_size=5, pool=pool, views=True))
+        with detector.decode_pool(ScanOptions(threads=2, isolate=isolate)) as pool:
+            scanned = list(detector.scan(photos, ScanOptions(batch_size=5, views=True), pool))
         judged = list(detector.judge_many(photos, batch_size=5))
         assert judged == [detector.judge(path) for path in photos]
     for one, other, row, verdict in zip(ones, others, scanned, judged, strict=True):
@@ -120,7 +121,7 @@ def test_a_file_is_decoded_once_and_a_second_square_is_made_only_where_it_is_ano
         opened.clear()
         squares.clear()
         with Detector.open(first, "onnx-cpu", second_opinion=other) as detector:
-            assert len(list(detector.scan(photos, threads=1))) == len(photos)
+            assert len(list(detector.scan(photos, ScanOptions(threads=1)))) == len(photos)
         assert sorted(opened) == photos
         assert squares == specs * len(photos)
 
@@ -147,7 +148,7 @@ def test_models_that_take_whole_pixels_and_squares_go_together(
         other = detectors[0] if detectors else None
         detectors.append(Detector(bundle, backend, "asked for", bundle.manifest.point(), other))
     with detectors[1] as detector:
-        found = list(detector.scan(photos, views=True))
+        found = list(detector.scan(photos, ScanOptions(views=True)))
         assert [one.label for one in detector.judge_many(photos)] == [row.verdict and row.verdict.label for row in rows]
     for row, same in zip(rows, found, strict=True):
         assert row.verdict is not None
@@ -216,7 +217,7 @@ def test_metadata_that_are_trusted_come_after_both(
         with Image.open(path) as image:
             image.save(declared[-1], pnginfo=about)
     with Detector.open(first, "onnx-cpu", second_opinion=second) as detector:
-        rows = list(detector.scan(declared, trust_metadata=True))
+        rows = list(detector.scan(declared, ScanOptions(trust_metadata=True)))
     assert {row.verdict and row.verdict.label for row in rows} == {Label.AI}
     assert sum(row.first is not None for row in rows) == 8, "the picture alone decides who is asked"
 

@@ -130,17 +130,15 @@ def _opened(options: Options) -> Detector:
 def _scan(detector: Detector, options: Options) -> int:
     from aivsreal.runtime.commands.stop import Stop
     from aivsreal.runtime.files.find import Search
-    from aivsreal.runtime.files.images import MAX_PIXELS
     from aivsreal.runtime.files.own_process import set_up_pillow
-    from aivsreal.runtime.files.pool import TIME_LIMIT_S
     from aivsreal.runtime.results.artefacts import Artefacts
     from aivsreal.runtime.results.writers import Tally
     from aivsreal.runtime.text import escaped
 
     tally, notes, begin = Tally(), list[str](), time.perf_counter()
     search = Search(options.all_files, options.exclude)
-    max_pixels = options.max_pixels or MAX_PIXELS
-    set_up_pillow(max_pixels)
+    how = options.how()
+    set_up_pillow(how.max_pixels)
     named = (("--output", options.output), ("--html", options.html), ("--heatmaps", options.heatmaps))
     if outputs := {option: Path(name) for option, name in named if name is not None}:
         from aivsreal.runtime.results.output import check_apart
@@ -157,19 +155,11 @@ def _scan(detector: Detector, options: Options) -> int:
             Artefacts(detector, options.paths, options.html, options.assets, options.heatmaps, options.overwrite)
         )  # fmt: skip
         writer = _writer(stack, detector, options, results)
-        pool = stack.enter_context(
-            detector.decode_pool(
-                options.threads, options.time_limit or TIME_LIMIT_S, options.isolate, options.frames, max_pixels,
-                options.by_content,
-            )
-        )  # fmt: skip
+        pool = stack.enter_context(detector.decode_pool(how))
         stop, last = stack.enter_context(Stop()), None
         try:
             for paths in _rounds(options, search, stop, results, notes):
-                for batch in detector.scan_batches(
-                    paths, options.batch_size, pool=pool, trust_metadata=options.trust_metadata,
-                    views=artefacts.want_views,
-                ):  # fmt: skip
+                for batch in detector.scan_batches(paths, how, pool):
                     for last in batch:
                         writer.write(last)
                         tally.add(last)

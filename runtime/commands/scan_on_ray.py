@@ -79,8 +79,6 @@ def scan_on_ray(options: Options) -> int:
 
 def _how(options: Options) -> How:
     from aivsreal.runtime.bundle.folder import Bundle
-    from aivsreal.runtime.files.images import MAX_PIXELS
-    from aivsreal.runtime.files.pool import TIME_LIMIT_S
     from aivsreal.runtime.scale.judging import How
 
     bundle = Bundle.open(options.bundle)
@@ -89,13 +87,7 @@ def _how(options: Options) -> How:
         digest=bundle.digest,
         backend=options.backend,
         operating_point=bundle.manifest.point(options.operating_point).name,
-        batch_size=options.batch_size,
-        time_limit_s=options.time_limit or TIME_LIMIT_S,
-        isolate=options.isolate,
-        frames=options.frames,
-        max_pixels=options.max_pixels or MAX_PIXELS,
-        by_content=options.by_content,
-        trust_metadata=options.trust_metadata,
+        options=options.how(),
     )
 
 

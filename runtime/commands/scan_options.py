@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from aivsreal.runtime.options import ScanOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,18 @@ class Options:
             )
         if self.by_content and self.resume:
             raise click.UsageError("with --ray, --resume goes by ETag, or size and time: leave --by-content out")
+
+    def how(self) -> ScanOptions:
+        """What of it the library takes; a report and heat maps need what the network saw."""
+        from aivsreal.runtime.options import ScanOptions
+
+        named = ("batch_size", "threads", "isolate", "frames", "by_content", "trust_metadata")
+        limits = {"time_limit_s": self.time_limit, "max_pixels": self.max_pixels}
+        return ScanOptions(
+            **{name: getattr(self, name) for name in named},
+            **{name: value for name, value in limits.items() if value is not None},  # type: ignore[arg-type]
+            views=self.html is not None or self.heatmaps is not None,
+        )
 
     def how_to_go_on(self) -> str:
         """What to type to go on with a scan that was stopped."""

@@ -45,7 +45,6 @@ class Artefacts:
     ) -> None:  # fmt: skip
         self.complete = True
         """To be set to False where the scan is stopped before its end."""
-        self.want_views = html is not None or heatmaps is not None
         self._folder = None if heatmaps is None else Path(heatmaps)
         self._about = f"bundle {detector.bundle.manifest.arch} {detector.bundle.digest}"
         self._lacks_maps = not detector.backend.has_maps

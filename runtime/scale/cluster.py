@@ -140,7 +140,7 @@ def judged_tables(listing: Listing, how: How, pool: Pool, has_content: bool) -> 
     rows = read_datasource(listing, num_cpus=0, override_num_blocks=listing.tasks)
     judged = rows.map_batches(
         Judging,
-        fn_constructor_args=[replace(how, threads=pool.threads)],
+        fn_constructor_args=[replace(how, options=replace(how.options, threads=pool.threads))],
         batch_format="pyarrow",
         batch_size=FILES_A_BLOCK,
         compute=ActorPoolStrategy(size=pool.count),

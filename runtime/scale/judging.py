@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,10 +13,10 @@ import ray
 
 from aivsreal.runtime.detector import Detector
 from aivsreal.runtime.errors import AivsrealError, BundleError
-from aivsreal.runtime.files.images import MAX_PIXELS
 from aivsreal.runtime.files.own_process import set_up_pillow
-from aivsreal.runtime.files.pool import TIME_LIMIT_S, DecodePool
+from aivsreal.runtime.files.pool import DecodePool
 from aivsreal.runtime.files.read import Snapshot, snapshot_from_file
+from aivsreal.runtime.options import ScanOptions
 from aivsreal.runtime.results.row import Row
 from aivsreal.runtime.scale.listing import entries_from_table
 from aivsreal.runtime.scale.output import table_from_rows
@@ -38,15 +38,8 @@ class How:
     """Of the bundle that the driver has: another one is refused."""
     backend: str = "auto"
     operating_point: str | None = None
-    batch_size: int = 16
-    threads: int = 2
-    """Of one actor: that read and decode, and of the network."""
-    time_limit_s: float = TIME_LIMIT_S
-    isolate: bool = False
-    frames: int = 1
-    max_pixels: int = MAX_PIXELS
-    by_content: bool = False
-    trust_metadata: bool = False
+    options: ScanOptions = field(default_factory=ScanOptions)
+    """Its threads are of one actor: those that read and decode, and those of the network; `cluster` sets them."""
 
 
 class Judging:
@@ -71,26 +64,22 @@ class Judging:
     @cached_property
     def _detector(self) -> Detector:
         how = self._how
-        set_up_pillow(how.max_pixels)
-        detector = Detector.open(how.bundle, how.backend, how.operating_point, how.threads)
+        set_up_pillow(how.options.max_pixels)
+        detector = Detector.open(how.bundle, how.backend, how.operating_point, how.options.threads)
         if detector.bundle.digest != how.digest:
             raise BundleError(f"its bundle is {detector.bundle.digest}, not {how.digest}: install the same everywhere")
         return detector
 
     @cached_property
     def _pool(self) -> DecodePool:
-        how = self._how
-        isolate = how.isolate or ray.get_runtime_context().was_current_actor_reconstructed
-        return self._detector.decode_pool(
-            how.threads, how.time_limit_s, isolate, how.frames, how.max_pixels, how.by_content, self._read
-        )
+        options = self._how.options
+        again = ray.get_runtime_context().was_current_actor_reconstructed
+        return self._detector.decode_pool(replace(options, isolate=options.isolate or again), self._read)
 
     def _rows(self, entries: list[Entry]) -> list[Row]:
         paths = [path_from_text(entry.path) for entry in entries]
         self._entries = dict(zip(paths, entries, strict=True))
-        judged = self._detector.scan(
-            paths, self._how.batch_size, pool=self._pool, trust_metadata=self._how.trust_metadata
-        )
+        judged = self._detector.scan(paths, self._how.options, self._pool)
         judge = self._detector.judge_of_rows
         return [Row(self._stamped(one), judge) for one in judged]
 
