@@ -18,25 +18,46 @@ opt_out()  # here, as this runs before any module of ours can import what report
 if TYPE_CHECKING:
     from aivsreal.runtime.bundle.folder import Bundle
     from aivsreal.runtime.detector import Detector
+    from aivsreal.runtime.errors import AivsrealError, Fault, ImageError
     from aivsreal.runtime.options import ScanOptions
-    from aivsreal.runtime.verdict import Label, Scanned, Verdict
+    from aivsreal.runtime.verdict import Evidence, Label, OperatingPoint, Origin, Scanned, Verdict
 
-__all__ = ["Bundle", "Detector", "Label", "ScanOptions", "Scanned", "Verdict"]
+    __version__: str
+
+__all__ = [
+    "AivsrealError",
+    "Bundle",
+    "Detector",
+    "Evidence",
+    "Fault",
+    "ImageError",
+    "Label",
+    "OperatingPoint",
+    "Origin",
+    "ScanOptions",
+    "Scanned",
+    "Verdict",
+    "__version__",
+]
 
 _HOMES = {
-    "Bundle": "bundle.folder",
-    "Detector": "detector",
-    "Label": "verdict",
-    "ScanOptions": "options",
-    "Scanned": "verdict",
-    "Verdict": "verdict",
+    "bundle.folder": ("Bundle",),
+    "detector": ("Detector",),
+    "errors": ("AivsrealError", "Fault", "ImageError"),
+    "options": ("ScanOptions",),
+    "verdict": ("Evidence", "Label", "OperatingPoint", "Origin", "Scanned", "Verdict"),
 }
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("aivsreal")
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -157,6 +157,14 @@ def test_each_heavy_library_is_named_where_it_belongs_and_nowhere_else() -> None
             assert library in {name.partition(".")[0] for name, _ in _imported(ROOT / file)}, f"{file}: {library}"
 
 
+def test_all_that_the_library_offers_can_be_imported() -> None:
+    import aivsreal.runtime
+
+    for name in aivsreal.runtime.__all__:
+        assert getattr(aivsreal.runtime, name) is not None
+    assert not hasattr(aivsreal.runtime, "nothing")
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_type_checkers_link_is_there(stage: str) -> None:
     link = ROOT / ".view" / "aivsreal" / stage
