@@ -27,7 +27,7 @@ from aivsreal.runtime.verdict import LABELS, OperatingPoint
 
 ROOT = Path(__file__).resolve().parents[1]
 MANIFEST = Manifest("levit_128s", LABELS, PreprocessSpec(64), 1.2, (OperatingPoint("balanced", 0.6, 0.4),), "balanced")
-SMALL = "--seconds 0.02 --limit 500 --sizes 12 --soak 20 --images 2 --size 60 40 --batch 4 --batch 1".split()
+SMALL = "--seconds 0.02 --limit 3000 --sizes 12 --soak 20 --images 2 --size 60 40 --batch 4 --batch 1".split()
 NEEDS_A_GPU = {"roofline", "PyTorch", "ONNX Runtime on CUDA"}
 
 

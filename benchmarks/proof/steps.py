@@ -174,7 +174,8 @@ def _timed(proof: Proof) -> None:
     if proof.bundle is None:
         proof.skip("two threads", "there is no engine")
     else:
-        proof.run("two threads", 30, *_check("threads"), *_bundle(proof))
+        batches = str(max(3, wish.soak // 100))
+        proof.run("two threads", 30, *_check("threads"), *_bundle(proof), "--batches", batches)
     proof.run("ONNX Runtime on CUDA", 25, *bench, "--part", "onnx")
 
 
