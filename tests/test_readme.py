@@ -39,7 +39,7 @@ def test_ci_runs_the_two_setup_commands() -> None:
     blocks = [block.strip() for block in _blocks("sh")]
     assert tuple(blocks[:2]) == SETUP
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert ci.rstrip().endswith(SETUP[1])
+    assert f"\n{SETUP[1]}\n" in ci
     parts = SETUP[0].replace(".venv", '"$scratch/venv"').replace('"$scratch/venv"/bin/pip', '"$scratch/venv/bin/pip"')
     for part in parts.split(" && ")[:2]:
         assert part.split(" install")[0] in ci
