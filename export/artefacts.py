@@ -48,8 +48,7 @@ def add_int8(draft: Draft, data: Path) -> None:
         ExportError: it lost too much accuracy, or is not fast enough; the message says by how much.
         DataError: `data` lacks a split.
     """
-    from aivsreal.export.int8_gate import check_gate, labelled_batches, measure
-    from aivsreal.export.int8_graph import int8_from_onnx
+    from aivsreal.export.int8 import check_gate, int8_from_onnx, labelled_batches, measure
 
     spec = draft.manifest.spec
     full: bytes = full_from_onnx(_model(draft)).SerializeToString()

@@ -7,12 +7,12 @@ for FP16, so precision stands in the graph, and networks are strongly typed wher
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aivsreal.export.layers import layers_from_inspection, layers_from_network
 from aivsreal.runtime.bundle.engine_key import EngineCard, EngineKey, EngineKind, this_platform
 from aivsreal.runtime.bundle.manifest import INPUT
 from aivsreal.runtime.errors import ExportError
@@ -247,3 +247,39 @@ def _logger(trt: Any) -> Any:
                 self.errors.append(message.strip())
 
     return Logger()
+
+
+_HALF, _FULL = ("half", "fp16"), ("float", "fp32")
+
+
+def layers_from_inspection(text: str) -> tuple[int, int]:
+    """Count layers that compute in floating point, and those of them that read or write half.
+
+    A layer that fuses the whole transformer into one shows only its inputs and its FP32 outputs, so both count.
+
+    Raises:
+        ExportError: the inspector gave no details.
+    """
+    try:
+        listed = json.loads(text)["Layers"]
+        formats = [
+            [str(tensor["Format/Datatype"]).lower() for tensor in (*layer["Inputs"], *layer["Outputs"])]
+            for layer in listed
+        ]
+    except (ValueError, KeyError, TypeError):
+        raise ExportError(
+            "TensorRT's inspector does not say what precision the layers have: the engine is not trusted, and nothing "
+            "was written"
+        ) from None
+    half = [any(word in kind for kind in kinds for word in _HALF) for kinds in formats]
+    floating = [
+        found or any(word in kind for kind in kinds for word in _FULL)
+        for found, kinds in zip(half, formats, strict=True)
+    ]
+    return sum(floating), sum(half)
+
+
+def layers_from_network(network: Any) -> tuple[int, int]:
+    """The same counts of a strongly typed network's layers, whose outputs have the types that they will have."""
+    kinds = [network.get_layer(index).get_output(0).dtype.name for index in range(network.num_layers)]
+    return sum(kind in ("HALF", "FLOAT") for kind in kinds), kinds.count("HALF")

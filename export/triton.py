@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from aivsreal.runtime.bundle.engine_key import EngineKind
-from aivsreal.runtime.bundle.engines import engines_of
+from aivsreal.runtime.bundle.engine_key import EngineKind, engines_of
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import INPUT, LOGITS, MAP, MODEL
 from aivsreal.runtime.errors import ExportError

@@ -7,7 +7,7 @@ from pathlib import Path
 from aivsreal.export.draft import Draft, Tell, draft_from_bundle
 from aivsreal.export.parity import FULL_ENGINE, HALF, SAME_WEIGHTS
 from aivsreal.export.session import engine_logits, onnx_logits, torch_logits
-from aivsreal.runtime.bundle.engines import engines_of
+from aivsreal.runtime.bundle.engine_key import engines_of
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import CARD_SUFFIX, ENGINE_SUFFIX, HALF_MODEL, INT8_MODEL
 from aivsreal.runtime.errors import BackendError, ExportError, MissingExtra

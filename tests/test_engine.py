@@ -11,8 +11,15 @@ from typing import Any
 
 import pytest
 
-from aivsreal.runtime.bundle.engine_key import Device, EngineCard, EngineKey, EngineKind, card_from_json
-from aivsreal.runtime.bundle.engines import engine_for, engines_of
+from aivsreal.runtime.bundle.engine_key import (
+    Device,
+    EngineCard,
+    EngineKey,
+    EngineKind,
+    card_from_json,
+    engine_for,
+    engines_of,
+)
 from aivsreal.runtime.bundle.folder import Bundle, write_bundle
 from aivsreal.runtime.bundle.manifest import Manifest
 from aivsreal.runtime.errors import BackendError, BundleError

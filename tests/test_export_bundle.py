@@ -22,11 +22,11 @@ from onnx import numpy_helper
 
 from aivsreal.export.cli import main
 from aivsreal.export.half_graph import half_from_onnx
-from aivsreal.export.int8_gate import Int8Gate
+from aivsreal.export.int8 import Int8Gate
 from aivsreal.export.parity import Tolerance
 from aivsreal.runtime import Detector
 from aivsreal.runtime.backends.choose import open_backend
-from aivsreal.runtime.bundle.engines import engines_of
+from aivsreal.runtime.bundle.engine_key import engines_of
 from aivsreal.runtime.bundle.folder import Bundle, extended_folder, write_bundle
 from aivsreal.runtime.bundle.manifest import Manifest
 from aivsreal.runtime.errors import BackendError
@@ -237,7 +237,7 @@ def test_int8_is_in_the_bundle_only_past_its_gate_and_then_preferred(
             for index in range(3):
                 write_image(tmp_path / "data" / split / label / f"{index}.png", index, smooth=label == "ai")
     gate = GOOD if passes else replace(GOOD, auc_int8=0.7)
-    monkeypatch.setattr("aivsreal.export.int8_gate.measure", lambda *arguments: gate)
+    monkeypatch.setattr("aivsreal.export.int8.measure", lambda *arguments: gate)
     assert "--int8 needs --data" in _export(folder, "--int8").stderr
     result = _export(folder, "--int8", "--data", tmp_path / "data")
     assert result.exit_code == (0 if passes else 2), result.output

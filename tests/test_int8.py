@@ -12,8 +12,7 @@ import pytest
 from conftest import write_image
 
 from aivsreal.export.half_graph import full_from_onnx
-from aivsreal.export.int8_gate import Int8Gate, auc, check_gate, labelled_batches, measure
-from aivsreal.export.int8_graph import int8_from_onnx, quantised_share
+from aivsreal.export.int8 import Int8Gate, auc, check_gate, int8_from_onnx, labelled_batches, measure, quantised_share
 from aivsreal.runtime.errors import DataError, ExportError
 from aivsreal.runtime.machine import has_int8_products
 from aivsreal.runtime.spec import PreprocessSpec

@@ -68,7 +68,7 @@ class Bundle:
 
     @property
     def has_engines(self) -> bool:
-        """Whether engines are listed; `bundle_engines` says what they are for."""
+        """Whether engines are listed; `engine_key` says what they are for."""
         return any(name.endswith(ENGINE_SUFFIX) for name in self.manifest.files)
 
     def read(self, name: str) -> bytes:

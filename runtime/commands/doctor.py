@@ -93,7 +93,7 @@ def _packages() -> str:
 
 
 def _bundle(path: str | None) -> tuple[Bundle | None, Finding]:
-    from aivsreal.runtime.bundle.engines import engines_of
+    from aivsreal.runtime.bundle.engine_key import engines_of
     from aivsreal.runtime.bundle.folder import Bundle
 
     try:

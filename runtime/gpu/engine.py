@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from aivsreal.runtime.bundle.engine_key import Device, EngineCard, EngineKind, this_platform
-from aivsreal.runtime.bundle.engines import engine_for
+from aivsreal.runtime.bundle.engine_key import Device, EngineCard, EngineKind, engine_for, this_platform
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import INPUT, LOGITS, MAP
 from aivsreal.runtime.cache import usable_cache_folder
