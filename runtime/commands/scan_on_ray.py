@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -33,6 +34,10 @@ def scan_on_ray(options: Options) -> int:
     for module in ("ray", "pyarrow", "boto3"):
         if find_spec(module) is None:
             raise MissingExtra("ray", module, "scan on a cluster")
+    if options.ray == "local":
+        # Ray opens its ports to the network and obeys whoever reaches them: now only who has this secret. It reads it
+        # when it is imported.
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token_hex(32))
     from aivsreal.runtime.commands.stop import Stop
     from aivsreal.runtime.errors import ResultsError
     from aivsreal.runtime.files.find import Search

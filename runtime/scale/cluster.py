@@ -39,7 +39,7 @@ def cluster(address: str) -> Iterator[str]:
     """Ray, joined or started; gives what there is, for people.
 
     Args:
-        address: of a cluster; `auto` joins the one here and else starts one on this machine, `local` starts one.
+        address: of a cluster; `auto` is the one that this machine belongs to, `local` starts one on this machine.
 
     Raises:
         BackendError: there is no cluster, or another version of Ray runs it.
@@ -63,15 +63,11 @@ def _joined(address: str) -> str:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         with _silent():
-            if address != "local":
-                try:
-                    ray.init(address, **quiet)
-                    return f"at {address}"
-                except ConnectionError:
-                    if address != "auto":
-                        raise
-            _start(quiet)
-            return "started here"
+            if address == "local":
+                _start(quiet)
+                return "started here"
+            ray.init(address, **quiet)
+            return f"at {ray.get_runtime_context().gcs_address}"
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise BackendError(
             f"no Ray at {address}: {' '.join(str(error).split())}; start it with ray start --head, or use --ray local"
@@ -81,8 +77,7 @@ def _joined(address: str) -> str:
 def _start(quiet: dict[str, Any]) -> None:
     for left in reversed(range(_STARTS)):
         try:
-            # Ray's ports obey whoever reaches them, so nobody but this machine may.
-            ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+            ray.init("local", include_dashboard=False, **quiet)
             return
         except (ConnectionError, RuntimeError, ValueError):
             raise
