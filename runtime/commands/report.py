@@ -3,95 +3,170 @@
 from __future__ import annotations
 
 import io
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import islice
+from importlib.util import find_spec
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from aivsreal.runtime.commands.frame import command
-from aivsreal.runtime.errors import ResultsError
+from aivsreal.runtime.errors import Fault, MissingExtra, ResultsError
+from aivsreal.runtime.uri import is_uri, path_from_text
 
 if TYPE_CHECKING:
     from aivsreal.runtime.bundle.folder import Bundle
     from aivsreal.runtime.files.pool import Task
     from aivsreal.runtime.results.facts import Ran
-    from aivsreal.runtime.verdict import FileStamp, Judge, Scanned
+    from aivsreal.runtime.results.row import Row
+    from aivsreal.runtime.verdict import FileStamp, Judge, Label, Scanned
 
 _AHEAD = 32  # pictures that are decoded before their turn
+_FIRST = 1000  # of each label, from an output of a cluster: a page of a million rows opens in no browser
 
 
 @command("aivsreal-report", "stopped; no report was written")
-@click.argument("results", type=click.Path(path_type=Path))
+@click.argument("results", type=path_from_text)
 @click.option("--html", type=click.Path(path_type=Path), help="Report that opens in any browser, offline.")
 @click.option("--assets", is_flag=True, help="With --html, put its pictures into a folder beside it.")
 @click.option("--csv", type=click.Path(path_type=Path), help="Comma-separated rows with a heading.")
 @click.option("--overwrite", is_flag=True, help="Replace files that aivsreal did not write too, but for pictures.")
+@click.option("--first", type=click.IntRange(min=1), help="With --html, show so many of each label, and of the errors.")
 @click.option("--bundle", metavar="FOLDER", help="Model that judged.  [default: the shipped one]")
 def main(
-    results: Path, html: Path | None, assets: bool, csv: Path | None, overwrite: bool, bundle: str | None
+    results: Path, html: Path | None, assets: bool, csv: Path | None, overwrite: bool, first: int | None,
+    bundle: str | None,
 ) -> None:  # fmt: skip
     """Make a report of RESULTS, which `aivsreal-scan --output RESULTS` wrote. Nothing is judged again.
+
+    RESULTS may be the output of a scan on a cluster too, a folder or a URI: then --html shows the first 1,000 of each
+    label unless --first says otherwise, and without --html and --csv the counts are told.
 
     Where a file has several rows the latest counts. Pictures are read from the files again, where those are still as
     they were judged; heat maps are not in a results file.
 
     Exit status: 0 fine, 2 wrong use, or something could not be read or written.
     """
-    if html is None and csv is None:
+    if html is None and csv is None and not _is_of_cluster(results):
         raise click.UsageError("nothing to make: give --html FILE, --csv FILE or both")
     if assets and html is None:
         raise click.UsageError("--assets is for --html")
-    for line in _made(results, html, assets, csv, overwrite, bundle):
+    for line in _made(results, html, assets, csv, overwrite, first, bundle):
         click.echo(line, err=True)
 
 
 def _made(
-    results: Path, html: Path | None, assets: bool, csv: Path | None, overwrite: bool, bundle: str | None
+    results: Path, html: Path | None, assets: bool, csv: Path | None, overwrite: bool, first: int | None,
+    bundle: str | None,
 ) -> Iterator[str]:  # fmt: skip
     from aivsreal.runtime.bundle.folder import Bundle
-    from aivsreal.runtime.results.file import rows_from_file
     from aivsreal.runtime.results.output import CSV, check_apart, check_replaceable, replacing
-    from aivsreal.runtime.results.row import latest_rows
     from aivsreal.runtime.results.writers import CsvWriter, Tally, Writer
     from aivsreal.runtime.text import escaped, typed
 
     check_apart({name: path for name, path in (("--html", html), ("--csv", csv)) if path is not None})
     if csv is not None:
         check_replaceable(csv, CSV, [results], overwrite)
-    rows = list(latest_rows(rows_from_file(results)))
-    if not rows:
+    rows = _rows(results)
+    head = next(rows, None)
+    if head is None:
         raise ResultsError(f"{results} has no rows: scan with aivsreal-scan --output {typed(results)} first")
-    tally, pictures = Tally(), 0
+    tally, faults, pictures, choice = Tally(), _Faults(), 0, _Choice(results, first)
     with ExitStack() as stack:
         writers: list[Writer] = []
         if csv is not None:
             stream = io.TextIOWrapper(stack.enter_context(replacing(csv)), "utf-8", newline="")
             stack.callback(stream.detach)  # what it holds is flushed by each row, and the file below closes itself
             writers.append(CsvWriter(stream, escaped(csv)))
-        scanned: Iterable[Scanned] = (row.scanned for row in rows)
+
+        def counted() -> Iterator[Scanned]:
+            for row in chain([head], rows):
+                tally.add(row.scanned)
+                faults.add(row.scanned)
+                for writer in writers:
+                    writer.write(row.scanned)
+                if html is not None and choice.takes(row.scanned):
+                    yield row.scanned
+
+        scanned: Iterable[Scanned] = counted()
+        report: Writer | None = None
         if html is not None:
             from aivsreal.runtime.results.html import HtmlReport
 
             opened = Bundle.open(bundle)
-            ran = _ran(results, rows[0].judge, opened)
-            writers.append(stack.enter_context(HtmlReport(html, ran, assets, [results], overwrite)))
+            ran = _ran(results, head.judge, opened, choice.told)
+            report = stack.enter_context(HtmlReport(html, ran, assets, [results], overwrite))
             scanned = _with_pictures(scanned, opened)
         for one in scanned:
             pictures += one.view is not None
-            tally.add(one)
-            for writer in writers:
-                writer.write(one)
-    yield f"{len(rows)} files of {escaped(results)}: {tally.counts()}"
+            assert report is not None
+            report.write(one)
+    yield f"{tally.total} files of {escaped(results)}: {tally.counts()}"
+    yield from faults.told()
     if html is not None:
         yield f"report in {escaped(html)}, with the {pictures} pictures whose files are still as they were judged"
 
 
-def _ran(results: Path, judge: Judge, bundle: Bundle) -> Ran:
+def _is_of_cluster(results: Path) -> bool:
+    return is_uri(str(results)) or results.is_dir()
+
+
+def _rows(results: Path) -> Iterator[Row]:
+    """The row that counts for each file."""
+    if not _is_of_cluster(results):
+        from aivsreal.runtime.results.file import rows_from_file
+        from aivsreal.runtime.results.row import latest_rows
+
+        return latest_rows(rows_from_file(results))
+    if find_spec("pyarrow") is None:
+        raise MissingExtra("ray", "pyarrow", "read what a scan on a cluster has left")
+    from aivsreal.runtime.scale.output import latest_rows_from_output
+
+    return latest_rows_from_output(str(results))
+
+
+class _Choice:
+    """Which rows a page shows: all, or the first of each label and of the errors."""
+
+    def __init__(self, results: Path, first: int | None) -> None:
+        self._most = first or (_FIRST if _is_of_cluster(results) else None)
+        self._taken: Counter[Label | None] = Counter()
+
+    def takes(self, scanned: Scanned) -> bool:
+        label = None if scanned.verdict is None else scanned.verdict.label
+        self._taken[label] += 1
+        return self._most is None or self._taken[label] <= self._most
+
+    @property
+    def told(self) -> list[str]:
+        return [] if self._most is None else [f"at most the first {self._most:,} of each label and of the errors"]
+
+
+class _Faults:
+    """The kinds of errors, with an example of each."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[Fault] = Counter()
+        self._examples: dict[Fault, Scanned] = {}
+
+    def add(self, scanned: Scanned) -> None:
+        if scanned.fault is not None:
+            self._counts[scanned.fault] += 1
+            self._examples.setdefault(scanned.fault, scanned)
+
+    def told(self) -> Iterator[str]:
+        from aivsreal.runtime.text import escaped
+
+        for fault, count in self._counts.most_common():
+            one = self._examples[fault]
+            yield f"{count:,} {fault.value}, for example {escaped(one.path)}: {escaped(one.error or '')}"
+
+
+def _ran(results: Path, judge: Judge, bundle: Bundle, told: list[str]) -> Ran:
     from aivsreal.runtime.results.facts import Ran
 
     if judge.bundle != bundle.digest:
@@ -101,7 +176,7 @@ def _ran(results: Path, judge: Judge, bundle: Bundle) -> Ran:
         )
     backend, _, precision = judge.backend.rpartition(" ")
     point = bundle.manifest.point(judge.operating_point)
-    return Ran(bundle, point, backend, precision, "as its results file says", [str(results)], judge.second)
+    return Ran(bundle, point, backend, precision, "as its results file says", [str(results), *told], judge.second)
 
 
 def _with_pictures(scanned: Iterable[Scanned], bundle: Bundle) -> Iterator[Scanned]:

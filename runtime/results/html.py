@@ -26,6 +26,7 @@ from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.runtime.results.facts import Ran, accuracy, meaning_of_point, model_facts, sources
 from aivsreal.runtime.results.output import ASSET, REPORT, SOFTWARE, check_replaceable, replacing
 from aivsreal.runtime.text import escaped
+from aivsreal.runtime.uri import Uri
 from aivsreal.runtime.verdict import Label, Scanned
 
 SIDES = (192, 128, 96, 64)  # of an embedded picture in pixels: the largest with which all fit into the budget
@@ -121,7 +122,8 @@ class HtmlReport:
             if view.map_hw is not None:
                 values = [round(float(value), 3) for value in view.map_hw.ravel()]
         # A relative link, its bytes quoted: no name can become another scheme or leave the attribute.
-        link = quote(os.fsencode(os.path.relpath(scanned.path, self._target.parent)))
+        path = scanned.path
+        link = "" if isinstance(path, Uri) else quote(os.fsencode(os.path.relpath(path, self._target.parent)))
         code, p_ai = _CODES[verdict.label], round(verdict.p_ai, 6)
         says = [[one.source, one.origin.value, escaped(one.detail)] for one in scanned.evidence]
         row = [escaped(scanned.path), link, code, p_ai, round(verdict.logit, 4), escaped(verdict.reason), values, says]

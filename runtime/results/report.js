@@ -217,7 +217,7 @@ function open(index) {
   $("d-facts").replaceChildren();
   const link = make("a", { href: row.href, target: "_blank", rel: "noreferrer" }, "open the original");
   link.style.color = "inherit";
-  facts($("d-facts"), [["path", make("span", { className: "path" }, row.path)], ["why", row.reason], ["logit", row.logit.toFixed(3)], ["file", link]]);
+  facts($("d-facts"), [["path", make("span", { className: "path" }, row.path)], ["why", row.reason], ["logit", row.logit.toFixed(3)], ...(row.href ? [["file", link]] : [])]);
   facts($("d-facts"), row.says.map(([source, origin, detail]) => ["metadata", `${origin}: ${detail} (${source})`]));
   $("d-tools").hidden = !row.map;
   $("d-nomap").hidden = Boolean(row.map);

@@ -164,6 +164,11 @@ class Tally:
             self._labels[scanned.verdict.label.value] += 1
             self.second_opinions += scanned.first is not None
 
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self._labels.total() + self.errors
+
     def counts(self) -> str:
         """How many of each label, and errors."""
         labels = ", ".join(

@@ -55,19 +55,22 @@ def places_from_arguments(
     Raises:
         DataError: a storage does not answer or refuses.
     """
-    found: dict[str, None] = {}
-    for argument in dict.fromkeys(arguments):
+    found = dict[str, str]()
+    for argument in arguments:
         if columns is not None:
-            tables = [entry.path for entry in files(argument, TABLES)]
-            found |= dict.fromkeys(tables)
+            tables = {entry.path: entry.path for entry in files(argument, TABLES)}
+            found |= tables
             if not tables:
                 notes.append(f"{argument}: no tables ({', '.join(sorted(TABLES))}) there")
         elif next(images(argument, search), None) is None:
             notes.append(f"{argument}: no images there")
         else:
-            found[argument] = None
-    folders = tuple(place.rstrip("/") + "/" for place in found)
-    return [place for place in found if not place.startswith(tuple(f for f in folders if f != place.rstrip("/") + "/"))]
+            found.setdefault(argument.rstrip("/") + "/", argument)
+    if columns is not None:
+        return list(found)
+    return [
+        place for name, place in found.items() if not any(name.startswith(other) and name != other for other in found)
+    ]
 
 
 class Listing(Datasource):

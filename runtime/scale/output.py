@@ -94,6 +94,29 @@ def rows_from_output(place: str) -> Iterator[Row]:
             yield _row(one)
 
 
+def latest_rows_from_output(place: str) -> Iterator[Row]:
+    """The row that counts for each file: as `rows_from_output`, but those of files with several come last.
+
+    It takes 8 bytes of memory a row, for finding out which these are.
+
+    Raises:
+        ResultsError: a part is none.
+    """
+    found = [np.empty(0, np.uint64)]
+    found += [np.array([_short(one["path"]) for one in rows], np.uint64) for rows in _batches(place, ("path",))]
+    hashes = np.concatenate(found)
+    hashes.sort()
+    doubled = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+    latest: dict[str, Row] = {}
+    for row in rows_from_output(place):
+        path = str(row.scanned.path)
+        if doubled and _short(_utf8(path)) in doubled:
+            latest[path] = row
+        else:
+            yield row
+    yield from latest.values()
+
+
 def is_begun(place: str) -> bool:
     """Whether an output has a part."""
     return next(_parts(place), None) is not None
@@ -176,6 +199,10 @@ def _batches(place: str, columns: Sequence[str]) -> Iterator[list[dict[str, Any]
                     yield batch.to_pylist()
         except (OSError, ValueError, KeyError) as error:
             raise ResultsError(f"{part} is no part of results: {error}: move it away") from None
+
+
+def _short(path: str) -> int:
+    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "big")
 
 
 def _utf8(path: str) -> str:
