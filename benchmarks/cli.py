@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from aivsreal.benchmarks.cpu import compare, cpu, drift, memory
+from aivsreal.benchmarks.cpu import compare, cpu, drift, memory, on_ray
 from aivsreal.benchmarks.report import main as report
 from aivsreal.runtime.commands.frame import HELP, Group
 
@@ -104,7 +104,7 @@ def proof(
         sys.exit(not prove(wish))
 
 
-for command in (cpu, compare, drift, memory):
+for command in (cpu, compare, drift, memory, on_ray):
     main.add_command(command)
 main.add_command(report, "report")
 

@@ -144,6 +144,35 @@ def memory(data: Path, bundle: str | None, backend: str, files: int, against: in
         tell("memory", [many_files_row(spread(data, 50), files, against, backend, bundle)], facts)
 
 
+@click.command("ray")
+@DATA
+@BUNDLE
+@click.option("--backend", default="onnx-cpu", show_default=True)
+@click.option("--files", type=click.IntRange(100), default=5000, show_default=True, help="For speed, and memory's few.")
+@click.option("--many", type=click.IntRange(100), default=50_000, show_default=True, help="For memory.")
+@click.option("--shape", default="1024px", show_default=True, help="For speed: 12-megapixel, 1024px or 256px.")
+@click.option("--only", type=click.Choice(["speed", "memory"]), help="One of the two.")
+@ROUNDS
+def on_ray(
+    data: Path, bundle: str | None, backend: str, files: int, many: int, shape: str, only: str | None, rounds: int
+) -> None:  # fmt: skip
+    """A scan on a Ray of this machine beside a plain one: images a second, and memory over many files and few.
+
+    Exit status: 0 both are within their bounds, 1 they are not, 2 wrong use or no usable model.
+    """
+    from aivsreal.benchmarks.on_ray import memory_row, speed_row
+    from aivsreal.benchmarks.photos import spread
+    from aivsreal.runtime.bundle.folder import Bundle
+
+    sources = spread(data, 50)
+    with _told() as tell:
+        facts = {"bundle": Bundle.open(bundle).digest}
+        if only != "memory":
+            tell("ray", [speed_row(sources, files, shape, rounds, backend, bundle)], facts)
+        if only != "speed":
+            tell("ray", [memory_row(sources, many, files, backend, bundle)], facts)
+
+
 class _Telling:
     def __init__(self) -> None:
         self.holds = True

@@ -116,11 +116,49 @@ def memory(rows: Sequence[Row]) -> Table:
     ]  # fmt: skip
 
 
+def ray_speed(rows: Sequence[Row]) -> Table:
+    """A scan on a Ray of the machine against a plain one."""
+    header = [
+        "files",
+        "photographs",
+        "backend",
+        "plain, images/s",
+        "on Ray",
+        "share",
+        "at least",
+        "CPU ms plain",
+        "on Ray",
+    ]
+    return header, [
+        [
+            f"{row['files']:,}", row["shape"], row["backend"],
+            *(", ".join(f"{rate:.0f}" for rate in row[name]) for name in ("rate_plain", "rate")),
+            _interval(row["share"]), f"{row['bound']:g}",
+            *(", ".join(f"{ms:.1f}" for ms in row[name]) for name in ("cpu_ms_plain", "cpu_ms")),
+        ]
+        for row in _only(rows, "speed")
+    ]  # fmt: skip
+
+
+def ray_memory(rows: Sequence[Row]) -> Table:
+    """Very many files against few, on a Ray of the machine."""
+    header = ["files", "against", "driver", "with few", "actor", "with few", "at most"]
+    return header, [
+        [
+            f"{row['files']:,}", f"{row['against']:,}", f"{row['driver_mib']:.0f} MiB",
+            f"{row['driver_mib_few']:.0f} MiB", f"{row['actor_mib']:.0f} MiB", f"{row['actor_mib_few']:.0f} MiB",
+            f"{row['bound']:g} times",
+        ]
+        for row in _only(rows, "memory")
+    ]  # fmt: skip
+
+
 TABLES: dict[str, tuple[Callable[[Sequence[Row]], Table], ...]] = {
     "cpu": (network, paired, scan, start, peak),
     "compare": (compare,),
     "drift": (drift,),
     "memory": (memory,),
+    "ray": (ray_speed, ray_memory),
 }
 
 

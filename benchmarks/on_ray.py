@@ -1,0 +1,126 @@
+"""What a scan on Ray costs beside a plain one on the same machine, and whether its memory grows with the files."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from aivsreal.benchmarks.pairs import ratio, rounded
+from aivsreal.benchmarks.photos import write_photos
+from aivsreal.benchmarks.scanning import peak_of_process_mib
+from aivsreal.runtime.errors import BackendError
+
+SPEED_BOUND, MEMORY_BOUND = 0.8, 1.2
+_SOURCES = 50
+_RATE = re.compile(r"judged (\d+): .* ([\d.]+) images/s")
+_LOOK_EVERY_S = 1.0
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+Row = dict[str, Any]
+
+
+def speed_row(
+    sources: Sequence[Path], files: int, shape: str, rounds: int, backend: str, bundle: str | None
+) -> Row:  # fmt: skip
+    """Images a second of a plain scan and of one on a Ray of this machine, in turns, each once it has started.
+
+    The processor time of all processes is given too: a machine that does much else disturbs it less.
+
+    Raises:
+        BackendError: a scan failed.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = _folder(sources, files, shape, Path(scratch))
+        plain, on_ray = [], []
+        for turn in range(rounds):
+            plain.append(_scanned(folder, files, Path(scratch, f"{turn}.jsonl"), [], backend, bundle))
+            on_ray.append(_scanned(folder, files, Path(scratch, str(turn)), ["--ray", "local"], backend, bundle))
+    share, low, high = ratio([one["rate"] for one in on_ray], [one["rate"] for one in plain])
+    return {
+        "what": "speed", "files": files, "shape": shape, "backend": backend, "cores": os.cpu_count(),
+        "rate_plain": rounded([one["rate"] for one in plain], 1), "rate": rounded([one["rate"] for one in on_ray], 1),
+        "cpu_ms_plain": rounded([one["cpu_ms"] for one in plain], 2),
+        "cpu_ms": rounded([one["cpu_ms"] for one in on_ray], 2), "share": rounded([share, low, high]),
+        "bound": SPEED_BOUND, "load": rounded(os.getloadavg(), 1), "holds": share >= SPEED_BOUND,
+    }  # fmt: skip
+
+
+def memory_row(sources: Sequence[Path], many: int, few: int, backend: str, bundle: str | None) -> Row:
+    """Peak memory of the driver and of the largest other process of Ray, over many files and over few.
+
+    Raises:
+        BackendError: a scan failed.
+    """
+    peaks = {}
+    for count in (few, many):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = _folder(sources, count, "256px", Path(scratch))
+            peaks[count] = _scanned(folder, count, Path(scratch, "out"), ["--ray", "local"], backend, bundle)
+    ratios = {name: peaks[many][name] / peaks[few][name] for name in ("driver_mib", "actor_mib")}
+    return {
+        "what": "memory", "files": many, "against": few, "backend": backend,
+        **{f"{name}{more}": round(peaks[count][name], 1)
+           for name in ratios for count, more in ((many, ""), (few, "_few"))},
+        "ratios": {name: round(value, 3) for name, value in ratios.items()}, "bound": MEMORY_BOUND,
+        "rate": round(peaks[many]["rate"], 1), "holds": max(ratios.values()) <= MEMORY_BOUND,
+    }  # fmt: skip
+
+
+def _folder(sources: Sequence[Path], count: int, shape: str, scratch: Path) -> Path:
+    """Files that are hard links to some tens of photographs, so that they fit into any disk."""
+    photos = write_photos(sources[:_SOURCES], scratch / "photos", shape)
+    folder = scratch / f"of {count}"
+    for index in range(count):
+        part = folder / f"{index // 1000:04d}"
+        part.mkdir(parents=True, exist_ok=True)
+        os.link(photos[index % len(photos)], part / f"{index % 1000:04d}.jpg")
+    return folder
+
+
+def _scanned(
+    folder: Path, count: int, output: Path, ray: Sequence[str], backend: str, bundle: str | None
+) -> dict[str, float]:  # fmt: skip
+    chosen = ["--backend", backend, *ray, *([] if bundle is None else ["--bundle", bundle])]
+    command = [sys.executable, "-m", "aivsreal.runtime.commands.scan", str(folder), "--output", str(output), *chosen]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    driver_mib = actor_mib = 0.0
+    ticks: dict[int, int] = {}
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            told = child.communicate(timeout=_LOOK_EVERY_S)[1]
+            break
+        for process in _family(child.pid):
+            with suppress(OSError, ValueError, IndexError):
+                fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+                ticks[process] = int(fields[11]) + int(fields[12])
+                peak = peak_of_process_mib(process)
+                if process == child.pid:
+                    driver_mib = max(driver_mib, peak)
+                elif b"MapWorker" in Path(f"/proc/{process}/cmdline").read_bytes():
+                    actor_mib = max(actor_mib, peak)
+    found = _RATE.search(told)
+    if child.returncode != 0 or found is None or int(found[1]) != count:
+        raise BackendError(f"the scan of {count} files ended with {child.returncode}: {told}")
+    cpu_ms = 1000 * sum(ticks.values()) / _TICKS / count
+    return {"rate": float(found[2]), "cpu_ms": cpu_ms, "driver_mib": driver_mib, "actor_mib": actor_mib}
+
+
+def _family(first: int) -> Iterator[int]:
+    """A process and all that it and its children have started."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    known = {first}
+    yield first
+    while more := {process for process, parent in parents.items() if parent in known} - known:
+        known |= more
+        yield from more
