@@ -10,9 +10,11 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-# What takes too long for CI: fifty rounds of kill -9, ten minutes of fuzzing.
+# What takes too long for CI: fifty rounds of kill -9, 2,000 images on Ray with kills, 50,000 for memory, ten minutes of
+# fuzzing.
 soak: $(VENV)/.dev
 	AIVSREAL_ROUNDS=50 $(BIN)/python -m pytest -s tests/test_results.py -k kill_9
+	AIVSREAL_SCALE_FILES=2000 $(BIN)/python -m pytest -s tests/test_scale.py
 	$(BIN)/python tests/support/fuzz.py --seconds 600
 
 $(VENV)/.dev: pyproject.toml

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 
 from aivsreal.runtime.commands.report import main as report
 from aivsreal.runtime.commands.scan import main as scan
+from aivsreal.runtime.commands.scan_options import Options
 from aivsreal.runtime.errors import DataError, Fault, ImageError, ResultsError
 from aivsreal.runtime.files.find import Search
 from aivsreal.runtime.results.row import Row, json_from_row, line_from_row
@@ -290,3 +292,35 @@ def test_a_name_that_is_no_text_is_a_row_too() -> None:
     assert path == "/x/\\udcff.jpg"
     assert key_of(str(row.scanned.path), None, None, None) == key_of(path, None, None, None)
     assert output.SCHEMA.names[0] == next(iter(json_from_row(row)))
+
+
+def test_a_plain_scan_loads_nothing_of_a_cluster(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded("PNG"))
+    code = (
+        "import sys\nfrom aivsreal.runtime.commands.scan import main\n"
+        f"try:\n    main([{str(tmp_path)!r}, '--backend', 'onnx'])\n"
+        "except SystemExit as ended:\n    assert not ended.code\n"
+        "assert not {'ray', 'pyarrow', 'boto3', 'pandas', 'aivsreal.runtime.scale'} & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_files_for_clusters_fit_their_schemas() -> None:
+    import yaml
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    folder = Path(__file__).resolve().parent.parent / "docs" / "ray"
+    cluster = prepare_config(yaml.safe_load((folder / "cluster.yaml").read_text()))
+    validate_config(cluster)
+    job = yaml.safe_load((folder / "kuberay.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    spec = job["spec"]["rayClusterSpec"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        assert {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"} in container["env"]
+    starts = cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"]
+    assert all("RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=token" in line for line in starts if "ray start" in line)
+    command, *arguments = job["spec"]["entrypoint"].split()
+    assert command == "aivsreal-scan"
+    Options(**click.Command.make_context(scan, command, list(arguments)).params).check()

@@ -37,7 +37,8 @@ def scan_on_ray(options: Options) -> int:
     if options.ray == "local":
         # Ray opens its ports to the network and obeys whoever reaches them: now only who has this secret. It reads it
         # when it is imported.
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token_hex(32))
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", token_hex(32))
     from aivsreal.runtime.commands.stop import Stop
     from aivsreal.runtime.errors import ResultsError
     from aivsreal.runtime.files.find import Search

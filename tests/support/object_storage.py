@@ -10,13 +10,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 BUCKET = "archive"
-# The parts are small, so that there are several.
+# Parts and blocks are small, so that there are several.
 SCAN = """
-from aivsreal.runtime.scale import output
-output.ROWS_A_PART = {rows}
+from aivsreal.runtime.scale import cluster, output
+output.ROWS_A_PART = cluster.FILES_A_BLOCK = {rows}
 from aivsreal.runtime.commands.scan import main
 main()
 """
@@ -70,8 +71,10 @@ def upload(names: dict[str, str], folder: Path, prefix: str) -> None:
 
 def started(names: dict[str, str], *arguments: str, rows_a_part: int = 50_000) -> subprocess.Popen[str]:
     """`aivsreal-scan`, running."""
+    # Ray reads these when it is imported, which is before the command begins here.
+    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(32)}
     command = [sys.executable, "-c", SCAN.format(rows=rows_a_part), *arguments]
-    return subprocess.Popen(command, env={**os.environ, **names}, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env={**os.environ, **names, **secret}, stderr=subprocess.PIPE, text=True)
 
 
 def actors_of(driver: int) -> list[int]:
