@@ -25,22 +25,20 @@ Table = tuple[list[str], list[list[str]]]  # header, rows
 
 def ablation(rows: Sequence[Row]) -> Table:
     """Presets, best on unseen sources first; each with its change against the reference preset of the same seed."""
-    splits, header = _ablation_columns(rows, "seed")
+    columns, header = _ablation_columns(rows, "seed")
+    unseen = columns[-1][1]
     lines = []
-    for row in sorted(rows, key=lambda row: -float(row["last"][splits[-1]]["auc"])):
-        changes = row.get("auc_change", {})
-        lines.append(
-            [
-                f"`{row['preset']}`", str(row["seed"]), *(f"{row['last'][name]['auc']:.3f}" for name in splits),
-                *(f"{changes[name]:+.3f}" if name in changes else "-" for name in splits),
-            ]
-        )  # fmt: skip
+    for row in sorted(rows, key=lambda row: -float(row["last"][unseen]["auc"])):
+        changes = [row.get(f"{measure}_change", {}).get(split) for measure, split in columns]
+        cells = [f"{row['last'][split][measure]:.3f}" for measure, split in columns]
+        cells += ["-" if change is None else f"{change:+.3f}" for change in changes]
+        lines.append([f"`{row['preset']}`", str(row["seed"]), *cells])
     return header, lines
 
 
 def ablation_over_seeds(rows: Sequence[Row]) -> Table:
     """Presets that were trained with several seeds: means, and the changes as mean [least, most]."""
-    splits, header = _ablation_columns(rows, "seeds")
+    columns, header = _ablation_columns(rows, "seeds")
     by_preset: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_preset[row["preset"]].append(row)
@@ -48,16 +46,22 @@ def ablation_over_seeds(rows: Sequence[Row]) -> Table:
     for preset, group in by_preset.items():
         if len(group) < 2 or any("auc_change" not in row for row in group):
             continue
-        aucs = [fmean(row["last"][name]["auc"] for row in group) for name in splits]
-        changes = [[row["auc_change"][name] for row in group] for name in splits]
+        aucs = [fmean(row["last"][split][measure] for row in group) for measure, split in columns]
+        changes = [[row[f"{measure}_change"][split] for row in group] for measure, split in columns]
         ranges = [_interval((fmean(values), min(values), max(values)), "+") for values in changes]
         found.append((aucs[-1], [f"`{preset}`", str(len(group)), *(f"{auc:.3f}" for auc in aucs), *ranges]))
     return header, [line for _, line in sorted(found, reverse=True)]
 
 
-def _ablation_columns(rows: Sequence[Row], seeds: str) -> tuple[list[str], list[str]]:
+def _ablation_columns(rows: Sequence[Row], seeds: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """Measures with their splits, the pooled AUC first, and the header; earlier rows have no macro AUC."""
     splits = [name for name in rows[0]["last"] if name.startswith("val")]
-    return splits, ["preset", seeds, *(f"AUC {name}" for name in splits), *(f"change {name}" for name in splits)]
+    titles = {"auc": "AUC"}
+    if all("macro_auc" in row["last"][split] for row in rows for split in splits):
+        titles["macro_auc"] = "macro AUC"
+    columns = [(measure, split) for measure in titles for split in splits]
+    names = [f"{titles[measure]} {split}" for measure, split in columns]
+    return columns, ["preset", seeds, *names, *(f"change {name.removeprefix('AUC ')}" for name in names)]
 
 
 def geometry(rows: Sequence[Row]) -> Table:

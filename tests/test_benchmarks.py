@@ -88,35 +88,36 @@ def _lines(output: str) -> list[dict[str, Any]]:
 def _finished_run(folder: Path, preset: str, aucs: list[float]) -> None:
     run = folder / f"{preset}-0"
     run.mkdir(parents=True)
-    rows = [
-        {"epoch": index + 1, "val_seen": {"auc": value + 0.1}, "val_unseen": {"auc": value}}
-        for index, value in enumerate(aucs)
-    ]
+    rows = []
+    for epoch, value in enumerate(aucs, start=1):
+        unseen = {"auc": value, "macro_auc": value - 0.2}
+        rows.append({"epoch": epoch, "val_seen": {**unseen, "auc": value + 0.1}, "val_unseen": unseen})
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {"preset": preset, "seed": 0, "epochs": len(aucs), "arch": "levit_192", "spec": {"size": 224}}
     (run / "last.json").write_text(json.dumps({"config": config, "data_digest": "-", "versions": {}}))
 
 
 def test_an_ablation_compares_finished_runs_with_the_reference(tmp_path: Path) -> None:
-    _finished_run(tmp_path, "robust", [0.5, 0.7, 0.6])
-    _finished_run(tmp_path, "grey", [0.5, 0.6, 0.65])
+    _finished_run(tmp_path, "labels", [0.5, 0.7, 0.6])
+    _finished_run(tmp_path, "frequency-noise", [0.5, 0.6, 0.65])
     arguments = [str(tmp_path), "--runs", str(tmp_path), "--epochs", "3", "--finished"]
     result = CliRunner().invoke(ablation.main, arguments)
     assert result.exit_code == 0, result.output
     rows = {row["preset"]: row for row in _lines(result.stdout)}
-    assert rows.keys() == {"robust", "grey"}
-    assert (rows["robust"]["best"]["epoch"], rows["robust"]["last"]["epoch"]) == (2, 3)
-    assert rows["robust"]["auc_change"] == {"val_seen": 0.0, "val_unseen": 0.0}
-    assert rows["grey"]["auc_change"] == {"val_seen": 0.05, "val_unseen": 0.05}
-    assert rows["grey"]["command"] == f"aivsreal-train {tmp_path.name} --preset grey --seed 0 --epochs 3"
+    assert rows.keys() == {"labels", "frequency-noise"}
+    assert (rows["labels"]["best"]["epoch"], rows["labels"]["last"]["epoch"]) == (2, 3)
+    assert rows["labels"]["auc_change"] == {"val_seen": 0.0, "val_unseen": 0.0}
+    noisy = rows["frequency-noise"]
+    assert noisy["auc_change"] == noisy["macro_auc_change"] == {"val_seen": 0.05, "val_unseen": 0.05}
+    assert noisy["command"] == f"aivsreal-train {tmp_path.name} --preset frequency-noise --seed 0 --epochs 3"
 
 
 def test_an_ablation_takes_no_run_of_another_recipe(tmp_path: Path) -> None:
-    _finished_run(tmp_path, "robust", [0.5, 0.7, 0.6])
-    (tmp_path / "robust-0").rename(tmp_path / "grey-0")
+    _finished_run(tmp_path, "labels", [0.5, 0.7, 0.6])
+    (tmp_path / "labels-0").rename(tmp_path / "noise-consistency-0")
     result = CliRunner().invoke(ablation.main, [str(tmp_path), "--runs", str(tmp_path), "--epochs", "3", "--finished"])
     assert result.exit_code == 2
-    assert "is of preset robust" in result.stderr
+    assert "is of preset labels" in result.stderr
 
 
 def test_an_ablation_trains_what_is_missing(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,27 +125,30 @@ def test_an_ablation_trains_what_is_missing(tiny_data: Path, tmp_path: Path, mon
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         commands.append(command)
-        _finished_run(tmp_path, "seed", [0.5, 0.6])
+        _finished_run(tmp_path, "noise-consistency", [0.5, 0.6])
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(ablation.subprocess, "run", run)
-    arguments = [str(tiny_data), "--runs", str(tmp_path), "--epochs", "2", "--preset", "seed"]
+    arguments = [str(tiny_data), "--runs", str(tmp_path), "--epochs", "2", "--preset", "noise-consistency"]
     result = CliRunner().invoke(ablation.main, arguments)
     assert result.exit_code == 0, result.output
     assert commands[0][2:] == [
-        "aivsreal.train.cli", str(tiny_data), "--preset", "seed", "--seed", "0", "--epochs", "2",
-        "-o", str(tmp_path / "seed-0"), "--workers", "2",
+        "aivsreal.train.cli", str(tiny_data), "--preset", "noise-consistency", "--seed", "0", "--epochs", "2",
+        "-o", str(tmp_path / "noise-consistency-0"), "--workers", "2",
     ]  # fmt: skip
     assert "auc_change" not in _lines(result.stdout)[0]  # no run of the reference to compare with
 
 
-def test_an_ablation_at_another_scale_keeps_the_change_of_the_input(tmp_path: Path) -> None:
-    scale = ablation.Scale(2, 96, "levit_128s")
-    assert scale.options("residual") == ["--epochs", "2", "--size", "96", "--arch", "levit_128s_residual"]
-    assert scale.options("robust")[-1] == "levit_128s"
-    _finished_run(tmp_path, "robust", [0.5, 0.7])
+def test_an_ablation_gives_the_teacher_to_those_that_ask_one(tmp_path: Path) -> None:
+    scale = ablation.Scale(2, 96, "levit_128s", tmp_path / "teacher", "clip.onnx")
+    small = ["--epochs", "2", "--size", "96", "--arch", "levit_128s"]
+    assert scale.options("labels") == small
+    assert scale.options("student") == [*small, "--teacher", str(tmp_path / "teacher"), "--init", "clip.onnx"]
+    assert ablation.TAUGHT == ["student", "student-features", "student-logits", "student-once"]
+    assert set(ablation.ALONE) == {"labels", "frequency-noise", "noise-consistency"}
+    _finished_run(tmp_path, "labels", [0.5, 0.7])
     with pytest.raises(DataError, match="levit_192 at 224 px"):
-        ablation.row_from_run(tmp_path / "robust-0", tmp_path, "robust", 0, scale)
+        ablation.row_from_run(tmp_path / "labels-0", tmp_path, "labels", 0, scale)
 
 
 def test_views_are_squares_of_the_input_in_their_places(tmp_path: Path) -> None:
@@ -219,7 +223,7 @@ def test_the_plain_export_is_plain(tmp_path: Path) -> None:
 
 
 def test_a_report_shows_what_was_recorded(tmp_path: Path) -> None:
-    for preset, aucs in (("robust", [0.5, 0.6]), ("grey", [0.5, 0.65])):
+    for preset, aucs in (("labels", [0.5, 0.6]), ("noise-consistency", [0.5, 0.65])):
         _finished_run(tmp_path, preset, aucs)
     arguments = [str(tmp_path), "--runs", str(tmp_path), "--epochs", "2", "--finished"]
     lines = CliRunner().invoke(ablation.main, arguments).stdout
@@ -227,9 +231,9 @@ def test_a_report_shows_what_was_recorded(tmp_path: Path) -> None:
     result = CliRunner().invoke(report.main, [str(tmp_path / "results.jsonl")])
     assert result.exit_code == 0, result.output
     rows = [line for line in result.stdout.splitlines() if line.startswith("| `")]
-    assert rows[0].startswith("| `grey` | 0 | 0.750 | 0.650 |")
-    assert rows[0].endswith("| +0.050 | +0.050 |")
-    assert rows[1].startswith("| `robust` | 0 | 0.700 | 0.600 |")
+    assert rows[0].startswith("| `noise-consistency` | 0 | 0.750 | 0.650 | 0.450 | 0.450 |")
+    assert rows[0].endswith("| +0.050 | +0.050 | +0.050 | +0.050 |")
+    assert rows[1].startswith("| `labels` | 0 | 0.700 | 0.600 | 0.400 | 0.400 |")
 
 
 def test_a_report_of_several_seeds_gives_means_and_ranges() -> None:

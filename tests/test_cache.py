@@ -11,22 +11,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import write_image
 
 from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.files.images import pixels_from_file
+from aivsreal.train.config import TrainConfig
 from aivsreal.train.fit import cache as cache_module
 from aivsreal.train.fit.cache import CachedPixels, FilePixels, cached_pixels, reduced
+from aivsreal.train.fit.data import Crops, ResidentViews, TrainBatches
+from aivsreal.train.fit.distributed import Ranks
 from aivsreal.train.samples import Sample
 
 
 @pytest.fixture
 def samples(tmp_path: Path) -> list[Sample]:
-    paths = [write_image(tmp_path / "images" / f"{index}.png", index, size=(40 + index, 30)) for index in range(20)]
+    paths = [
+        write_image(tmp_path / "images" / f"{index}.png", index, size=(30 + index % 15, 30)) for index in range(20)
+    ]
     return [Sample(path, "real", "train", "made") for path in paths]
 
 
-def _open(folder: Path, samples: list[Sample], short_side: int = 0) -> tuple[CachedPixels, list[str], list[str]]:
+def _open(folder: Path, samples: list[Sample], short_side: int = 30) -> tuple[CachedPixels, list[str], list[str]]:
     told: list[str] = []
     cache, problems = cached_pixels(folder, samples, short_side, 2, told.append)
     return cache, problems, told
@@ -44,7 +50,7 @@ def test_the_pixels_are_those_of_the_files(tmp_path: Path, samples: list[Sample]
 def test_a_cache_is_built_once_and_anew_when_a_file_changes(tmp_path: Path, samples: list[Sample]) -> None:
     _open(tmp_path / "cache", samples)
     assert _open(tmp_path / "cache", samples)[2] == []
-    write_image(samples[3].path, 99, size=(41, 31))
+    write_image(samples[3].path, 99, size=(41, 30))
     os.utime(samples[3].path, (1, 1))
     cache, _, told = _open(tmp_path / "cache", samples)
     assert "built anew" in told[0]
@@ -86,9 +92,9 @@ def test_trainings_that_start_together_build_one_cache(
 
     monkeypatch.setattr(cache_module, "_write_pixels", slow)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(cached_pixels, tmp_path / "cache", samples, 0, 1, tell)
+        first = pool.submit(cached_pixels, tmp_path / "cache", samples, 30, 1, tell)
         assert building.wait(60)
-        second = pool.submit(cached_pixels, tmp_path / "cache", samples, 0, 1, tell)
+        second = pool.submit(cached_pixels, tmp_path / "cache", samples, 30, 1, tell)
         caches = [future.result(60)[0] for future in (first, second)]
     assert [text.rpartition(" ")[2] for text in told] == ["waiting", "MiB"]
     for cache in caches:
@@ -124,7 +130,39 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, samples: list[
 
 def test_larger_images_are_scaled_to_the_short_side(tmp_path: Path, samples: list[Sample]) -> None:
     cache, _, _ = _open(tmp_path / "cache", samples, short_side=15)
-    assert cache(samples[10]).shape == (15, 25, 3)
+    assert cache(samples[10]).shape == (15, 20, 3)
     np.testing.assert_array_equal(cache(samples[10]), FilePixels(15)(samples[10]))
     small_HWC = np.zeros((10, 12, 3), dtype=np.uint8)
-    assert reduced(small_HWC, 15) is small_HWC
+    assert reduced(small_HWC, 15).shape == (15, 18, 3)  # and smaller ones up: crops of a group have one side
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 200), (200, 40), (60, 40), (41, 61)])
+def test_a_view_is_the_middle_of_the_image_and_at_most_three_to_two(height: int, width: int) -> None:
+    index_HWC = np.stack(np.meshgrid(np.arange(width), np.arange(height), [0]), -1).reshape(height, width, 3)
+    view_HWC = reduced(index_HWC.astype(np.uint8), min(height, width))
+    wanted = tuple(min(side, round(1.5 * min(height, width))) for side in (height, width))
+    assert view_HWC.shape[:2] == wanted
+    for axis, side in ((1, height), (0, width)):
+        first, last = (int(view_HWC[at, at, axis]) for at in (0, -1))
+        assert abs(first - (side - 1 - last)) <= 1, "as much is left out at one end as at the other"
+    small_HWC = reduced(index_HWC.astype(np.uint8), 20)
+    assert min(small_HWC.shape[:2]) == 20
+    assert max(small_HWC.shape[:2]) == round(max(wanted) * 20 / min(wanted))
+
+
+def test_views_in_a_gpus_memory_are_cut_like_those_that_threads_cut(tmp_path: Path, samples: list[Sample]) -> None:
+    cache, _, _ = _open(tmp_path / "cache", samples)
+    resident = ResidentViews(cache, samples, torch.device("cpu"))
+    crops = Crops(np.array([3, 17, 9]), 12, np.array([[0.0, 0.99], [0.5, 0.5], [0.99, 0.0]]))
+    batches = TrainBatches(samples, TrainConfig(), cache, Ranks(), 1, torch.device("cpu"))
+    assert torch.equal(resident.cut(crops), batches._cut([crops])[0])
+    assert torch.equal(resident.cut(crops)[0], torch.from_numpy(cache(samples[3])[:12, -12:].copy()))
+
+
+def test_a_view_of_a_large_photo_is_decoded_small_and_differs_little(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "photo.jpg", 1, size=(1500, 1000), smooth=True)
+    sample = Sample(path, "real", "train", "made")
+    view_HWC = FilePixels(100)(sample)
+    assert view_HWC.shape == (100, 150, 3)
+    whole_HWC = reduced(pixels_from_file(path), 100)
+    assert np.abs(view_HWC.astype(int) - whole_HWC).mean() < 1.5

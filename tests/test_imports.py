@@ -65,7 +65,7 @@ def test_a_stage_imports_the_runtime_and_itself_and_no_other_stage(stage: str) -
 FLOORS = (
     ("errors", "spec", "preprocess", "verdict", "uri", "machine", "text", "cache", "fields", "locks", "telemetry"),
     ("bundle", "files"),
-    ("gpu", "backends.networks"),
+    ("gpu", "backends.networks", "backends.vit"),
     ("backends",),
     ("options",),
     ("detector",),
@@ -77,8 +77,13 @@ FLOORS = (
 HOMES = {
     "onnxruntime": {"runtime/backends/onnx.py"},
     "openvino": {"runtime/backends/openvino.py"},
-    "torch": {"runtime/backends/networks.py", "runtime/backends/torch.py", "runtime/explain.py"},
-    "timm": {"runtime/backends/networks.py"},
+    "torch": {
+        "runtime/backends/networks.py",
+        "runtime/backends/torch.py",
+        "runtime/backends/vit.py",
+        "runtime/explain.py",
+    },
+    "timm": {"runtime/backends/networks.py", "runtime/backends/vit.py"},
     "onnx": {"runtime/backends/torch.py"},
     "cuda": {"runtime/gpu/bindings.py"},
     "pycuda": {"runtime/gpu/pycuda.py"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from aivsreal.runtime.backends.networks import network_from_arch
-from aivsreal.train.fit.resolution import weights_at_size
+from aivsreal.train.start.resolution import weights_at_size
 
 
 def test_weights_of_a_small_input_load_at_a_large_one() -> None:

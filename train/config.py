@@ -6,65 +6,85 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from aivsreal.runtime.spec import Geometry, PreprocessSpec, spec_from_json
+from aivsreal.runtime.spec import PreprocessSpec, spec_from_json
 
 
 @dataclass(frozen=True, slots=True)
 class AugmentConfig:
-    """Random changes to a training image; a probability of 0 leaves its step out."""
+    """Random changes to a training image, in this order; a probability of 0 leaves its step out."""
 
     crop_min: float = 0.875
-    """Smallest side of the random square crop, as a share of the short side (of each side where the spec squashes)."""
-    native_crop_p: float = 0.0
-    """Probability of a crop at exactly the input's size, without any resampling, where the image is large enough."""
+    """Smallest side of the random square crop, as a share of the view's short side."""
+    groups: int = 4
+    """Each batch is cut into so many groups; the crop's side, filters and strengths are drawn once for a group."""
     hflip_p: float = 0.5
-    rotate_degrees: float = 0.0
-    """Rotation drawn from plus and minus this many degrees; corners repeat the border by reflection."""
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    """Colour jitter: factors from 1 plus and minus the value; hue as a share of the circle."""
-    jitter_p: float = 1.0
-    small_p: float = 0.0
-    """The whole image, before the crop, down to 0.3..0.9 of its size, half of the time as a JPEG of quality 40 to 95:
-    every source as if it had been a small web image once."""
-    restyle_p: float = 0.0
-    """Another look, drawn or printed, from `aivsreal.train.fit.looks`."""
-    layout_p: float = 0.0
-    """As a page, with frame, bars, type or panels, from `aivsreal.train.fit.looks`."""
+    jpeg_first_p: float = 0.0
+    """JPEG of the crop before it is resized to the input, as of a file that was downloaded."""
     rescale_p: float = 0.0
-    """Down to 0.5..1 of the size with a random filter and up again."""
+    """Down to 0.4..1 of the size with a random filter and up again."""
     blur_p: float = 0.0
     sharpen_p: float = 0.0
     noise_p: float = 0.0
-    """Gaussian noise with a standard deviation of 1 to 6 grey levels."""
-    jpeg_p: float = 0.0
-    """JPEG of quality 55 to 98 with random chroma subsampling."""
-    jpeg_twice_p: float = 0.0
-    webp_p: float = 0.0
-    grey_p: float = 0.0
-    """Colour taken away: sources differ in palette."""
-    shuffle_p: float = 0.0
-    """4x4 tiles in a random order: the traces stay inside them, the content is taken apart."""
+    """Gaussian noise with a standard deviation of 1 to 8 grey levels."""
     frequency_noise_p: float = 0.0
     """Frequency Noise: amplitude and phase of one random band of the spectrum are perturbed."""
+    colour_p: float = 0.0
+    colour: float = 0.2
+    """Brightness, contrast, saturation and gamma are each multiplied by 1 plus or minus this at most."""
+    grey_p: float = 0.0
+    """Colour taken away: sources differ in palette."""
+    jpeg_p: float = 0.0
+    """JPEG of the input itself, quality 35 to 98, 4:4:4 or 4:2:0."""
+
+
+@dataclass(frozen=True, slots=True)
+class DistilConfig:
+    """How a student learns from a teacher that sees the same augmented batch (Beyer et al. 2022, arXiv:2106.05237)."""
+
+    labels: float = 1.0
+    """Weight of the labels' binary cross-entropy, as without a teacher."""
+    logits: float = 0.0
+    """Weight of the binary cross-entropy with the teacher's softened `p_ai`."""
+    temperature: float = 2.0
+    """The teacher's and the student's logits are divided by it for that."""
+    features: float = 0.0
+    """Weight of the regression of the teacher's principal components by the student's mean token."""
+    components: int = 384
+    tokens: float = 0.0
+    """Weight of the regression of the teacher's patch tokens by the student's first and last stages."""
+
+    once: bool = False
+    """The teacher is asked once of each image's plain view, before the training: on a CPU it is ten times slower than
+    the student. It says nothing of tokens then, and crops are taught what was said of their image."""
+
+    def __post_init__(self) -> None:
+        if self.once and self.tokens:
+            raise ValueError("a teacher that is asked once says nothing of tokens")
+
+    @property
+    def asks_a_teacher(self) -> bool:
+        """Whether any of it needs one."""
+        return max(self.logits, self.features, self.tokens) > 0
 
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
     """All that determines a training run, apart from the images."""
 
-    preset: str = "seed"
+    preset: str = "labels"
     arch: str = "levit_192"
     spec: PreprocessSpec = field(default_factory=PreprocessSpec)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    distil: DistilConfig = field(default_factory=DistilConfig)
     epochs: int = 30
+    passes: int = 1
+    """Passes over the images in an epoch: between two validations."""
     batch_size: int = 64
-    optimizer: str = "adam"
-    """`adam` or `adamw`."""
-    lr: float = 1e-4
+    lr: float = 1e-3
+    head_lr: float = 1.0
+    """Factor of the learning rate for the head of a ViT: thousands of correlated features move its logit together."""
     weight_decay: float = 0.0
+    """Of AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
     warmup_epochs: float = 0.0
     schedule: str = "constant"
     """`constant` or `cosine` (to zero at the last step)."""
@@ -79,25 +99,33 @@ class TrainConfig:
     cutmix_p: float = 0.0
     """CutMix (Yun et al. 2019, arXiv:1905.04899): probability that a rectangle of an image is another image's, and its
     target the mean of both by area: what is learned must be found in every part of an image."""
-    balance: bool = False
-    """Draw both classes equally often, and each source in proportion to a power of its size."""
     source_power: float = 0.5
-    """That power: 0.5 is the square root, 0 draws all sources of a class equally often."""
-    short_side: int = 0
-    """Training images with a longer short side are scaled down to this one when they are read; 0 leaves them."""
+    """Both classes are drawn equally often, and each source in proportion to this power of its size: 0 draws all
+    sources of a class equally often, 1 all images."""
+    rank: int = 0
+    """Rank of the trained change of a ViT's layers (LoRA); 0 trains the head alone."""
+    freeze: int = 0
+    """The first so many blocks of a ViT stay as they are."""
+    encoder: str = ""
+    """SHA-256 of the file that a ViT's encoder came from."""
     init: str = ""
     """SHA-256 of the weights that training starts from; empty is from scratch."""
+    teacher: str = ""
+    """Digest of the teacher."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.optimizer not in ("adam", "adamw"):
-            raise ValueError(f"optimizer must be adam or adamw, not {self.optimizer}")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule must be constant or cosine, not {self.schedule}")
         if self.epochs < 1 or self.batch_size < 2:
             raise ValueError(
                 "at least one epoch and a batch of two are needed (BatchNorm has no variance of one image)"
             )
+
+    @property
+    def view_side(self) -> int:
+        """Short side in pixels of the views that crops are taken from: room for them around the judged square."""
+        return round(self.spec.size * 9 / 7)
 
     def to_json(self) -> dict[str, object]:
         """The configuration as JSON values; `config_from_json` is its inverse."""
@@ -110,95 +138,86 @@ def config_from_json(values: Mapping[str, Any]) -> TrainConfig:
     Raises:
         TypeError, ValueError, KeyError: a field is missing, unknown or out of range.
     """
-    return TrainConfig(
-        **{**values, "spec": spec_from_json(values["spec"]), "augment": AugmentConfig(**values["augment"])}
-    )
+    parts = {
+        "spec": spec_from_json(values["spec"]),
+        "augment": AugmentConfig(**values["augment"]),
+        "distil": DistilConfig(**values["distil"]),
+    }
+    return TrainConfig(**{**values, **parts})
 
 
-_SEED = TrainConfig(
-    spec=PreprocessSpec(geometry=Geometry.SQUASH),
-    augment=AugmentConfig(rotate_degrees=15, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05),
+# Mean and standard deviation of CLIP's training images (Radford et al. 2021, arXiv:2103.00020).
+CLIP_SPEC = PreprocessSpec(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
+
+_LABELS = TrainConfig(
+    augment=AugmentConfig(
+        crop_min=0.55, jpeg_first_p=0.3, rescale_p=0.3, blur_p=0.15, sharpen_p=0.1, noise_p=0.15, grey_p=0.1, jpeg_p=0.4
+    ),
+    epochs=60,
+    batch_size=256,
+    lr=1e-3,
+    weight_decay=0.05,
+    warmup_epochs=2,
+    schedule="cosine",
+    clip_norm=1.0,
+    ema_decay=0.999,
+    label_smoothing=0.05,
+    cutmix_p=0.3,
+)
+_ACCURATE = replace(
+    _LABELS,
+    preset="accurate",
+    arch="vit_base_patch16_clip_quickgelu_224",
+    spec=CLIP_SPEC,
+    augment=replace(_LABELS.augment, crop_min=0.6, colour_p=0.3, grey_p=0.05),
+    epochs=2,
+    batch_size=256,
+    lr=1e-4,
+    head_lr=0.02,
+    weight_decay=0.02,
+    warmup_epochs=0.3,
+    ema_decay=0.995,
+    cutmix_p=0.0,
+    source_power=0.3,
+    rank=16,
+)
+# A constant rate and averaged weights: on unseen sources an annealed student was no better, and this one can go on.
+_STUDENT = replace(
+    _LABELS,
+    preset="student",
+    distil=DistilConfig(labels=0.5, logits=1.0, features=1.0, tokens=0.5),
+    passes=2,
+    schedule="constant",
+    cutmix_p=0.5,
 )
 
 PRESETS: dict[str, TrainConfig] = {
-    # The recipe that the project started from, as it was.
-    "seed": _SEED,
-    # Degradations that make sources alike, crops that keep the traces, LeViT's own optimisation.
-    "robust": replace(
-        _SEED,
-        preset="robust",
-        spec=PreprocessSpec(),
-        augment=AugmentConfig(
-            crop_min=0.6,
-            native_crop_p=0.5,
-            brightness=0.2,
-            contrast=0.2,
-            saturation=0.2,
-            hue=0.02,
-            jitter_p=0.5,
-            rescale_p=0.3,
-            blur_p=0.2,
-            sharpen_p=0.1,
-            noise_p=0.15,
-            jpeg_p=0.6,
-            jpeg_twice_p=0.25,
-            webp_p=0.15,
-        ),
-        optimizer="adamw",
-        lr=1e-3,
-        weight_decay=0.05,
-        warmup_epochs=2,
-        schedule="cosine",
-        clip_norm=1.0,
-        ema_decay=0.998,
-        label_smoothing=0.05,
-        balance=True,
+    # LeViT from labels alone: degradations that make sources alike, LeViT's own optimisation.
+    "labels": _LABELS,
+    # The head over a frozen encoder, the first thing to measure of a new encoder.
+    "probe": replace(_ACCURATE, preset="probe", rank=0, epochs=1),
+    # The accurate model: low-rank changes of a foundation encoder.
+    "accurate": _ACCURATE,
+    "accurate-cutmix": replace(_ACCURATE, preset="accurate-cutmix", lr=2e-4, cutmix_p=0.5),
+    # LeViT taught by the accurate model, which --teacher names.
+    "student": _STUDENT,
+    # The same where a teacher beside the student is too slow: without a GPU.
+    "student-once": replace(
+        _STUDENT,
+        preset="student-once",
+        augment=replace(_LABELS.augment, crop_min=0.7),
+        distil=DistilConfig(labels=0.5, logits=1.0, features=1.0, once=True),
+        passes=1,
+        batch_size=128,
+        cutmix_p=0.3,
     ),
-}
-_ROBUST = PRESETS["robust"]
-# What the ablation kept: `robust` without colour jitter and without crops at the input's own size, which are small
-# parts of an image where the input is small. Both helped on seen and on unseen sources.
-PRESETS["shipped"] = replace(
-    _ROBUST, preset="shipped", augment=replace(_ROBUST.augment, jitter_p=0.0, native_crop_p=0.0)
-)
-_SHIPPED = PRESETS["shipped"]
-PRESETS |= {
-    # One change to `shipped` each.
-    "shipped-grey": replace(_SHIPPED, preset="shipped-grey", augment=replace(_SHIPPED.augment, grey_p=0.2)),
-    "shipped-cutmix": replace(_SHIPPED, preset="shipped-cutmix", cutmix_p=0.3),
-    # Both of them, against over-fitting in a long training: what the shipped weights were trained with last.
-    "shipped-mixed": replace(
-        _SHIPPED, preset="shipped-mixed", cutmix_p=0.3, augment=replace(_SHIPPED.augment, grey_p=0.2)
+    # One change each, for the table of what was tried.
+    "student-logits": replace(_STUDENT, preset="student-logits", distil=DistilConfig(labels=0.5, logits=1.0)),
+    "student-features": replace(
+        _STUDENT, preset="student-features", distil=DistilConfig(labels=0.5, logits=1.0, features=1.0)
     ),
-    # One change to `robust` each, for the ablation table.
-    "residual": replace(_ROBUST, preset="residual", arch="levit_192_residual"),
     "frequency-noise": replace(
-        _ROBUST, preset="frequency-noise", augment=replace(_ROBUST.augment, frequency_noise_p=0.5)
+        _LABELS, preset="frequency-noise", augment=replace(_LABELS.augment, frequency_noise_p=0.5)
     ),
-    "grey": replace(_ROBUST, preset="grey", augment=replace(_ROBUST.augment, grey_p=0.3)),
-    "shuffle": replace(_ROBUST, preset="shuffle", augment=replace(_ROBUST.augment, shuffle_p=0.5)),
-    "small": replace(_ROBUST, preset="small", augment=replace(_ROBUST.augment, small_p=0.6)),
-    "restyle": replace(_ROBUST, preset="restyle", augment=replace(_ROBUST.augment, restyle_p=0.4)),
-    "layout": replace(_ROBUST, preset="layout", augment=replace(_ROBUST.augment, layout_p=0.4)),
-    "colour": replace(
-        _ROBUST,
-        preset="colour",
-        augment=replace(_ROBUST.augment, brightness=0.4, contrast=0.4, saturation=0.6, hue=0.1, jitter_p=0.9),
-    ),
-    "true-colour": replace(_ROBUST, preset="true-colour", augment=replace(_ROBUST.augment, jitter_p=0.0)),
-    "whole-views": replace(_ROBUST, preset="whole-views", augment=replace(_ROBUST.augment, native_crop_p=0.0)),
-    "equal-sources": replace(_ROBUST, preset="equal-sources", source_power=0.0),
-    "narrow-crops": replace(_ROBUST, preset="narrow-crops", augment=replace(_ROBUST.augment, crop_min=0.3)),
-    "squash": replace(_ROBUST, preset="squash", spec=_SEED.spec),
-    # Without decay AdamW is Adam: this row is the comparison of the two.
-    "no-decay": replace(_ROBUST, preset="no-decay", weight_decay=0.0),
-    "no-average": replace(_ROBUST, preset="no-average", ema_decay=0.0),
-    "hard-labels": replace(_ROBUST, preset="hard-labels", label_smoothing=0.0),
-    "no-delivery": replace(
-        _ROBUST,
-        preset="no-delivery",
-        augment=replace(_ROBUST.augment, rescale_p=0.0, blur_p=0.0, sharpen_p=0.0, noise_p=0.0, jpeg_p=0.0, webp_p=0.0),
-    ),
-    "noise-consistency": replace(_ROBUST, preset="noise-consistency", consistency=1.0),
-    "cutmix": replace(_ROBUST, preset="cutmix", cutmix_p=0.5),
+    "noise-consistency": replace(_LABELS, preset="noise-consistency", consistency=1.0),
 }

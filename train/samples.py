@@ -33,6 +33,8 @@ class Sample:
     source: str
     licence: str = ""
     """As its source states it."""
+    kind: str = ""
+    """What it shows, such as portrait, art or document; evaluations say how good a model is on each."""
 
     @property
     def target(self) -> int:
@@ -42,6 +44,9 @@ class Sample:
 
 def samples_from_data(data: Path) -> list[Sample]:
     """All labelled images of `data`: a CSV file, a folder with an `images.csv`, or `SPLIT/real` and `SPLIT/ai` folders.
+
+    Beside a CSV file a `kinds.csv` with the columns `source` and `kind` may say what the images of each source show; a
+    column `kind` of its own goes before it.
 
     A folder with `real/` and `ai/` and no splits, or a data set without a split named `val...`, gets one: a tenth of
     `train`, chosen by the digest of the relative path, so that it never changes when images are added.
@@ -76,6 +81,17 @@ def samples_from_pair(real: Path, ai: Path, split: str = "all") -> list[Sample]:
     ]
 
 
+def unlabelled_samples(folder: Path) -> list[Sample]:
+    """All images under a folder, without a label; a source is the folder a file lies in.
+
+    Raises:
+        DataError: it is no folder.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    return [Sample(path, "", "train", path.parent.name) for path in image_paths(folder)]
+
+
 def _samples_from_csv(table: Path) -> list[Sample]:
     rows = _rows(table)
     _, names = next(rows, (0, []))
@@ -86,6 +102,7 @@ def _samples_from_csv(table: Path) -> list[Sample]:
             f"{table}: needs the columns path and label (and split, source); {' and '.join(sorted(missing))} missing, "
             f"{found}"
         )
+    kinds = _kinds_beside(table)
     samples = []
     for line, cells in rows:
         row = dict(zip(names, cells, strict=False))
@@ -100,9 +117,23 @@ def _samples_from_csv(table: Path) -> list[Sample]:
                 row.get("split") or "train",
                 row.get("source") or "",
                 row.get("licence") or "",
+                row.get("kind") or kinds.get(row.get("source") or "", ""),
             )
         )
     return samples
+
+
+def _kinds_beside(table: Path) -> dict[str, str]:
+    """Kind by source, of the `kinds.csv` that may lie beside a table."""
+    path = table.with_name("kinds.csv")
+    if not os.path.isfile(path):
+        return {}
+    rows = _rows(path)
+    _, names = next(rows, (0, []))
+    if not {"source", "kind"} <= set(names):
+        raise DataError(f"{path}: needs the columns source and kind")
+    found = (dict(zip(names, cells, strict=False)) for _, cells in rows)
+    return {row["source"]: row.get("kind", "") for row in found if row.get("source")}
 
 
 def _rows(table: Path) -> Iterator[tuple[int, list[str]]]:
@@ -213,7 +244,7 @@ def counts_of(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
     """Images by `split/label` and source."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for sample in samples:
-        counts[f"{sample.split}/{sample.label}"][sample.source or "-"] += 1
+        counts[f"{sample.split}/{sample.label or 'unlabelled'}"][sample.source or "-"] += 1
     return {name: dict(sorted(counter.items())) for name, counter in sorted(counts.items())}
 
 

@@ -22,7 +22,8 @@ from aivsreal.runtime.errors import DataError
 from aivsreal.train.config import PRESETS
 
 Row = dict[str, Any]
-RESIDUAL = "_residual"  # the suffix of `levit.RESIDUAL`, whose import would cost torch
+TAUGHT = sorted(name for name, config in PRESETS.items() if config.distil.asks_a_teacher)
+ALONE = sorted(name for name, config in PRESETS.items() if config.arch.startswith("levit_") and name not in TAUGHT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +33,27 @@ class Scale:
     epochs: int
     size: int | None = None
     arch: str | None = None
-    """timm name; with a preset that changes the input, its suffix is added."""
+    """timm name."""
+    teacher: Path | None = None
+    """Bundle or run of a ViT, for the presets that are taught."""
+    encoder: str | None = None
+    """File of a teacher's encoder, where it is a run."""
 
     def size_of(self, preset: str) -> int:
         """Side of the input in pixels."""
         return self.size or PRESETS[preset].spec.size
 
     def arch_of(self, preset: str) -> str:
-        """The network, with the preset's change of its input."""
-        given = PRESETS[preset].arch
-        if self.arch is None:
-            return given
-        return self.arch + (RESIDUAL if given.endswith(RESIDUAL) else "")
+        """The network."""
+        return self.arch or PRESETS[preset].arch
 
     def options(self, preset: str) -> list[str]:
         """The options of `aivsreal-train` for a preset."""
         size = ["--size", str(self.size)] if self.size else []
-        arch = ["--arch", self.arch_of(preset)] if self.arch else []
-        return ["--epochs", str(self.epochs), *size, *arch]
+        arch = ["--arch", self.arch] if self.arch else []
+        teacher = ["--teacher", str(self.teacher)] if self.teacher and preset in TAUGHT else []
+        encoder = ["--init", self.encoder] if teacher and self.encoder else []
+        return ["--epochs", str(self.epochs), *size, *arch, *teacher, *encoder]
 
 
 def train_command(data: Path, preset: str, seed: int, scale: Scale) -> list[str]:
@@ -64,7 +68,7 @@ def epochs_done(run: Path) -> list[Row]:
 
 
 def row_from_run(run: Path, data: Path, preset: str, seed: int, scale: Scale) -> Row:
-    """What a finished run says: its epoch with the highest mean AUC and its last one, by split.
+    """What a finished run says: its best epoch and its last one, by split.
 
     Raises:
         DataError: the folder holds a run of another recipe.
@@ -96,23 +100,22 @@ def row_from_run(run: Path, data: Path, preset: str, seed: int, scale: Scale) ->
 
 
 def mean_auc(row: Row) -> float:
-    """Mean AUC over the validation splits of one epoch: what `aivsreal-train` chooses the best epoch by."""
-    aucs = [value["auc"] for name, value in row.items() if name.startswith("val")]
+    """Mean of AUC and macro AUC over the validation splits: what `aivsreal-train` chooses the best epoch by."""
+    aucs = [value[name] for split, value in row.items() if split.startswith("val") for name in ("auc", "macro_auc")]
     return float(sum(aucs) / len(aucs))
 
 
 def with_changes(rows: Sequence[Row], reference: str) -> list[Row]:
-    """The rows, each with its AUC less that of the reference preset with the same seed, by split, at the last epoch."""
+    """The rows, each with its AUC and macro AUC less those of the reference with the same seed, at the last epoch."""
     references = {row["seed"]: row["last"] for row in rows if row["preset"] == reference}
+
+    def changes(row: Row, measure: str) -> Row:
+        before = references[row["seed"]]
+        vals = {name: value[measure] for name, value in row["last"].items() if name.startswith("val")}
+        return {name: round(value - before[name][measure], 4) for name, value in vals.items()}
+
     return [
-        {
-            **row,
-            "auc_change": {
-                name: round(value["auc"] - references[row["seed"]][name]["auc"], 4)
-                for name, value in row["last"].items()
-                if name.startswith("val")
-            },
-        }
+        {**row, "auc_change": changes(row, "auc"), "macro_auc_change": changes(row, "macro_auc")}
         if row["seed"] in references
         else row
         for row in rows
@@ -129,24 +132,32 @@ def _rounded(row: Row) -> Row:
 @command("ablation")
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs/ablation"), show_default=True)
-@click.option("--preset", "presets", multiple=True, type=click.Choice(sorted(PRESETS)), help="[default: all]")
+@click.option(
+    "--preset",
+    "presets",
+    multiple=True,
+    type=click.Choice(sorted(PRESETS)),
+    help="[default: those that a LeViT needs no more for; with --teacher the taught ones too]",
+)
+@click.option("--teacher", type=click.Path(path_type=Path), help="Bundle or run that teaches the student's presets.")
+@click.option("--init", "encoder", metavar="FILE", help="The file of a teacher's encoder, where --teacher is a run.")
 @click.option("--seed", "seeds", multiple=True, type=int, default=[0], show_default=True)
 @click.option("--epochs", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--size", type=click.IntRange(32), help="Input size in pixels.  [default: each preset's]")
 @click.option("--arch", help="timm name of the LeViT.  [default: each preset's]")
-@click.option("--workers", type=click.IntRange(0), default=2, show_default=True, help="Processes that load images.")
-@click.option("--reference", type=click.Choice(sorted(PRESETS)), default="robust", show_default=True)
+@click.option("--workers", type=click.IntRange(0), default=2, show_default=True, help="Threads that load images.")
+@click.option("--reference", type=click.Choice(sorted(PRESETS)), default="labels", show_default=True)
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps the images decoded between runs.")
 @click.option("--finished", is_flag=True, help="Train nothing: rows of the runs that are there.")
 def main(
-    data: Path, runs: Path, presets: Sequence[str], seeds: Sequence[int], epochs: int, size: int | None,
-    arch: str | None, workers: int, reference: str, cache: Path | None, finished: bool,
+    data: Path, runs: Path, presets: Sequence[str], teacher: Path | None, encoder: str | None, seeds: Sequence[int],
+    epochs: int, size: int | None, arch: str | None, workers: int, reference: str, cache: Path | None, finished: bool,
 ) -> None:  # fmt: skip
     """Train presets on DATA and print one JSON line for each."""
-    scale = Scale(epochs, size, arch)
+    scale = Scale(epochs, size, arch, teacher, encoder)
     rows = []
     for seed in seeds:
-        for preset in presets or sorted(PRESETS):
+        for preset in presets or [*ALONE, *(TAUGHT if teacher else [])]:
             run = runs / f"{preset}-{seed}"
             if len(epochs_done(run)) < epochs:
                 if finished:

@@ -23,16 +23,20 @@ from aivsreal.train.config import PRESETS, TrainConfig
 from aivsreal.train.samples import Sample, in_split, limited, samples_from_data
 
 
-def loading_rate(samples: Sequence[Sample], config: TrainConfig, pixels_of: Any, workers: int) -> float:
-    """Images a second through decoding, augmentation and batching, one pass over the samples."""
-    from torch.utils.data import DataLoader
+def loading_rate(samples: Sequence[Sample], config: TrainConfig, pixels_of: Any, workers: int, device: str) -> float:
+    """Images a second through decoding, cropping and augmentation, one pass over the samples."""
+    import torch
 
-    from aivsreal.train.fit.data import TrainDraws, TrainImages
+    from aivsreal.train.fit.augment import augmented
+    from aivsreal.train.fit.data import TrainBatches
+    from aivsreal.train.fit.distributed import Ranks
 
-    images = TrainImages(samples, config, pixels_of)
-    loader = DataLoader(images, config.batch_size, sampler=TrainDraws(samples, config), num_workers=workers)
-    start = perf_counter()
-    seen = sum(len(target_B) for _, target_B in loader)
+    batches = TrainBatches(samples, config, pixels_of, Ranks(), workers, torch.device(device))
+    start, seen = perf_counter(), 0
+    for step, (crops, target_B, _) in enumerate(batches.epoch(0)):
+        augmented(crops, config.spec.size, config.augment, (config.seed, 0, step), torch.device(device))
+        seen += len(target_B)
+    _wait(device)
     return seen / (perf_counter() - start)
 
 
@@ -77,7 +81,7 @@ def _wait(device: str) -> None:
 
 @command("training")
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.option("--preset", type=click.Choice(sorted(PRESETS)), default="robust", show_default=True)
+@click.option("--preset", type=click.Choice(sorted(PRESETS)), default="labels", show_default=True)
 @click.option("--arch", help="[default: the preset's]")
 @click.option("--size", type=click.IntRange(32), help="[default: the preset's]")
 @click.option("--images", type=click.IntRange(8), default=512, show_default=True, help="Loaded in one pass, about.")
@@ -100,10 +104,10 @@ def main(
     half_is_fast = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     samples = limited(in_split(samples_from_data(data), "train"), images // 2)
     with tempfile.TemporaryDirectory() as folder:
-        cache, _ = cached_pixels(Path(folder) / "cache", samples, config.short_side, 2, lambda _: None)
+        cache, _ = cached_pixels(Path(folder) / "cache", samples, config.view_side, 2, lambda _: None)
         loading = {
-            "files": loading_rate(samples, config, FilePixels(config.short_side), workers),
-            "cache": loading_rate(samples, config, cache, workers),
+            "files": loading_rate(samples, config, FilePixels(config.view_side), workers, device),
+            "cache": loading_rate(samples, config, cache, workers, device),
         }
     kinds = {"fp32": (False, False), **({"half": (True, False)} if half_is_fast else {})}
     if compiled:

@@ -9,10 +9,13 @@ import click
 
 
 class Number(click.FloatRange):
-    """A number above `low` and up to `high`, if there is one; not `inf`, nor `nan`, which click has in every range."""
+    """A number above `low` and up to `high`, if there is one; not `inf`, nor `nan`, which click has in every range.
 
-    def __init__(self, low: float, high: float | None = None) -> None:
-        super().__init__(low, high, min_open=True)
+    Without `above` it may be `low` too.
+    """
+
+    def __init__(self, low: float, high: float | None = None, above: bool = True) -> None:
+        super().__init__(low, high, min_open=above)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The number.

@@ -1,159 +1,251 @@
-"""Random changes to training images: geometry as the spec allows, then the damage that delivery does.
+"""Random changes to a batch of training images: a crop, then the damage that delivery does, alike for both classes.
 
-Mixup, CutMix and strong resized crops are left out on purpose: they destroy the traces that the network looks for.
-Legend: H, W image height and width; S input size; F half-spectrum column; C channel (3, RGB).
+Everything is arithmetic on a batch, so that a GPU does it beside the network; JPEG is computed as its encoder and
+decoder do, up to the rounding of their integer transforms.
+
+Legend: B image in a batch; C channel (3, RGB); H, W height and width; S input size; N 8x8 block; U, V frequency.
 """
 
 from __future__ import annotations
 
-import io
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter
+import numpy.typing as npt
+import torch
+from torch.nn import functional
 
-from aivsreal.runtime.preprocess import PixelsHWC, square_from_pixels
-from aivsreal.runtime.spec import Box, Geometry, PreprocessSpec
 from aivsreal.train.config import AugmentConfig
-from aivsreal.train.fit.looks import laid_out, restyled
 
-_FILTERS = (
-    Image.Resampling.BILINEAR,
-    Image.Resampling.BICUBIC,
-    Image.Resampling.LANCZOS,
-    Image.Resampling.BOX,
+Change = Callable[[torch.Tensor], torch.Tensor]
+FloatsB = npt.NDArray[np.float64]
+
+# Annex K of the JPEG standard (ITU-T T.81), which libjpeg scales by its quality.
+_LUMA = (
+    "16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62 "
+    "18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99"
+)
+_CHROMA = (
+    "17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 99 99 99 99 47 66 99 99 99 99 99 99 " + "99 " * 32
 )
 
 
-def augmented_square(
-    pixels_HWC: PixelsHWC, spec: PreprocessSpec, config: AugmentConfig, rng: np.random.Generator
-) -> PixelsHWC:
-    """One random training view `square_SSC`, uint8, which only `rng` and the arguments determine."""
-    if rng.random() < config.small_p:
-        pixels_HWC = np.asarray(_made_small(Image.fromarray(pixels_HWC), rng))
-    height, width = pixels_HWC.shape[:2]
-    box = _random_box(width, height, spec, config, rng)
-    image = Image.fromarray(square_from_pixels(pixels_HWC, spec, box))
-    if rng.random() < config.hflip_p:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if config.rotate_degrees:
-        image = _rotated(image, rng.uniform(-config.rotate_degrees, config.rotate_degrees))
-    if rng.random() < config.jitter_p:
-        image = _jittered(image, config, rng)
-    if rng.random() < config.restyle_p:
-        image = restyled(image, rng)
-    if rng.random() < config.layout_p:
-        image = laid_out(image, rng)
-    if rng.random() < config.grey_p:
-        image = image.convert("L").convert("RGB")
-    if rng.random() < config.shuffle_p:
-        image = _shuffled(image, rng)
-    if rng.random() < config.rescale_p:
-        image = _rescaled(image, rng)
-    if rng.random() < config.blur_p:
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 1.2)))
-    if rng.random() < config.sharpen_p:
-        image = ImageEnhance.Sharpness(image).enhance(rng.uniform(1.2, 2.5))
-    if rng.random() < config.noise_p:
-        image = _noisy(image, rng)
-    if rng.random() < config.frequency_noise_p:
-        image = _with_frequency_noise(image, rng)
-    if rng.random() < config.jpeg_p:
-        image = _jpeg(image, rng)
-        if rng.random() < config.jpeg_twice_p:
-            image = _jpeg(image, rng)
-    elif rng.random() < config.webp_p:
-        image = _encoded(image, "WEBP", quality=int(rng.integers(50, 96)), method=0)
-    return np.asarray(image)
+def augmented(
+    crops: Sequence[torch.Tensor], size: int, config: AugmentConfig, seed: tuple[int, ...], device: torch.device
+) -> torch.Tensor:
+    """Degraded squares `batch_BCHW`, float32 of whole grey levels 0..255, from groups of equally large crops.
+
+    Args:
+        crops: `crops_BHWC`, uint8; each group has one side, and what is drawn once for a group differs between groups.
+        size: S.
+        config: what may happen.
+        seed: determines every draw, on each device alike but for the noise's values.
+        device: where it is computed.
+    """
+    rng = np.random.default_rng(seed)
+    noise = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+    groups = []
+    for crops_BHWC in crops:
+        x = crops_BHWC.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
+        flip_B = _drawn(len(x), config.hflip_p, rng, device)
+        x = torch.where(flip_B[:, None, None, None], x.flip(3), x)
+        x = _some(x, config.jpeg_first_p, rng, lambda part: _jpeg(part, rng))
+        x = _some(x, config.rescale_p, rng, lambda part: _rescaled(part, rng))
+        x = resized(x, size, _filter(rng))
+        x = _some(x, config.blur_p, rng, lambda part: _blurred(part, rng.uniform(0.3, 1.3)))
+        x = _some(x, config.sharpen_p, rng, lambda part: _sharpened(part, rng))
+        x = _some(x, config.noise_p, rng, lambda part: _noisy(part, noise, rng))
+        x = _some(x, config.frequency_noise_p, rng, lambda part: _frequency_noise(part, noise, rng))
+        x = _some(x, config.colour_p, rng, lambda part: _recoloured(part, config.colour, rng))
+        x = _some(x, config.grey_p, rng, _grey)
+        x = _some(x, config.jpeg_p, rng, lambda part: _jpeg(part, rng))
+        groups.append(x.clamp(0, 255).round())
+    return torch.cat(groups)
 
 
-def _made_small(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    share = rng.uniform(0.3, 0.9)
-    size = (max(16, round(image.width * share)), max(16, round(image.height * share)))
-    small = image.resize(size, _FILTERS[int(rng.integers(len(_FILTERS)))])
-    if rng.random() < 0.5:
-        small = _encoded(small, "JPEG", quality=int(rng.integers(40, 96)), subsampling=int(rng.choice((0, 2))))
-    return small
+def resized(x_BCHW: torch.Tensor, size: int, mode: str) -> torch.Tensor:
+    """Antialiased to SxS, whole grey levels."""
+    if x_BCHW.shape[2] == size:
+        return x_BCHW
+    return functional.interpolate(x_BCHW, (size, size), mode=mode, antialias=True).clamp(0, 255).round()
 
 
-def _random_box(width: int, height: int, spec: PreprocessSpec, config: AugmentConfig, rng: np.random.Generator) -> Box:
-    if spec.geometry is Geometry.SQUASH:
-        box_width, box_height = (max(1, round(s * rng.uniform(config.crop_min, 1.0))) for s in (width, height))
-    else:
-        short = min(width, height)
-        native = rng.random() < config.native_crop_p and short >= spec.size
-        side = spec.size if native else max(1, round(short * rng.uniform(config.crop_min, 1.0)))
-        box_width = box_height = side
-    left = int(rng.integers(0, width - box_width + 1))
-    top = int(rng.integers(0, height - box_height + 1))
-    return (left, top, left + box_width, top + box_height)
+def _drawn(count: int, p: float, rng: np.random.Generator, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(rng.random(count) < p).to(device)
 
 
-def _rotated(image: Image.Image, degrees: float) -> Image.Image:
-    # Black corners would tell the network that an image was rotated; a reflected border does not.
-    margin = image.width // 4
-    padded = np.pad(np.asarray(image), ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
-    turned = Image.fromarray(padded).rotate(degrees, Image.Resampling.BILINEAR)
-    return turned.crop((margin, margin, margin + image.width, margin + image.height))
+def _some(x: torch.Tensor, p: float, rng: np.random.Generator, change: Change) -> torch.Tensor:
+    """The batch with some of its images changed."""
+    at = np.flatnonzero(rng.random(len(x)) < p)
+    if not len(at):
+        return x
+    at_B = torch.from_numpy(at).to(x.device)
+    return x.index_copy(0, at_B, change(x.index_select(0, at_B)))
 
 
-def _jittered(image: Image.Image, config: AugmentConfig, rng: np.random.Generator) -> Image.Image:
-    steps = (
-        (ImageEnhance.Brightness, config.brightness),
-        (ImageEnhance.Contrast, config.contrast),
-        (ImageEnhance.Color, config.saturation),
-    )
-    for step in rng.permutation(len(steps)):
-        enhance, strength = steps[step]
-        if strength:
-            image = enhance(image).enhance(rng.uniform(1 - strength, 1 + strength))
-    if config.hue:
-        shift = round(255 * rng.uniform(-config.hue, config.hue))
-        hsv_HWC = np.array(image.convert("HSV"))
-        hsv_HWC[..., 0] += np.uint8(shift % 256)  # the hue is a circle: uint8 wraps as it should
-        image = Image.fromarray(hsv_HWC, "HSV").convert("RGB")
-    return image
+def _filter(rng: np.random.Generator) -> str:
+    return ("bicubic", "bicubic", "bilinear")[int(rng.integers(3))]
 
 
-def _shuffled(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    side = image.width // 4
-    result = image.copy()  # keeps what is beyond the last whole tile
-    for place, source in enumerate(rng.permutation(16)):
-        left, top = int(source) % 4 * side, int(source) // 4 * side
-        result.paste(image.crop((left, top, left + side, top + side)), (place % 4 * side, place // 4 * side))
-    return result
+def _rescaled(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    side = x.shape[2]
+    small = max(8, round(side * rng.uniform(0.4, 1.0)))
+    return resized(resized(x, small, _filter(rng)), side, _filter(rng))
 
 
-def _rescaled(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    small = max(8, round(image.width * rng.uniform(0.5, 1.0)))
-    down, up = (_FILTERS[int(choice)] for choice in rng.integers(0, len(_FILTERS), 2))
-    return image.resize((small, small), down).resize(image.size, up)
+def _blurred(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    reach = math.ceil(3 * sigma)
+    at = torch.arange(-reach, reach + 1, device=x.device, dtype=torch.float32)
+    row = torch.exp(-(at**2) / (2 * sigma**2))
+    row = (row / row.sum()).expand(3, 1, 1, -1)
+    x = functional.conv2d(functional.pad(x, (reach, reach, 0, 0), mode="reflect"), row, groups=3)
+    return functional.conv2d(functional.pad(x, (0, 0, reach, reach), mode="reflect"), row.transpose(2, 3), groups=3)
 
 
-def _noisy(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    noise_SSC = rng.standard_normal((image.height, image.width, 3), dtype=np.float32) * rng.uniform(1, 6)
-    return Image.fromarray(np.clip(np.asarray(image) + noise_SSC, 0, 255).astype(np.uint8))
+def _sharpened(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    return (x + rng.uniform(0.2, 1.5) * (x - _blurred(x, rng.uniform(0.5, 1.5)))).clamp(0, 255)
 
 
-def _with_frequency_noise(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Scale the amplitude and turn the phase of each coefficient in one ring of frequencies, alike in all channels."""
-    size = image.width
-    y_S1 = np.fft.fftfreq(size)[:, None]
-    radius_SF = np.hypot(y_S1, np.fft.rfftfreq(size)[None, :]) * 2  # 0 at the mean, 1 at Nyquist along an axis
+def _noisy(x: torch.Tensor, noise: torch.Generator, rng: np.random.Generator) -> torch.Tensor:
+    sigma_B = torch.from_numpy(rng.uniform(1, 8, len(x)).astype(np.float32)).to(x.device)
+    values = torch.randn(x.shape, generator=noise, device=x.device)
+    return (x + values * sigma_B[:, None, None, None]).clamp(0, 255)
+
+
+def _grey(x: torch.Tensor) -> torch.Tensor:
+    weight_C = torch.tensor([0.299, 0.587, 0.114], device=x.device)
+    return (x * weight_C[:, None, None]).sum(1, keepdim=True).expand_as(x)
+
+
+def _recoloured(x: torch.Tensor, strength: float, rng: np.random.Generator) -> torch.Tensor:
+    """Brightness, contrast, saturation and gamma, each by a factor within the strength of 1."""
+    factor_4B = rng.uniform(1 - strength, 1 + strength, (4, len(x), 1, 1, 1)).astype(np.float32)
+    bright, contrast, saturation, gamma = torch.from_numpy(factor_4B).to(x.device)
+    x = (x * bright).clamp(0, 255)
+    mean = _grey(x).mean(dim=(1, 2, 3), keepdim=True)
+    x = (mean + (x - mean) * contrast).clamp(0, 255)
+    grey = _grey(x)
+    x = (grey + (x - grey) * saturation).clamp(0, 255)
+    recoloured: torch.Tensor = 255 * (x / 255) ** gamma
+    return recoloured
+
+
+def _frequency_noise(x: torch.Tensor, noise: torch.Generator, rng: np.random.Generator) -> torch.Tensor:
+    """Frequency Noise: amplitude and phase of one random ring of frequencies, alike in all channels."""
+    size = x.shape[2]
+    y_S1 = torch.fft.fftfreq(size, device=x.device)[:, None]
+    radius = torch.hypot(y_S1, torch.fft.rfftfreq(size, device=x.device)[None, :]) * 2  # 1 at Nyquist along an axis
     low = rng.uniform(0.05, 1.2)
-    band_SF = (radius_SF >= low) & (radius_SF < low + rng.uniform(0.1, 0.4))
-    count = int(band_SF.sum())
-    factor = np.exp(rng.normal(0, rng.uniform(0.1, 0.8), count) + 1j * rng.normal(0, rng.uniform(0.1, 0.8), count))
-    spectrum_SFC = np.fft.rfft2(np.asarray(image, dtype=np.float32), axes=(0, 1))
-    spectrum_SFC[band_SF] *= factor[:, None]
-    values_SSC = np.fft.irfft2(spectrum_SFC, s=(size, size), axes=(0, 1))
-    return Image.fromarray(np.clip(np.rint(values_SSC), 0, 255).astype(np.uint8))
+    ring = (radius >= low) & (radius < low + rng.uniform(0.1, 0.4))
+    shape = (len(x), 1, *radius.shape)
+    amplitude, phase = (
+        torch.randn(shape, generator=noise, device=x.device) * rng.uniform(0.1, 0.8) * ring for _ in range(2)
+    )
+    spectrum = torch.fft.rfft2(x) * torch.polar(torch.exp(amplitude), phase)
+    noisy: torch.Tensor = torch.fft.irfft2(spectrum, s=(size, size)).clamp(0, 255)
+    return noisy
 
 
-def _jpeg(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return _encoded(image, "JPEG", quality=int(rng.integers(55, 99)), subsampling=int(rng.choice((0, 2))))
+def _jpeg(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """JPEG of quality 35 to 98, most often high, three in five with 4:2:0."""
+    quality_B = (98 - 63 * rng.beta(1.2, 1.8, len(x))).round()
+    return jpeg(x, quality_B, subsampled=bool(rng.random() < 0.6))
 
 
-def _encoded(image: Image.Image, kind: str, **options: int) -> Image.Image:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return Image.open(buffer).convert("RGB")
+def jpeg(x_BCHW: torch.Tensor, quality_B: FloatsB, subsampled: bool) -> torch.Tensor:
+    """The images after JPEG: grey levels 0..255, whole numbers, of the same shape.
+
+    Args:
+        x_BCHW: RGB, grey levels.
+        quality_B: libjpeg's quality, 1 to 100, of each image.
+        subsampled: 4:2:0, with the colour upsampled by the triangle filter of libjpeg; else 4:4:4.
+    """
+    height, width = x_BCHW.shape[2:]
+    grain = 16 if subsampled else 8
+    padded = functional.pad(x_BCHW, (0, -width % grain, 0, -height % grain), mode="replicate")
+    red, green, blue = padded.unbind(1)
+    y = 0.299 * red + 0.587 * green + 0.114 * blue
+    colour = torch.stack([0.564334 * (blue - y), 0.713267 * (red - y)], dim=1)
+    if subsampled:
+        colour = _halved(colour.round())
+    scale_B = np.where(quality_B < 50, 5000 / quality_B, 200 - 2 * quality_B)
+    y = _quantised(y[:, None].round() - 128, _LUMA, scale_B) + 128
+    colour = _quantised(colour.round(), _CHROMA, scale_B).clamp(-128, 127).round()
+    if subsampled:
+        colour = functional.interpolate(colour, scale_factor=2, mode="bilinear", align_corners=False)
+    luma, (cb, cr) = y.clamp(0, 255).round()[:, 0], colour.round().unbind(1)
+    rgb = torch.stack([luma + 1.402 * cr, luma - 0.344136 * cb - 0.714136 * cr, luma + 1.772 * cb], dim=1)
+    return rgb[:, :, :height, :width].clamp(0, 255).round()
+
+
+def _halved(x: torch.Tensor) -> torch.Tensor:
+    """Means of 2x2 pixels, rounded up and down in turns as libjpeg does: else differences to it are twice as large."""
+    sums = 4 * functional.avg_pool2d(x, 2)
+    bias_W = 1.0 + torch.arange(sums.shape[3], device=x.device) % 2
+    return ((sums + bias_W) / 4).floor()
+
+
+def _quantised(x: torch.Tensor, table: str, scale_B: FloatsB) -> torch.Tensor:
+    """Each 8x8 block through the DCT, the quantiser and back."""
+    count, channels, height, width = x.shape
+    base_UV = np.array(table.split(), dtype=np.float64).reshape(8, 8)
+    steps = np.clip(np.floor((base_UV * scale_B[:, None, None] + 50) / 100), 1, 255).astype(np.float32)
+    step_BUV = torch.from_numpy(steps).to(x.device)[:, None, None, None]
+    basis = _dct_basis(x.device)
+    blocks = x.reshape(count, channels, height // 8, 8, width // 8, 8).transpose(3, 4)
+    levels = (basis @ blocks @ basis.T / step_BUV).round() * step_BUV
+    return (basis.T @ levels @ basis).transpose(3, 4).reshape(x.shape)
+
+
+def _dct_basis(device: torch.device) -> torch.Tensor:
+    at = torch.arange(8, dtype=torch.float64)
+    basis = torch.cos((2 * at[None] + 1) * at[:, None] * math.pi / 16) / 2
+    basis[0] /= math.sqrt(2)
+    return basis.float().to(device)
+
+
+def patched(
+    batch_BCHW: torch.Tensor, probability: float, seed: tuple[int, ...], *values: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """CutMix: some images with a rectangle of another one in their place, and what is known of them mixed by area.
+
+    The rectangle's area is uniform in 0..1 of the image's before it is cut off at the border (arXiv:1905.04899, 3.1).
+
+    Args:
+        batch_BCHW: images, in any units.
+        probability: of a rectangle, for each image.
+        seed: determines the rectangles.
+        values: of each image, such as targets, `[B, ...]`.
+
+    Returns:
+        The mixed images, then the mixed values.
+    """
+    rng = np.random.default_rng(seed)
+    height, width = batch_BCHW.shape[-2:]
+    others = rng.permutation(len(batch_BCHW))
+    kept_B = np.ones(len(batch_BCHW), dtype=np.float32)
+    mixed_BCHW = batch_BCHW.clone()
+    for index in np.flatnonzero(rng.random(len(batch_BCHW)) < probability):
+        side = math.sqrt(rng.random())
+        y, x = rng.integers(height), rng.integers(width)
+        top, bottom = max(0, round(y - side * height / 2)), min(height, round(y + side * height / 2))
+        left, right = max(0, round(x - side * width / 2)), min(width, round(x + side * width / 2))
+        mixed_BCHW[index, :, top:bottom, left:right] = batch_BCHW[others[index], :, top:bottom, left:right]
+        kept_B[index] = 1 - (bottom - top) * (right - left) / (height * width)
+    device = batch_BCHW.device
+    share_B, other_B = torch.from_numpy(kept_B).to(device), torch.from_numpy(others).to(device)
+    return mixed_BCHW, *(_mixed(value, value[other_B], share_B) for value in values)
+
+
+def _mixed(own: torch.Tensor, other: torch.Tensor, share_B: torch.Tensor) -> torch.Tensor:
+    share = share_B.reshape(-1, *[1] * (own.ndim - 1))
+    return torch.where(share < 1, share * own + (1 - share) * other, own)  # NaN times 0 would be NaN
+
+
+def perturbed(levels_BCHW: torch.Tensor, seed: tuple[int, ...]) -> torch.Tensor:
+    """Grey levels under Gaussian noise of a standard deviation of 1 to 8, another one for each image."""
+    random = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+    strength_B = torch.empty(len(levels_BCHW)).uniform_(1.0, 8.0, generator=random)
+    noise_BCHW = torch.randn(levels_BCHW.shape, generator=random) * strength_B[:, None, None, None]
+    return (levels_BCHW + noise_BCHW.to(levels_BCHW.device)).clamp(0, 255)

@@ -26,7 +26,8 @@ from aivsreal.train.samples import Sample
 
 Stamps = dict[str, list[int]]  # size and time of each image by its path
 
-FORMAT = 1
+FORMAT = 2
+MAX_ASPECT = 1.5  # of a view: what lies further out is in no crop that the runtime judges
 PIXELS, INDEX, INDEX_PART = "pixels.bin", "index.json", "index.json.part"
 BUILD_LOCK = "build.lock"  # held while the cache is checked and built: trainings that start together build it once
 USE_LOCK = "use.lock"  # shared by all that train from the cache: nobody builds another one under their maps
@@ -35,7 +36,7 @@ USE_LOCK = "use.lock"  # shared by all that train from the cache: nobody builds 
 class FilePixels:
     """Decodes a sample's file each time; the one that needs no preparation."""
 
-    def __init__(self, short_side: int = 0) -> None:
+    def __init__(self, short_side: int) -> None:
         self.short_side = short_side
 
     def __call__(self, sample: Sample) -> PixelsHWC:
@@ -54,6 +55,10 @@ class CachedPixels:
         self.folder, self.places = folder, places
         self._bytes: np.memmap[Any, np.dtype[np.uint8]] | None = None
 
+    def mapped(self) -> np.memmap[Any, np.dtype[np.uint8]]:
+        """All pixels as one array, which may be written to without a change of the file."""
+        return np.memmap(self.folder / PIXELS, np.uint8, "c")
+
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "places": self.places, "_bytes": None}  # a pickled memmap is all its bytes
 
@@ -66,13 +71,15 @@ class CachedPixels:
 
 
 def reduced(pixels_HWC: PixelsHWC, short_side: int) -> PixelsHWC:
-    """The image scaled down, antialiased, until its short side is `short_side`; 0 or a smaller image: as it is."""
+    """A view of the image: its middle, at most 3:2, scaled, antialiased, so that its short side is `short_side`."""
     height, width = pixels_HWC.shape[:2]
-    scale = short_side / min(height, width)
-    if not short_side or scale >= 1:
-        return pixels_HWC
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(Image.fromarray(pixels_HWC).resize(size, Image.Resampling.BICUBIC))
+    short = min(height, width)
+    longest = round(MAX_ASPECT * short)
+    top, left = (max(0, (side - longest) // 2) for side in (height, width))
+    middle_HWC = pixels_HWC[top : top + longest, left : left + longest]
+    height, width = middle_HWC.shape[:2]
+    size = (round(width * short_side / short), round(height * short_side / short))
+    return np.asarray(Image.fromarray(middle_HWC).resize(size, Image.Resampling.BICUBIC))
 
 
 def cached_pixels(

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from aivsreal.runtime.backends.vit import ProbedVit, trained_names
 from aivsreal.runtime.errors import CheckpointError
 
 STATE, METRICS, CURVES = "last.state.pt", "metrics.jsonl", "curves.png"
@@ -51,14 +52,14 @@ def save_best(run: Path, network: nn.Module, card: dict[str, Any]) -> None:
 
 
 def save_last(
-    run: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler, card: dict[str, Any], progress: Progress,
+    run: Path, learner: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, card: dict[str, Any],
+    progress: Progress,
 ) -> None:  # fmt: skip
     """Write the newest weights with card, and the state that `load_progress` continues from."""
     _save(run, "last", average, card)
     state = {
-        "card_digest": _digest_of_card(card), "network": network.state_dict(), "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "random": torch.get_rng_state(),
+        "card_digest": _digest_of_card(card), "learner": _kept(learner), "average": _kept(average),
+        "optimizer": optimizer.state_dict(), "random": torch.get_rng_state(),
         "epoch": progress.epoch, "best": progress.best, "history": progress.history,
     }  # fmt: skip
     part = run / f"{STATE}.part"
@@ -67,16 +68,15 @@ def save_last(
 
 
 def load_progress(
-    run: Path, card: dict[str, Any], network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-) -> Progress:  # fmt: skip
+    run: Path, card: dict[str, Any], learner: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+) -> Progress:
     """Restore everything from `last.state.pt`, so that training goes on as if it had not stopped.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it is of another configuration or data list.
     """
     path = run / STATE
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"{path}: no such file; train without --resume first")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -84,10 +84,9 @@ def load_progress(
             raise CheckpointError(
                 f"{path} is of another configuration or data list; give the options it was started with (see last.json)"
             )
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
+        for module, name in ((learner, "learner"), (average, "average")):
+            module.load_state_dict({**module.state_dict(), **state[name]})
         optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])
         return Progress(state["epoch"], state["best"], state["history"])
     except CheckpointError:
@@ -98,7 +97,7 @@ def load_progress(
         ) from error
 
 
-def starting_point(path: Path, arch: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def starting_point(path: Path, arch: str | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Weights to start from, and what their card says of them.
 
     Args:
@@ -107,7 +106,7 @@ def starting_point(path: Path, arch: str) -> tuple[dict[str, torch.Tensor], dict
     Raises:
         CheckpointError: a file is missing or damaged, or of another arch.
     """
-    weights = path / "best.safetensors" if path.is_dir() else path.with_suffix(".safetensors")
+    weights = path / "best.safetensors" if os.path.isdir(path) else path.with_suffix(".safetensors")
     try:
         card = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
         told = {name: card[name] for name in ("arch", "config", "epoch", "data_digest", "weights_sha256")}
@@ -120,11 +119,17 @@ def starting_point(path: Path, arch: str) -> tuple[dict[str, torch.Tensor], dict
         ) from None
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{weights}: not a checkpoint of aivsreal-train ({type(error).__name__})") from None
-    if told["arch"] != arch:
+    if arch is not None and told["arch"] != arch:
         raise CheckpointError(f"{weights} is a {told['arch']}, and this run trains a {arch}; give --arch")
     if "started_from" in card:
         told["started_from"] = card["started_from"]
     return values, told
+
+
+def _kept(network: nn.Module) -> dict[str, torch.Tensor]:
+    """What training changed: the whole network, or of a ViT all but the encoder, which its own file holds."""
+    values = network.state_dict()
+    return {name: values[name] for name in trained_names(network)} if isinstance(network, ProbedVit) else values
 
 
 def _digest_of_card(card: dict[str, Any]) -> str:
@@ -135,7 +140,7 @@ def _digest_of_card(card: dict[str, Any]) -> str:
 def _save(run: Path, name: str, network: nn.Module, card: dict[str, Any]) -> None:
     weights = run / f"{name}.safetensors"
     part = run / f"{name}.safetensors.part"
-    save_file({key: value.contiguous().clone() for key, value in network.state_dict().items()}, part)
+    save_file({key: value.contiguous().clone() for key, value in _kept(network).items()}, part)
     full = {**card, "weights": weights.name, "weights_sha256": hashlib.sha256(part.read_bytes()).hexdigest()}
     os.replace(part, weights)
     card_part = run / f"{name}.json.part"

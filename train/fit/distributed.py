@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -37,7 +38,7 @@ class Ranks:
         if self.world > 1 and not distributed.is_initialized():
             if device.startswith("cuda"):
                 torch.cuda.set_device(device)
-            distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+            distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=_PATIENCE)
 
     def leave(self) -> None:
         """The end of `join`."""
@@ -57,4 +58,5 @@ class Ranks:
         return everyone
 
 
+_PATIENCE = timedelta(hours=6)  # while the first process fills a cache or asks a teacher
 _VARIABLES = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))

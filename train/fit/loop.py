@@ -1,12 +1,17 @@
-"""The training loop, top to bottom: data, network, steps, validation, checkpoint."""
+"""The training loop, top to bottom: data, network, steps, validation, checkpoint.
+
+Legend: B image in a batch; C channel (3, RGB); H, W input height and width.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import math
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,17 +20,29 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
-from aivsreal.runtime.backends.networks import logits_from_output, network_from_arch
-from aivsreal.train.config import TrainConfig
+from aivsreal.runtime.backends.networks import logits_from_output
+from aivsreal.runtime.backends.vit import ProbedVit
+from aivsreal.runtime.spec import PreprocessSpec
+from aivsreal.train.config import AugmentConfig, TrainConfig
+from aivsreal.train.evaluate.bootstrap import measures
 from aivsreal.train.evaluate.metrics import auc
-from aivsreal.train.fit.batch_changes import patched, perturbed
+from aivsreal.train.fit.augment import augmented, patched, perturbed
 from aivsreal.train.fit.cache import FilePixels
 from aivsreal.train.fit.checkpoint import Progress, load_progress, save_best, save_last
-from aivsreal.train.fit.data import PixelsOf, TrainDraws, TrainImages, ValImages, batch_from_tensors
+from aivsreal.train.fit.data import Batch, PixelsOf, TrainBatches, val_batches
+from aivsreal.train.fit.distil import (
+    FITTED_ON,
+    Learner,
+    Lesson,
+    Lessons,
+    Teacher,
+    answers_from_teacher,
+    distillation_loss,
+)
 from aivsreal.train.fit.distributed import Ranks
-from aivsreal.train.fit.resolution import weights_at_size
+from aivsreal.train.fit.optimise import learning_rate, optimizer_for, update_average
+from aivsreal.train.fit.probe import features_from_batches, fit_head
 from aivsreal.train.samples import Sample
 
 Metrics = dict[str, float]
@@ -37,37 +54,46 @@ class Machine:
 
     device: str = "cpu"
     amp: bool = False
-    """Automatic mixed precision: half with loss scaling on CUDA, bfloat16 on a CPU that has it in hardware."""
+    """Mixed precision in bfloat16, where the hardware multiplies it."""
     workers: int = 2
     compiled: bool = False
     """`torch.compile` for the training step."""
     ranks: Ranks = field(default_factory=Ranks)
 
 
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What a run learns from and is chosen on."""
+
+    train: Sequence[Sample]
+    val: dict[str, list[Sample]]
+    choose_on: Sequence[str]
+    pixels_of: PixelsOf | None = None
+    """Gives a sample's view; None decodes its file."""
+    unlabelled: Sequence[Sample] = ()
+    """Images whose label nobody knows or uses: a teacher alone says what they are."""
+
+
 def fit(
     config: TrainConfig,
     machine: Machine,
-    train_samples: Sequence[Sample],
-    val_samples: dict[str, list[Sample]],
-    choose_on: Sequence[str],
+    network: nn.Module,
+    data: Data,
     run: Path,
     card: dict[str, Any],
     *,
     resume: bool,
-    start: dict[str, torch.Tensor] | None = None,
-    pixels_of: PixelsOf | None = None,
+    teacher: Teacher | None = None,
     on_step: Callable[[int, int, int, float], None],
     on_epoch: Callable[[dict[str, Any]], None],
+    tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Train to the last epoch; `run/best.*` is the epoch with the highest mean AUC on the splits of `choose_on`.
-
-    The mean, because the AUC of one split of 885 images is uncertain by 0.035: one split alone picked epoch 3 of 26,
-    with 0.740 on the unseen sources and 0.804 on the seen ones, over epoch 26 with 0.729 and 0.920.
+    """Train to the last epoch; `run/best.*` is the epoch that `goodness` likes best.
 
     Args:
+        network: as `start.network_to_train` gives it; what needs no gradient stays as it is.
         card: what the checkpoint's card says besides metrics and weights.
-        start: weights to start from, in place of random ones.
-        pixels_of: gives a sample's pixels; None decodes its file.
+        teacher: what `config.distil` learns from.
         on_step: called with epoch, step, steps in the epoch and loss.
         on_epoch: called with the epoch's metrics row, after the checkpoint is on disk.
 
@@ -85,125 +111,252 @@ def fit(
     device = torch.device(machine.device)
     if device.type == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
-    network = network_from_arch(config.arch, config.spec.size)
-    if start is not None:
-        network.load_state_dict(weights_at_size(start, network.state_dict()))
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch's stub
+    pixels_of = data.pixels_of or FilePixels(config.view_side)
+    batches = TrainBatches([*data.train, *data.unlabelled], config, pixels_of, ranks, machine.workers, device)
+    steps = len(batches)
+    squares = {
+        split: list(val_batches(ranks.share(part), config, pixels_of, machine.workers))
+        for split, part in data.val.items()
+    }
     network = _placed(network, device, ranks)
+    if teacher is not None:
+        teacher = teacher.to(device)
+    learner: nn.Module = network if teacher is None else Learner(network, config.distil, teacher.width).to(device)
     average = copy.deepcopy(network).eval() if config.ema_decay else network
-    optimizer = _optimizer(network, config)
-    scaler = torch.amp.GradScaler(device.type, enabled=machine.amp and device.type == "cuda")
+    optimizer = optimizer_for(learner, config)
     progress = Progress()
     if resume:
-        progress = load_progress(run, card, network, average, optimizer, scaler)
+        progress = load_progress(run, card, learner, average, optimizer)
+    elif isinstance(network, ProbedVit) and not config.init:
+        _begin_with_head(network, config, machine, data, batches, squares, tell)
+        average.load_state_dict(network.state_dict())
 
-    forward = _parallel(network, machine)
-    pixels_of = pixels_of or FilePixels(config.short_side)
-    # The runtime judges an image as it is, and so does validation.
-    val_pixels_of = pixels_of if not config.short_side else FilePixels()
-    draws = TrainDraws(train_samples, config, ranks)
-    loader = DataLoader(
-        TrainImages(train_samples, config, pixels_of), config.batch_size // ranks.world, sampler=draws,
-        num_workers=machine.workers, drop_last=ranks.world > 1 or len(train_samples) > config.batch_size,
-        pin_memory=device.type == "cuda",
-    )  # fmt: skip
-    steps = len(loader)
-    for epoch in range(progress.epoch, config.epochs):
-        draws.epoch = epoch
-        network.train()
-        losses, correct, seen = 0.0, 0, 0
-        for step, (squares_BSSC, target_B) in enumerate(loader):
-            lr = learning_rate(epoch * steps + step, steps, config)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            batch_BCHW = _sent(batch_from_tensors(squares_BSSC, config), device)
-            target_B = target_B.to(device, torch.float32)
-            seed = (config.seed, epoch, step, ranks.rank)
-            if config.cutmix_p:
-                batch_BCHW, target_B = patched(batch_BCHW, target_B, config.cutmix_p, seed)
-            smooth_B = target_B * (1 - config.label_smoothing) + config.label_smoothing / 2
-            with _autocast(device, machine.amp):
-                if config.consistency:
-                    # One batch of both views, so that BatchNorm sees them together.
-                    both_BCHW = torch.cat([batch_BCHW, perturbed(batch_BCHW, seed)])
-                    logits_B, noisy_B = logits_from_output(forward(both_BCHW)).chunk(2)
-                else:
-                    logits_B = noisy_B = logits_from_output(forward(batch_BCHW))
-            loss = binary_cross_entropy_with_logits(logits_B, smooth_B)
-            if config.consistency:
-                loss = (loss + binary_cross_entropy_with_logits(noisy_B, smooth_B)) / 2
-                loss = loss + config.consistency * (logits_B.sigmoid() - noisy_B.sigmoid()).square().mean()
-            optimizer.zero_grad(set_to_none=True)
-            cast(Any, scaler.scale(loss)).backward()  # torch leaves it untyped
-            if config.clip_norm:
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
-            scaler.step(optimizer)
-            scaler.update()
-            if config.ema_decay:
-                _update_average(average, network, config.ema_decay, epoch * steps + step)
-            losses += loss.item() * len(target_B)
-            correct += int(((logits_B > 0) == (target_B > 0.5)).sum())
-            seen += len(target_B)
-            on_step(epoch, step + 1, steps, loss.item())
-        losses, correct, seen = (sum(part) for part in zip(*ranks.gathered((losses, correct, seen)), strict=True))
-        row: dict[str, Any] = {
-            "epoch": epoch + 1,
-            "lr": lr,
-            "train": {"loss": losses / seen, "accuracy": correct / seen},
-        }
-        for split, samples in val_samples.items():
-            row[split] = validate(average, samples, config, machine, val_pixels_of)
-        progress.epoch = epoch + 1
+    def keep(row: dict[str, Any]) -> None:
+        progress.epoch = row["epoch"]
         progress.history.append(row)
-        chosen = progress.best is None or _mean_auc(row, choose_on) > _mean_auc(progress.best, choose_on)
+        chosen = progress.best is None or goodness(row, data.choose_on) > goodness(progress.best, data.choose_on)
         if chosen:
             progress.best = row
         if ranks.first:
-            full = {**card, "epoch": epoch + 1, "metrics": row}
+            full = {**card, "epoch": row["epoch"], "metrics": row}
             if chosen:
                 save_best(run, average, full)
-            save_last(run, network, average, optimizer, scaler, {**full, "chosen_on": ""}, progress)
+            save_last(run, learner, average, optimizer, {**full, "chosen_on": ""}, progress)
             on_epoch(row)
+
+    def validated() -> dict[str, Metrics]:
+        return {split: validate(average, part, squares[split], config, machine) for split, part in data.val.items()}
+
+    if isinstance(network, ProbedVit) and progress.epoch == 0 and not progress.history:
+        keep({"epoch": 0, "lr": 0.0, **validated()})
+    lessons = None
+    if teacher is not None:
+        lessons = _taught(teacher, config, machine, batches, run, card, tell)
+    forward = _parallel(learner, machine)
+    ask = torch.compile(teacher) if teacher is not None and machine.compiled else teacher
+    for epoch in range(progress.epoch, config.epochs):
+        learner.train()
+        losses, correct, labelled, seen = (torch.zeros((), device=device) for _ in range(4))
+        for step, (crops, target_B, index_B) in enumerate(batches.epoch(epoch)):
+            lr = learning_rate(epoch * steps + step, steps, config)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["factor"]
+            seed = (config.seed, epoch, step, ranks.rank)
+            levels_BCHW = augmented(crops, config.spec.size, config.augment, seed, device)
+            target_B = target_B.to(device)
+            known = [target_B, *(lessons.of(index_B, device) if lessons is not None else ())]
+            if config.cutmix_p:
+                levels_BCHW, *known = patched(levels_BCHW, config.cutmix_p, seed, *known)
+            target_B = known[0]
+            lesson = Lesson(*known[1:]) if lessons is not None else None
+            loss, logits_B = _loss(forward, ask, levels_BCHW, target_B, lesson, config, machine, seed)
+            optimizer.zero_grad(set_to_none=True)
+            cast(Any, loss).backward()  # torch leaves it untyped
+            if config.clip_norm:
+                nn.utils.clip_grad_norm_(learner.parameters(), config.clip_norm)
+            optimizer.step()
+            if config.ema_decay:
+                update_average(average, network, config.ema_decay, epoch * steps + step)
+            losses += loss.detach() * len(target_B)
+            known_B = ~target_B.isnan()
+            correct += (((logits_B > 0) == (target_B > 0.5)) & known_B).sum()
+            labelled += known_B.sum()
+            seen += len(target_B)
+            if device.type == "cpu" or step % 20 == 0:  # reading a loss waits for the device
+                on_step(epoch, step + 1, steps, loss.item())
+        sums = ranks.gathered([value.item() for value in (losses, correct, labelled, seen)])
+        loss_sum, correct_sum, known_sum, seen_sum = (sum(part) for part in zip(*sums, strict=True))
+        train = {"loss": loss_sum / seen_sum, "accuracy": correct_sum / max(1, known_sum)}
+        keep({"epoch": epoch + 1, "lr": lr, "train": train, **validated()})
     assert progress.best is not None
     return progress.best
 
 
+def goodness(row: dict[str, Any], splits: Sequence[str]) -> float:
+    """What an epoch is chosen by: the mean of AUC and macro AUC over the splits.
+
+    A mean, because one AUC alone is uncertain: that of 885 images of five sources by 0.035, and it picked epoch 3 of
+    26, with 0.740 on unseen and 0.804 on seen sources, over epoch 26 with 0.729 and 0.920.
+    """
+    return float(np.mean([row[split][name] for split in splits for name in ("auc", "macro_auc")]))
+
+
+def normalised(levels_BCHW: torch.Tensor, spec: PreprocessSpec) -> torch.Tensor:
+    """`batch_BCHW` for the network from grey levels 0..255, by the runtime's own numbers."""
+    scale_C, bias_C = (torch.from_numpy(values).to(levels_BCHW.device) for values in spec.affine())
+    return levels_BCHW * scale_C[:, None, None] + bias_C[:, None, None]
+
+
 def validate(
-    network: nn.Module, samples: Sequence[Sample], config: TrainConfig, machine: Machine, pixels_of: PixelsOf
+    network: nn.Module,
+    samples: Sequence[Sample],
+    squares: Iterable[torch.Tensor],
+    config: TrainConfig,
+    machine: Machine,
 ) -> Metrics:
-    """Loss, accuracy at 0.5 and AUC of one split, which the ranks share."""
+    """Loss, accuracy at 0.5, AUC and macro AUC over pairs of sources of one split, which the ranks share.
+
+    Args:
+        squares: `squares_BSSC`, uint8, of this rank's share of the samples.
+    """
     # .train() first: timm's LeViT keeps attention biases of the last eval() forward, stale after an update.
     network.train()
     network.eval()
-    mine = ValImages(machine.ranks.share(samples), config, pixels_of)
-    loader = DataLoader(mine, config.batch_size, num_workers=machine.workers)
-    logits, targets = [], []
-    with torch.inference_mode(), _autocast(torch.device(machine.device), machine.amp):
-        for squares_BSSC, target_B in loader:
-            output = network(_sent(batch_from_tensors(squares_BSSC, config), torch.device(machine.device)))
-            logits.append(logits_from_output(output).cpu())
-            targets.append(target_B)
+    mine = machine.ranks.share(samples)
+    device = torch.device(machine.device)
+    logits = []
+    with torch.inference_mode(), _autocast(machine):
+        for squares_BSSC in squares:
+            levels_BCHW = squares_BSSC.to(device).permute(0, 3, 1, 2).float()
+            logits.append(logits_from_output(network(_laid(normalised(levels_BCHW, config.spec)))).cpu())
     network.train()
-    parts = machine.ranks.gathered((torch.cat(logits), torch.cat(targets)) if logits else None)
-    logits_B, target_B = (torch.cat(part) for part in zip(*(part for part in parts if part), strict=True))
-    loss = binary_cross_entropy_with_logits(logits_B, target_B.float()).item()
-    accuracy = float(((logits_B > 0) == (target_B > 0)).float().mean())
-    return {"loss": loss, "accuracy": accuracy, "auc": auc(target_B.numpy(), logits_B.numpy().astype(np.float64))}
+    found = (torch.cat(logits), [(sample.target, sample.source) for sample in mine]) if logits else None
+    parts = [part for part in machine.ranks.gathered(found) if part]
+    logits_B = torch.cat([part[0] for part in parts])
+    target_B = np.array([target for _, told in parts for target, _ in told])
+    sources = [source or "-" for _, told in parts for _, source in told]
+    return _metrics(target_B, logits_B, sources)
 
 
-def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
-    """Linear warm-up, then constant or half a cosine to zero (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
-    warmup = config.warmup_epochs * steps_per_epoch
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    if config.schedule == "constant":
-        return config.lr
-    share = (step - warmup) / max(1.0, config.epochs * steps_per_epoch - warmup)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * share))
+def _metrics(target_B: np.ndarray[Any, Any], logits_B: torch.Tensor, sources: Sequence[str]) -> Metrics:
+    score_B = logits_B.numpy().astype(np.float64)
+    return {
+        "loss": binary_cross_entropy_with_logits(logits_B, torch.from_numpy(target_B).float()).item(),
+        "accuracy": float(((score_B > 0) == (target_B > 0)).mean()),
+        "auc": auc(target_B, score_B),
+        "macro_auc": measures(target_B, score_B, ("auc",), draws=1, source_B=sources)["auc"].value,
+    }
 
 
-def _mean_auc(row: dict[str, Any], splits: Sequence[str]) -> float:
-    return float(np.mean([row[split]["auc"] for split in splits]))
+def _loss(
+    forward: Callable[[torch.Tensor], Any], teacher: Callable[[torch.Tensor], Any] | None, levels_BCHW: torch.Tensor,
+    target_B: torch.Tensor, lesson: Lesson | None, config: TrainConfig, machine: Machine, seed: tuple[int, ...],
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """The loss of a step, and the logits of the batch; a target of NaN is of an image without a label."""
+    batch_BCHW = _laid(normalised(levels_BCHW, config.spec))
+    smooth_B = target_B * (1 - config.label_smoothing) + config.label_smoothing / 2
+    with _autocast(machine):
+        if teacher is not None:
+            if lesson is None:
+                with torch.no_grad():
+                    lesson = teacher(_laid(normalised(levels_BCHW, cast(Any, teacher).spec)))
+            output, components_BC, tokens = forward(batch_BCHW)
+            logits_B = logits_from_output(output)
+        elif config.consistency:
+            # One batch of both views, so that BatchNorm sees them together.
+            noisy_BCHW = normalised(perturbed(levels_BCHW, seed), config.spec)
+            logits_B, noisy_B = logits_from_output(forward(torch.cat([batch_BCHW, noisy_BCHW]))).chunk(2)
+        else:
+            logits_B = logits_from_output(forward(batch_BCHW))
+    known_B = ~target_B.isnan()
+    labels = binary_cross_entropy_with_logits(logits_B, smooth_B.nan_to_num(), weight=known_B.float())
+    if lesson is not None:
+        taught = distillation_loss(logits_B, components_BC, tokens, lesson, config.distil)
+        return config.distil.labels * labels + taught, logits_B
+    if config.consistency:
+        labels = (labels + binary_cross_entropy_with_logits(noisy_B, smooth_B)) / 2
+        labels = labels + config.consistency * (logits_B.sigmoid() - noisy_B.sigmoid()).square().mean()
+    return labels, logits_B
+
+
+def _begin_with_head(
+    network: ProbedVit, config: TrainConfig, machine: Machine, data: Data, batches: TrainBatches,
+    squares: dict[str, list[torch.Tensor]], tell: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Fit the head over the encoder as it comes; the strength of its penalty is chosen as epochs are."""
+    device = torch.device(machine.device)
+    network.eval()
+    plain = AugmentConfig(hflip_p=0.0)
+
+    def train_batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for crops, target_B, _ in batches.plain():
+            levels_BCHW = augmented(crops, config.spec.size, plain, (config.seed,), device)
+            yield normalised(levels_BCHW, config.spec), target_B
+
+    def split_batches(split: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        targets = torch.tensor([float(sample.target) for sample in data.val[split]])
+        for squares_BSSC, target_B in zip(squares[split], torch.split(targets, config.batch_size), strict=True):
+            levels_BCHW = squares_BSSC.to(device).permute(0, 3, 1, 2).float()
+            yield normalised(levels_BCHW, config.spec), target_B
+
+    with _autocast(machine):
+        train = features_from_batches(network, train_batches())
+        val = {split: features_from_batches(network, split_batches(split)) for split in data.choose_on}
+
+    def good(logits_of: Callable[[torch.Tensor], torch.Tensor]) -> float:
+        rows = {}
+        for split, features in val.items():
+            sources = [sample.source or "-" for sample in data.val[split]]
+            logits_N = logits_of(features.features_NF).detach().cpu()
+            rows[split] = _metrics(features.target_N.cpu().numpy().astype(np.int64), logits_N, sources)
+        return goodness(rows, data.choose_on)
+
+    sizes = Counter((sample.label, sample.source) for sample in data.train)
+    weights = torch.tensor([sizes[sample.label, sample.source] ** (config.source_power - 1) for sample in data.train])
+    for target in (0, 1):  # both classes alike
+        of_class = train.target_N.cpu() == target
+        weights[of_class] /= 2 * weights[of_class].sum() / len(weights)
+    found = fit_head(network, train, weights, good)
+    tell("head over the encoder as it comes, by penalty: " + ", ".join(f"{k} {v:.4f}" for k, v in found.items()))
+
+
+def _taught(
+    teacher: Teacher, config: TrainConfig, machine: Machine, batches: TrainBatches, run: Path, card: dict[str, Any],
+    tell: Callable[[str], None],
+) -> Lessons | None:  # fmt: skip
+    """Fit the teacher's components on images as the student will see them; and where it is asked once, ask it."""
+    plain = AugmentConfig(hflip_p=0.0)
+    device = torch.device(machine.device)
+
+    def shown(some: Iterable[Batch]) -> Iterator[torch.Tensor]:
+        for step, (crops, *_) in enumerate(some):
+            levels_BCHW = augmented(crops, config.spec.size, plain, (config.seed, step), device)
+            yield normalised(levels_BCHW, teacher.spec)
+
+    def fit_teacher() -> None:
+        teacher.fit(shown(islice(batches.epoch(0), -(-FITTED_ON // batches.size))))
+
+    values_NC = None
+    if machine.ranks.first:  # it tells the others: all must learn the same components
+        with _autocast(machine):
+            if config.distil.once:
+                told = (
+                    config.teacher,
+                    card["data_digest"],
+                    str(config.distil),
+                    str(config.spec),
+                    str(config.view_side),
+                )
+                digest = hashlib.sha256(repr(told).encode()).hexdigest()
+                asked = (lambda first: shown(batches.plain(first)), len(batches.samples))
+                values_NC = answers_from_teacher(teacher, fit_teacher, *asked, run / "lessons.npz", digest, tell)
+            else:
+                fit_teacher()
+    state, values_NC = machine.ranks.gathered((dict(teacher.named_buffers(recurse=False)), values_NC))[0]
+    for name, value in teacher.named_buffers(recurse=False):
+        value.copy_(state[name])
+    return None if values_NC is None else Lessons(values_NC)
 
 
 def _placed(network: nn.Module, device: torch.device, ranks: Ranks) -> nn.Module:
@@ -214,41 +367,21 @@ def _placed(network: nn.Module, device: torch.device, ranks: Ranks) -> nn.Module
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def _parallel(network: nn.Module, machine: Machine) -> Callable[[torch.Tensor], torch.Tensor]:
+def _parallel(learner: nn.Module, machine: Machine) -> Callable[[torch.Tensor], Any]:
     """The forward of a training step: compiled and over all ranks, where that is asked for."""
     device = torch.device(machine.device)
-    forward: Any = network
+    forward: Any = learner
     if machine.ranks.world > 1:
-        forward = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
-    return cast("Callable[[torch.Tensor], torch.Tensor]", torch.compile(forward) if machine.compiled else forward)
+        forward = DistributedDataParallel(
+            learner, device_ids=[device] if device.type == "cuda" else None,
+            find_unused_parameters=isinstance(learner, Learner),  # what a configuration gives no weight
+        )  # fmt: skip
+    return cast("Callable[[torch.Tensor], Any]", torch.compile(forward) if machine.compiled else forward)
 
 
-def _sent(batch_BCHW: torch.Tensor, device: torch.device) -> torch.Tensor:
-    if device.type != "cuda":
-        return batch_BCHW.to(device)
-    return batch_BCHW.to(device, memory_format=torch.channels_last, non_blocking=True)
+def _laid(batch_BCHW: torch.Tensor) -> torch.Tensor:
+    return batch_BCHW.contiguous(memory_format=torch.channels_last) if batch_BCHW.is_cuda else batch_BCHW.contiguous()
 
 
-def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    # Biases and BatchNorm are not decayed: pulling them to zero only fights the normalisation.
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, lr=config.lr)
-
-
-def _update_average(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
-    decay = min(decay, (1 + step) / (10 + step))  # short memory at first, or the random start would linger
-    with torch.no_grad():
-        for kept, new in zip(_floats(average), _floats(network), strict=True):
-            kept.lerp_(new, 1 - decay)
-
-
-def _floats(network: nn.Module) -> Iterator[torch.Tensor]:
-    return (value for value in network.state_dict().values() if value.is_floating_point())
-
-
-def _autocast(device: torch.device, amp: bool) -> contextlib.AbstractContextManager[Any]:
-    dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
-    return torch.autocast(device.type, dtype, enabled=amp)
+def _autocast(machine: Machine) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast(torch.device(machine.device).type, torch.bfloat16, enabled=machine.amp)

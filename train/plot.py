@@ -16,12 +16,12 @@ def draw_curves(metrics: Path, image: Path) -> None:
     from matplotlib import pyplot
 
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    splits = [name for name, value in rows[0].items() if isinstance(value, dict)]
+    splits = [name for name, value in rows[-1].items() if isinstance(value, dict)]
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, measure in zip(axes, ("loss", "accuracy"), strict=True):
         for split in splits:
-            epochs = [row["epoch"] for row in rows]
-            axis.plot(epochs, [row[split][measure] for row in rows], label=split, marker=".")
+            points = [(row["epoch"], row[split][measure]) for row in rows if split in row]  # epoch 0 has no training
+            axis.plot(*zip(*points, strict=True), label=split, marker=".")
         axis.set(xlabel="epoch", title=measure)
         axis.grid(alpha=0.3)
     axes[0].legend()

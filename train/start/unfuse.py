@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from aivsreal.runtime.backends.networks import FusedLevit, fold_attention_scale, network_from_arch
 from aivsreal.runtime.backends.torch import network_from_bundle
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import MODEL
 from aivsreal.runtime.errors import CheckpointError
+from aivsreal.runtime.preprocess import batch_from_squares
 from aivsreal.train.config import TrainConfig
-from aivsreal.train.fit.data import PixelsOf, ValImages, batch_from_tensors
+from aivsreal.train.fit.data import PixelsOf, val_batches
 from aivsreal.train.samples import Sample
 
 _IMAGES = 512
@@ -57,8 +57,9 @@ def weights_from_bundle(
         MissingExtra: onnx is not installed.
     """
     manifest = bundle.manifest
-    seen = ValImages(samples[:: -(-len(samples) // _IMAGES)], replace(config, spec=manifest.spec), pixels_of)
-    batches = (batch_from_tensors(squares_BSSC, config) for squares_BSSC, _ in DataLoader(seen, 64))
+    config = replace(config, spec=manifest.spec, batch_size=64)
+    seen = val_batches(samples[:: -(-len(samples) // _IMAGES)], config, pixels_of, 2)
+    batches = (torch.from_numpy(batch_from_squares(list(part.numpy()), manifest.spec)) for part in seen)
     return unfused(network_from_bundle(bundle), manifest.arch, manifest.spec.size, batches).state_dict()
 
 

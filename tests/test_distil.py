@@ -1,0 +1,150 @@
+"""What a teacher says and what a student learns of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pocket_vit import SIZE, pocket_vit
+
+from aivsreal.runtime.backends.networks import logits_from_output, network_from_arch
+from aivsreal.runtime.errors import CheckpointError
+from aivsreal.runtime.spec import PreprocessSpec
+from aivsreal.train.config import DistilConfig
+from aivsreal.train.fit.distil import Learner, Lesson, Lessons, Teacher, answers_from_teacher, distillation_loss
+
+ALL = DistilConfig(labels=0.5, logits=1.0, features=1.0, tokens=0.5, components=8)
+
+
+def _batches(count: int, seed: int = 0) -> list[torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    return [torch.randn(8, 3, SIZE, SIZE, generator=random) for _ in range(count)]
+
+
+def _teacher(components: int, batches: list[torch.Tensor]) -> Teacher:
+    teacher = Teacher(pocket_vit(), PreprocessSpec(SIZE), DistilConfig(components=components))
+    teacher.fit(iter(batches))
+    return teacher
+
+
+@torch.no_grad()
+def test_a_lesson_is_standardised_on_what_it_was_fitted_on() -> None:
+    batches = _batches(8)
+    teacher = _teacher(8, batches)
+    lessons = [teacher(batch_BCHW) for batch_BCHW in batches]
+    components_NC = torch.cat([lesson.components_BC for lesson in lessons])
+    assert components_NC.mean(0).abs().max() < 1e-3
+    assert components_NC.square().mean() == pytest.approx(1, abs=1e-3)
+    spread_C = components_NC.std(0)
+    assert (spread_C[:-1] >= spread_C[1:] - 1e-3).all(), "large components stay large"
+    assert spread_C[0] > 1.1 * spread_C[-1]
+    for which in (0, 1):
+        tokens = torch.cat([lesson.tokens[which] for lesson in lessons])
+        assert tokens.shape == (64, 32, 4, 4)
+        assert tokens.mean((0, 2, 3)).abs().max() < 1e-3
+        torch.testing.assert_close(tokens.std((0, 2, 3)), torch.ones(32), atol=1e-2, rtol=0)
+    asked = teacher.network(batches[0])
+    torch.testing.assert_close(lessons[0].soft_B, (logits_from_output(asked) / 2).sigmoid())
+
+
+@torch.no_grad()
+def test_more_components_than_images_leave_the_rest_empty() -> None:
+    batches = _batches(1)
+    lesson = _teacher(20, batches)(batches[0])
+    assert lesson.components_BC.shape == (8, 20)
+    assert torch.isfinite(lesson.components_BC).all()
+    assert (lesson.components_BC[:, 8:] == 0).all()
+    assert lesson.components_BC[:, :7].abs().max() > 0.1
+
+
+def test_the_loss_counts_only_what_the_configuration_names() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits_B, components_BC = torch.randn(8, generator=random), torch.randn(8, 8, generator=random)
+    grids = tuple(torch.randn(8, 32, 4, 4, generator=random) for _ in range(2))
+    tokens = [torch.zeros(8, 16, 32), torch.zeros(8, 4, 32)]
+    lesson = Lesson(((logits_B + 1) / 2).sigmoid(), components_BC * 0.5, (grids[0], grids[1]))
+
+    def loss(config: DistilConfig, logits_B: torch.Tensor = logits_B) -> float:
+        return float(distillation_loss(logits_B, components_BC, tokens, lesson, config))
+
+    assert loss(DistilConfig()) == 0
+    pooled = torch.nn.functional.avg_pool2d(grids[1], 2)
+    wanted = (grids[0].square().mean() + pooled.square().mean()) / 2
+    assert loss(DistilConfig(tokens=1.0)) == pytest.approx(float(wanted), rel=1e-5)
+    assert loss(DistilConfig(features=2.0)) == pytest.approx(2 * float((components_BC * 0.5).square().mean()), rel=1e-5)
+    soft = DistilConfig(logits=1.0)
+    assert loss(soft, logits_B + 1) < loss(soft), "a student that says what the teacher says has least to learn"
+    assert loss(soft, logits_B + 1) < loss(soft, logits_B + 2)
+
+
+def test_a_teacher_is_asked_once_and_a_stopped_run_goes_on(tmp_path: Path) -> None:
+    batches, file = _batches(3), tmp_path / "lessons.npz"
+    told: list[str] = []
+    asked: list[int] = []
+
+    def ask(teacher: Teacher, digest: str = "one") -> np.ndarray[Any, Any]:
+        def batches_from(first: int) -> Iterator[torch.Tensor]:
+            for start in range(first, 24, 8):
+                asked.append(start)
+                yield batches[start // 8]
+
+        fit = partial(teacher.fit, batches)
+        return answers_from_teacher(teacher, fit, batches_from, 24, file, digest, told.append)
+
+    fresh = Teacher(pocket_vit(), PreprocessSpec(SIZE), DistilConfig(components=8))
+    values_NC = ask(fresh)
+    assert np.isfinite(values_NC).all()
+    soft_B, components_BC = Lessons(values_NC).of(torch.tensor([17, 3]), torch.device("cpu"))
+    with torch.no_grad():
+        seventeenth, third = fresh(batches[2]), fresh(batches[0])
+    torch.testing.assert_close(soft_B, torch.stack([seventeenth.soft_B[1], third.soft_B[3]]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(components_BC[1], third.components_BC[3], atol=1e-4, rtol=0)
+    later = Teacher(pocket_vit(), PreprocessSpec(SIZE), DistilConfig(components=8))
+    asked.clear()
+    np.testing.assert_array_equal(ask(later), values_NC)
+    assert asked == []
+    assert torch.equal(later.basis_FC, fresh.basis_FC), "a student goes on in the components that it has learned"
+    ask(later, digest="two")
+    assert asked == [0, 8, 16]
+    with np.load(file) as kept:
+        np.savez(file, **{**kept, "done": 16})
+    asked.clear()
+    ask(later, digest="two")
+    assert asked == [16]
+    assert len(told) == 2
+    file.write_bytes(b"words")
+    with pytest.raises(CheckpointError, match="move it away"):
+        ask(later, digest="two")
+    assert file.read_bytes() == b"words"
+
+
+@pytest.mark.parametrize("arch", ["levit_128s", "levit_conv_128s"])
+def test_a_student_learns_all_of_a_lesson(arch: str) -> None:
+    batches = _batches(2)
+    teacher = _teacher(8, batches)
+    torch.manual_seed(0)
+    learner = Learner(network_from_arch(arch, 64), ALL, teacher.width).train()
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=2e-3)
+    batch_BCHW = torch.nn.functional.interpolate(batches[0], (64, 64), mode="bilinear")
+    lesson = teacher(batches[0])
+    losses: list[list[float]] = []
+    for _ in range(25):
+        output, components_BC, tokens = learner(batch_BCHW)
+        logits_B = logits_from_output(output)
+        parts = [
+            distillation_loss(logits_B, components_BC, tokens, lesson, part)
+            for part in (DistilConfig(logits=1.0), DistilConfig(features=1.0), DistilConfig(tokens=1.0))
+        ]
+        losses.append([float(part.detach()) for part in parts])
+        optimizer.zero_grad()
+        torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    for before, after in list(zip(*(losses[0], losses[-1]), strict=True))[1:]:
+        assert after < 0.8 * before
+    assert losses[-1][0] <= losses[0][0]
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())

@@ -1,0 +1,59 @@
+"""`python -m aivsreal.train.pack`: views as small files that a training reads like any data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from click.testing import CliRunner, Result
+from conftest import write_image
+
+from aivsreal.runtime.files.images import pixels_from_file
+from aivsreal.train.fit.cache import FilePixels
+from aivsreal.train.pack import main
+from aivsreal.train.samples import samples_from_data
+
+
+def _pack(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [*map(str, arguments), "--short-side", "48", "--workers", "1"])
+
+
+def test_views_and_their_table_make_a_data_set(tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    for split in ("train", "val_unseen", "test"):
+        for label in ("real", "ai"):
+            for source in ("one", "two"):  # of which the files have the same names
+                write_image(data / split / label / source / "1.png", len(split + label + source), (150, 60), True)
+    (data / "train" / "ai" / "one" / "broken.png").write_bytes(b"words")
+    result = _pack(data, out)
+    assert result.exit_code == 0, result.output
+    assert "8 of 9 views" in result.stderr
+    assert "broken.png" in result.stderr
+    packed = samples_from_data(out)
+    originals = [s for s in samples_from_data(data) if s.split != "test" and s.path.name != "broken.png"]
+    assert [(s.split, s.label, s.source) for s in packed] == [(s.split, s.label, s.source) for s in originals]
+    assert len({s.path for s in packed}) == 8
+    for small, original in zip(packed, originals, strict=True):
+        view_HWC, kept_HWC = FilePixels(48)(original), pixels_from_file(small.path)
+        assert kept_HWC.shape == view_HWC.shape == (48, 72, 3)
+        assert np.abs(kept_HWC.astype(int) - view_HWC).mean() < 3
+
+
+def test_packing_again_takes_up_where_it_was(tiny_data: Path, tmp_path: Path) -> None:
+    assert _pack(tiny_data, tmp_path, "--split", "val_unseen").exit_code == 0
+    first = sorted((tmp_path / "val_unseen").rglob("*.avif"))
+    assert len(first) == 12
+    stamps = [path.stat().st_mtime_ns for path in first[1:]]
+    table = (tmp_path / "images.csv").read_text()
+    first[0].unlink()
+    assert _pack(tiny_data, tmp_path, "--split", "val_unseen").exit_code == 0
+    assert [path.stat().st_mtime_ns for path in first[1:]] == stamps
+    assert first[0].is_file()
+    assert (tmp_path / "images.csv").read_text() == table
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_no_data_is_one_error(tmp_path: Path) -> None:
+    result = _pack(tmp_path / "absent", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "no such file or folder" in result.stderr

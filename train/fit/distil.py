@@ -1,0 +1,244 @@
+"""A teacher and what a student learns of it: its verdict, its features and its tokens, of the same augmented batch.
+
+"A good teacher is patient and consistent": both see the same pixels, mixed and cropped ones too (Beyer et al. 2022,
+arXiv:2106.05237).
+
+Legend: B image in a batch; C channel or component; H, W height and width; F feature; T token.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional
+
+from aivsreal.runtime.backends.networks import logits_from_output
+from aivsreal.runtime.backends.vit import ProbedVit
+from aivsreal.runtime.errors import CheckpointError
+from aivsreal.runtime.spec import PreprocessSpec
+from aivsreal.train.config import DistilConfig
+
+FITTED_ON = 4096  # images that the components and the tokens' moments are taken of
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lesson:
+    """What a teacher says of a batch."""
+
+    soft_B: torch.Tensor
+    """`p_ai` at the temperature of the distillation."""
+    components_BC: torch.Tensor
+    tokens: tuple[torch.Tensor, ...] = ()
+    """`[B, C, H, W]`, standardised: of the middle block, and of the last one; none where it was asked once."""
+
+
+class Teacher(nn.Module):
+    """A trained ViT that is only asked.
+
+    Args:
+        network: its low-rank changes are merged.
+        spec: how it wants its pixels.
+        config: how many components, and at which temperature.
+    """
+
+    basis_FC: torch.Tensor
+    offset_C: torch.Tensor
+    moments: torch.Tensor
+
+    def __init__(self, network: ProbedVit, spec: PreprocessSpec, config: DistilConfig) -> None:
+        super().__init__()
+        self.heat, components = config.temperature, config.components
+        self.network = network.eval().requires_grad_(False)
+        self.spec = spec
+        self.width = width = int(network.encoder.embed_dim)
+        self.register_buffer("basis_FC", torch.zeros(network.shift.numel(), components))
+        self.register_buffer("offset_C", torch.zeros(components))
+        self.register_buffer("moments", torch.ones(2, 2, width))
+
+    def forward(self, batch_BCHW: torch.Tensor) -> Lesson:
+        """Of a batch that is normalised as its own spec says."""
+        network = self.network
+        features_BF, tokens = network.features(batch_BCHW)
+        logits_B = logits_from_output(network.head(features_BF))
+        grids = (self._grid(tokens[len(tokens) // 2], 0), self._grid(tokens[-1], 1))
+        soft_B = (logits_B / self.heat).sigmoid()
+        return Lesson(soft_B, features_BF @ self.basis_FC - self.offset_C, grids)
+
+    def _grid(self, tokens_BTC: torch.Tensor, which: int) -> torch.Tensor:
+        x_BTC = (tokens_BTC[:, 1:].float() - self.moments[which, 0]) / self.moments[which, 1]
+        return x_BTC.transpose(1, 2).reshape(len(x_BTC), -1, *self.network.resolution)
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[torch.Tensor]) -> None:
+        """Take the principal components and the tokens' moments of some thousands of images."""
+        rows, sums = [], torch.zeros(2, 2, self.network.encoder.embed_dim, dtype=torch.float64)
+        seen = 0
+        for batch_BCHW in batches:
+            features_BF, tokens = self.network.features(batch_BCHW)
+            rows.append(features_BF.float())
+            for which, tokens_BTC in enumerate((tokens[len(tokens) // 2], tokens[-1])):
+                flat = tokens_BTC[:, 1:].flatten(0, 1).float()
+                sums[which, 0] += flat.mean(0).double().cpu() * len(rows[-1])
+                sums[which, 1] += flat.square().mean(0).double().cpu() * len(rows[-1])
+            seen += len(rows[-1])
+        mean = sums[:, 0] / seen
+        std = (sums[:, 1] / seen - mean.square()).clamp_min(1e-6).sqrt()
+        x_NF = torch.cat(rows)
+        mean_F = x_NF.mean(0)
+        count = min(self.basis_FC.shape[1], len(x_NF))
+        with torch.autocast(x_NF.device.type, enabled=False):  # there is no factorisation in bfloat16
+            _, _, basis_FC = torch.svd_lowrank(x_NF - mean_F, q=count, niter=4)
+            scores = (x_NF - mean_F) @ basis_FC
+        scale = scores.square().mean().sqrt()  # one for all: large components stay large
+        self.basis_FC.zero_()[:, :count] = basis_FC / scale
+        self.offset_C.copy_(mean_F @ self.basis_FC)
+        self.moments.copy_(torch.stack([mean, std], dim=1))
+
+
+class Lessons:
+    """What a teacher said once of each image's plain view, kept in a file beside the run."""
+
+    def __init__(self, values_NC: npt.NDArray[np.float32]) -> None:
+        self.values_NC = values_NC
+        """`p_ai` at the distillation's temperature, then the components."""
+
+    def of(self, index_B: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """`soft_B` and `components_BC`."""
+        values = torch.from_numpy(self.values_NC[index_B.numpy()]).to(device)
+        return values[:, 0], values[:, 1:]
+
+
+def answers_from_teacher(
+    teacher: Teacher,
+    fit: Callable[[], None],
+    batches_from: Callable[[int], Iterable[torch.Tensor]],
+    count: int,
+    file: Path,
+    digest: str,
+    tell: Callable[[str], None],
+) -> npt.NDArray[np.float32]:
+    """Ask a teacher of all images, in their order; a run that was stopped goes on where it was.
+
+    Args:
+        teacher: is asked, and gets the components that the answers were given in.
+        fit: fits its components, where there are no answers yet.
+        batches_from: normalised batches from an image on.
+        count: of images.
+        file: where the answers are kept.
+        digest: of all that they depend on; answers to something else are replaced.
+        tell: takes a line now and then.
+
+    Returns:
+        What `Lessons` takes.
+
+    Raises:
+        CheckpointError: the file holds something else.
+    """
+    kept = _kept(file, digest)
+    if kept is None:
+        tell(f"the teacher is shown {count} images first; its answers are kept in {file}")
+        fit()
+        values_NC, done = np.full((count, 1 + teacher.basis_FC.shape[1]), np.nan, dtype=np.float32), 0
+    else:
+        values_NC, done = kept["values"], int(kept["done"])
+        teacher.basis_FC.copy_(torch.from_numpy(kept["basis"]))
+        teacher.offset_C.copy_(torch.from_numpy(kept["offset"]))
+
+    def save() -> None:
+        part = file.with_name(file.name + ".part")
+        with part.open("wb") as to:
+            basis, offset = (value.cpu().numpy() for value in (teacher.basis_FC, teacher.offset_C))
+            np.savez(to, digest=digest, values=values_NC, done=done, basis=basis, offset=offset)
+        part.replace(file)
+
+    last = time.monotonic()
+    for batch_BCHW in batches_from(done):
+        with torch.inference_mode():
+            lesson = teacher(batch_BCHW)
+        rows = torch.cat([lesson.soft_B[:, None], lesson.components_BC], dim=1).float().cpu().numpy()
+        values_NC[done : done + len(rows)] = rows
+        done += len(rows)
+        if time.monotonic() - last > 60:
+            save()
+            last = time.monotonic()
+            tell(f"the teacher has seen {done} of {count} images")
+    save()
+    return values_NC
+
+
+def _kept(file: Path, digest: str) -> dict[str, Any] | None:
+    """What the file holds, if it is there and of that digest."""
+    if not os.path.isfile(file):
+        return None
+    try:
+        with np.load(file) as kept:
+            return dict(kept) if str(kept["digest"]) == digest else None
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        raise CheckpointError(f"{file}: not what a teacher answered; move it away") from None
+
+
+class Learner(nn.Module):
+    """A student LeViT and what maps its stages to a teacher's; only the student is kept in the end."""
+
+    def __init__(self, network: nn.Module, config: DistilConfig, teacher_width: int) -> None:
+        super().__init__()
+        self.network = network
+        self.config = config
+        levit: Any = network
+        widths = [int(stage.blocks[-1].mlp.ln2.bn.num_features) for stage in levit.stages]
+        self.to_components = nn.Sequential(
+            nn.Linear(widths[-1], 2 * widths[-1]), nn.GELU(), nn.Linear(2 * widths[-1], config.components)
+        )
+        self.to_tokens = nn.ModuleList(nn.Linear(width, teacher_width) for width in (widths[0], widths[-1]))
+
+    def forward(self, batch_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """`[B, 1]` logits, `components_BC`, and tokens `[B, T, C]` of the first and the last stage."""
+        levit: Any = self.network
+        stages = list(_stages(levit, batch_BCHW))
+        logits = levit.forward_head(stages[-1])
+        first_BTC, last_BTC = (x if x.ndim == 3 else x.flatten(2).transpose(1, 2) for x in (stages[0], stages[-1]))
+        components_BC = self.to_components(last_BTC.mean(1))
+        return logits, components_BC, [to(x) for to, x in zip(self.to_tokens, (first_BTC, last_BTC), strict=True)]
+
+
+def _stages(levit: Any, batch_BCHW: torch.Tensor) -> Iterator[torch.Tensor]:
+    x = levit.stem(batch_BCHW)
+    if not levit.use_conv:
+        x = x.flatten(2).transpose(1, 2)
+    for stage in levit.stages:
+        x = stage(x)
+        yield x
+
+
+def distillation_loss(
+    logits_B: torch.Tensor,
+    components_BC: torch.Tensor,
+    tokens: list[torch.Tensor],
+    lesson: Lesson,
+    config: DistilConfig,
+) -> torch.Tensor:
+    """What a student still has to learn; each regression is about 1 for a student that knows nothing."""
+    loss = logits_B.new_zeros(())
+    if config.logits:
+        heat = config.temperature
+        # T^2: the gradient stays as large as that of the labels (Hinton et al. 2015, arXiv:1503.02531).
+        soft = functional.binary_cross_entropy_with_logits(logits_B / heat, lesson.soft_B) * heat**2
+        loss = loss + config.logits * soft
+    if config.features:
+        loss = loss + config.features * functional.mse_loss(components_BC.float(), lesson.components_BC)
+    if config.tokens:
+        for own_BTC, grid_BCHW in zip(tokens, lesson.tokens, strict=True):
+            side = round(own_BTC.shape[1] ** 0.5)
+            pooled = functional.adaptive_avg_pool2d(grid_BCHW, side).flatten(2).transpose(1, 2)
+            loss = loss + config.tokens / 2 * functional.mse_loss(own_BTC.float(), pooled)
+    return loss

@@ -1,0 +1,92 @@
+"""`python -m aivsreal.train.pack`: views of a data set as small files, to train where the originals are not.
+
+A view is what a training with `--cache` would keep of an image, as AVIF with full chroma: 21 kB and 40.3 dB in the mean
+of 60 originals, where JPEG of quality 92 needs 33 kB for 41.3 dB and of quality 90 with 4:2:0 25 kB for 37.4 dB.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import click
+from PIL import Image
+
+from aivsreal.runtime.commands.frame import command
+from aivsreal.runtime.errors import ImageError
+from aivsreal.train.fit.cache import FilePixels
+from aivsreal.train.samples import Sample, samples_from_data
+
+QUALITY, SPEED = 85, 9
+
+
+def packed(samples: list[Sample], out: Path, short_side: int, workers: int) -> Iterator[tuple[Sample, str, str]]:
+    """Each sample, the name of its view's file in `out`, and instead of that a message where it cannot be read."""
+    with ProcessPoolExecutor(workers) as pool:
+        done = pool.map(partial(_pack, out, short_side), samples, _names(samples), chunksize=8)
+        yield from ((sample, *told) for sample, told in zip(samples, done, strict=True))
+
+
+def _names(samples: list[Sample]) -> list[str]:
+    """A file for each sample; those whose own names are alike get a part of the digest of their path."""
+    names = [f"{sample.split}/{sample.label}/{sample.path.stem}" for sample in samples]
+    counts = Counter(names)
+    digests = [hashlib.sha256(os.fsencode(sample.path)).hexdigest()[:8] for sample in samples]
+    return [
+        f"{name}.avif" if counts[name] == 1 else f"{name}-{digest}.avif"
+        for name, digest in zip(names, digests, strict=True)
+    ]
+
+
+def _pack(out: Path, short_side: int, sample: Sample, name: str) -> tuple[str, str]:
+    path = out / name
+    if path.is_file():
+        return name, ""
+    try:
+        pixels_HWC = FilePixels(short_side)(sample)
+    except ImageError as error:
+        return "", str(error)
+    part = path.with_suffix(".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels_HWC).save(part, "AVIF", quality=QUALITY, speed=SPEED, subsampling="4:4:4", max_threads=1)
+    part.replace(path)
+    return name, ""
+
+
+@command("aivsreal.train.pack")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--short-side", type=click.IntRange(32), default=288, show_default=True)
+@click.option("--split", "splits", multiple=True, help="Repeatable.  [default: train and val*]")
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
+def main(data: Path, out: Path, short_side: int, splits: tuple[str, ...], workers: int) -> None:
+    """Write the views of DATA and their images.csv into OUT; run again, it takes up where it was."""
+
+    def taken(split: str) -> bool:
+        return split in splits if splits else split.startswith(("train", "val"))
+
+    samples = [sample for sample in samples_from_data(data) if taken(sample.split)]
+    out.mkdir(parents=True, exist_ok=True)
+    done = 0
+    part = out / "images.csv.part"
+    with part.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(("path", "label", "split", "source", "licence", "kind"))
+        for sample, name, problem in packed(samples, out, short_side, workers):
+            if problem:
+                click.echo(f"skipped: {problem}", err=True)
+            else:
+                table.writerow((name, sample.label, sample.split, sample.source, sample.licence, sample.kind))
+                done += 1
+    part.replace(out / "images.csv")
+    click.echo(f"{done} of {len(samples)} views are in {out}", err=True)
+
+
+if __name__ == "__main__":
+    main()

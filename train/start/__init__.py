@@ -1,0 +1,1 @@
+"""What a training starts from: fresh weights, an encoder, a run or a bundle."""
