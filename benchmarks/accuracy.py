@@ -16,7 +16,7 @@ from aivsreal.runtime.errors import BundleError
 from aivsreal.runtime.text import markdown_table
 
 HEADER = [
-    "split", "delivery", "AUC", "AUC of the baseline", "accuracy", "TPR at 5 % FPR", "ECE",
+    "split", "delivery", "AUC", "AUC, sources alike", "AUC of the baseline", "accuracy", "TPR at 5 % FPR", "ECE",
     "real called `ai`", "`unsure`",
 ]  # fmt: skip
 
@@ -24,7 +24,7 @@ HEADER = [
 def row_of(result: Mapping[str, Any]) -> list[str]:
     """The cells of one split after one delivery."""
     measures = result["measures"]
-    areas = (measures["auc"], result["baseline_auc"], measures["accuracy"])
+    areas = (measures["auc"], result["macro"]["auc"], result["baseline_auc"], measures["accuracy"])
     return [
         result["split"],
         result["tier"],

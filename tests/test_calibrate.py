@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,18 +22,27 @@ from aivsreal.runtime.results.facts import Ran, model_facts
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import LABELS, Label, OperatingPoint, Verdict, verdict_from_logit
 from aivsreal.train.evaluate.calibrate import (
+    default_point_of,
     doubts_of,
+    ece_alike,
     measured_point,
     nll,
     offset_from_logits,
     points_from_logits,
     temperature_from_logits,
+    weights_alike,
 )
 from aivsreal.train.evaluate.calibrate_command import main
+from aivsreal.train.evaluate.metrics import ece
 from aivsreal.train.evaluate.recentre import recentred_model
 
 Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
 Targets = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+def _alike(target_B: Targets) -> Floats:
+    """Weights of images of one source a class."""
+    return weights_alike(target_B, ["-"] * len(target_B))
 
 
 def _honest(images: int, seed: int = 0) -> tuple[Targets, Floats]:
@@ -45,22 +55,26 @@ def _honest(images: int, seed: int = 0) -> tuple[Targets, Floats]:
 @pytest.mark.parametrize("factor", [0.4, 1.0, 3.0])
 def test_the_temperature_undoes_logits_that_are_too_large_or_too_small(factor: float) -> None:
     target_B, logit_B = _honest(20_000)
-    assert temperature_from_logits(target_B, factor * logit_B) == pytest.approx(factor, rel=0.05)
+    assert temperature_from_logits(target_B, factor * logit_B, _alike(target_B)) == pytest.approx(factor, rel=0.05)
 
 
 def test_no_other_temperature_has_a_lower_nll() -> None:
     target_B, logit_B = _honest(500)
-    best = temperature_from_logits(target_B, logit_B)
-    assert all(nll(target_B, logit_B, best) <= nll(target_B, logit_B, other) for other in np.geomspace(0.05, 20, 400))
+    weight_B = _alike(target_B)
+    best = temperature_from_logits(target_B, logit_B, weight_B)
+    least = nll(target_B, logit_B, weight_B, best)
+    assert all(least <= nll(target_B, logit_B, weight_B, other) for other in np.geomspace(0.05, 20, 400))
 
 
 def test_classes_that_are_separated_stop_at_the_coldest_temperature() -> None:
-    assert temperature_from_logits(np.array([0, 1]), np.array([-1.0, 1.0])) == pytest.approx(0.05, rel=1e-3)
+    target_B = np.array([0, 1])
+    found = temperature_from_logits(target_B, np.array([-1.0, 1.0]), _alike(target_B))
+    assert found == pytest.approx(0.05, rel=1e-3)
 
 
 def test_the_cautious_point_accuses_at_most_one_real_image_in_a_hundred() -> None:
     target_B, logit_B = _honest(3000)
-    measured = points_from_logits(target_B, logit_B, 1.3)["cautious"]
+    measured = points_from_logits(target_B, logit_B, _alike(target_B), 1.3)["cautious"]
     p_ai_B = 1 / (1 + np.exp(-logit_B / 1.3))
     accused = np.mean([measured.point.label(p) is Label.AI for p in p_ai_B[target_B == 0]])
     assert measured.point.false_alarm_rate == pytest.approx(accused)
@@ -69,7 +83,7 @@ def test_the_cautious_point_accuses_at_most_one_real_image_in_a_hundred() -> Non
 
 def test_the_sensitive_point_clears_at_most_five_ai_images_in_a_hundred() -> None:
     target_B, logit_B = _honest(3000)
-    measured = points_from_logits(target_B, logit_B, 1.0)["sensitive"]
+    measured = points_from_logits(target_B, logit_B, _alike(target_B), 1.0)["sensitive"]
     p_ai_B = 1 / (1 + np.exp(-logit_B))
     cleared = np.mean([measured.point.label(p) is Label.REAL for p in p_ai_B[target_B == 1]])
     assert measured.miss_rate == pytest.approx(cleared)
@@ -80,14 +94,14 @@ def test_the_balanced_point_lies_where_both_classes_are_told_apart_best() -> Non
     rng = np.random.default_rng(0)
     target_B = np.arange(4000) % 2
     logit_B = rng.normal(np.where(target_B == 1, 3.0, -1.0), 1.0)  # equal spreads: the best cut lies at 1
-    point = points_from_logits(target_B, logit_B, 1.0)["balanced"].point
+    point = points_from_logits(target_B, logit_B, _alike(target_B), 1.0)["balanced"].point
     logits = [np.log(p / (1 - p)) for p in (point.real_below, point.ai_at_or_above)]
     assert sum(logits) / 2 == pytest.approx(1.0, abs=0.3)
 
 
 def test_a_band_halves_the_error_or_leaves_half_of_the_images_an_answer() -> None:
     target_B, logit_B = _honest(3000)
-    for measured in points_from_logits(target_B, logit_B, 1.0).values():
+    for measured in points_from_logits(target_B, logit_B, _alike(target_B), 1.0).values():
         assert measured.coverage >= 0.5
         assert measured.error <= measured.error_without_band
         assert measured.error <= 0.5 * measured.error_without_band or measured.coverage < 0.52
@@ -97,20 +111,21 @@ def test_a_band_halves_the_error_or_leaves_half_of_the_images_an_answer() -> Non
             measured.point.ai_at_or_above,
             target_B,
             0.5 * (1 + np.tanh(logit_B / 2)),
+            _alike(target_B),
         )
         assert (again.coverage, again.error) == pytest.approx((measured.coverage, measured.error), abs=1e-3)
 
 
 def test_classes_that_are_separated_need_no_band() -> None:
     target_B = np.array([0, 0, 1, 1])
-    for measured in points_from_logits(target_B, np.array([-3.0, -2.0, 2.0, 3.0]), 1.0).values():
+    for measured in points_from_logits(target_B, np.array([-3.0, -2.0, 2.0, 3.0]), _alike(target_B), 1.0).values():
         assert measured.error == 0.0
         assert measured.coverage == 1.0
         assert measured.point.real_below == measured.point.ai_at_or_above
 
 
 def test_scores_that_say_nothing_still_give_points() -> None:
-    points = points_from_logits(np.array([0, 1, 0, 1]), np.zeros(4), 1.0)
+    points = points_from_logits(np.array([0, 1, 0, 1]), np.zeros(4), np.full(4, 0.25), 1.0)
     assert points["cautious"].point.false_alarm_rate == 0.0
     assert points["sensitive"].miss_rate == 0.0
 
@@ -118,7 +133,53 @@ def test_scores_that_say_nothing_still_give_points() -> None:
 @pytest.mark.parametrize(("target", "logit"), [([1, 1], [0.0, 1.0]), ([0, 1], [0.0, float("inf")])])
 def test_what_cannot_be_calibrated_is_refused(target: list[int], logit: list[float]) -> None:
     with pytest.raises(ValueError, match=r"both classes|finite"):
-        temperature_from_logits(np.array(target), np.array(logit))
+        temperature_from_logits(np.array(target), np.array(logit), np.full(2, 0.5))
+
+
+def test_each_source_of_a_class_weighs_alike_and_both_classes_do() -> None:
+    target_B = np.array([0, 0, 0, 0, 1, 1])
+    weight_B = weights_alike(target_B, ["a", "a", "a", "b", "a", "a"])
+    np.testing.assert_allclose(weight_B, [1 / 12, 1 / 12, 1 / 12, 1 / 4, 1 / 4, 1 / 4])
+
+
+def test_a_large_source_does_not_hide_the_false_alarms_of_a_small_one() -> None:
+    target_B = np.array([0] * 990 + [0] * 10 + [1] * 500)
+    sources = ["large"] * 990 + ["small"] * 10 + ["made"] * 500
+    rng = np.random.default_rng(0)
+    logit_B = np.concatenate([rng.normal(-4, 1, 990), rng.normal(3, 1, 10), rng.normal(4, 2, 500)])
+    alike = points_from_logits(target_B, logit_B, weights_alike(target_B, sources), 1.0)["cautious"]
+    pooled = points_from_logits(target_B, logit_B, _alike(target_B), 1.0)["cautious"]
+    small_B = 1 / (1 + np.exp(-logit_B[990:1000]))
+    assert (small_B >= pooled.point.ai_at_or_above).mean() > 0.5, "1 % of all real images, and most of the small source"
+    assert (small_B >= alike.point.ai_at_or_above).mean() <= 0.02
+    assert alike.point.false_alarm_rate is not None
+    assert alike.point.false_alarm_rate <= 0.01
+
+
+def test_many_copies_of_a_source_change_no_calibration() -> None:
+    target_B, logit_B = _honest(600)
+    sources = [f"{index % 7}" for index in range(600)]
+    again = [index for index in range(600) if sources[index] == "3"] * 5
+    at = np.array([*range(600), *again])
+    more = [sources[index] for index in at]
+    weights = weights_alike(target_B, sources), weights_alike(target_B[at], more)
+    one, other = (
+        (temperature_from_logits(target, logit, weight), offset_from_logits(target, logit, weight))
+        for target, logit, weight in zip((target_B, target_B[at]), (logit_B, logit_B[at]), weights, strict=True)
+    )
+    assert one == pytest.approx(other, rel=1e-5)
+    p_ai_B = 1 / (1 + np.exp(-logit_B))
+    assert ece_alike(target_B, p_ai_B, weights[0]) == pytest.approx(ece_alike(target_B[at], p_ai_B[at], weights[1]))
+    assert ece_alike(target_B, p_ai_B, np.ones(600)) == pytest.approx(ece(target_B, p_ai_B))
+
+
+@pytest.mark.parametrize(("alarms", "name"), [(0.0, "balanced"), (0.05, "balanced"), (0.051, "cautious")])
+def test_balanced_is_the_default_where_it_accuses_at_most_one_real_image_in_twenty(alarms: float, name: str) -> None:
+    target_B, logit_B = _honest(300)
+    measured = points_from_logits(target_B, logit_B, _alike(target_B), 1.0)
+    balanced = measured["balanced"]
+    point = OperatingPoint("balanced", balanced.point.ai_at_or_above, balanced.point.real_below, alarms)
+    assert default_point_of({**measured, "balanced": replace(balanced, point=point)}) == name
 
 
 @dataclass
@@ -183,6 +244,24 @@ def test_the_command_writes_a_new_bundle_with_what_it_printed(tmp_path: Path, mo
     assert [point.name for point in written.manifest.points] == ["balanced", "cautious", "sensitive"]
     assert (written.manifest.point().false_alarm_rate or 0) <= 0.01
     assert printed["nll"] <= printed["nll_before"]
+    assert printed["sources"] == {"real": 1, "ai": 1}
+    assert "default point cautious: " in result.stderr
+    assert "of 1 and 1 sources, each weighing alike" in written.read("README.md").decode()
+
+
+def test_a_default_point_is_chosen_and_the_unseen_sources_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, result = _calibrated(tmp_path, monkeypatch, 20)
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    balanced = next(row["point"] for row in printed["operating_points"] if row["point"]["name"] == "balanced")
+    wanted = "balanced" if balanced["false_alarm_rate"] <= 0.05 else "cautious"
+    assert printed["default_operating_point"] == Bundle.open(new).manifest.default_point == wanted
+    (tmp_path / "data" / "val").rename(tmp_path / "data" / "val_unseen")
+    shutil.copytree(tmp_path / "data" / "val_unseen", tmp_path / "data" / "val_wild")
+    result = CliRunner().invoke(main, [str(tmp_path / "data")])
+    assert json.loads(result.stdout)["split"] == "val_unseen"
 
 
 @pytest.mark.parametrize(
@@ -222,19 +301,22 @@ def test_a_rate_is_stated_from_a_hundred_real_images_on_and_the_count_stands_bes
 @pytest.mark.parametrize(("offset", "scale"), [(0.0, 1.0), (2.0, 3.0), (-1.5, 0.5)])
 def test_the_offset_is_what_was_added_to_honest_logits(offset: float, scale: float) -> None:
     target_B, logit_B = _honest(20_000)
-    assert offset_from_logits(target_B, scale * logit_B + offset) == pytest.approx(offset, abs=0.08 * scale)
+    assert offset_from_logits(target_B, scale * logit_B + offset, _alike(target_B)) == pytest.approx(
+        offset, abs=0.08 * scale
+    )
 
 
 def test_the_offset_does_not_depend_on_how_many_images_a_class_has() -> None:
     target_B, logit_B = _honest(20_000)
     few_ai_B = (target_B == 0) | (np.arange(len(target_B)) % 5 == 0)
-    assert offset_from_logits(target_B[few_ai_B], logit_B[few_ai_B] + 1) == pytest.approx(1.0, abs=0.15)
+    weight_B = _alike(target_B[few_ai_B])
+    assert offset_from_logits(target_B[few_ai_B], logit_B[few_ai_B] + 1, weight_B) == pytest.approx(1.0, abs=0.15)
 
 
 def test_logits_the_wrong_way_round_are_refused() -> None:
     target_B, logit_B = _honest(500)
     with pytest.raises(ValueError, match="do not mean ai"):
-        offset_from_logits(target_B, -logit_B)
+        offset_from_logits(target_B, -logit_B, _alike(target_B))
 
 
 def test_a_recentred_bundle_gives_its_logits_less_the_offset(

@@ -12,13 +12,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from aivsreal.runtime.errors import BundleError, DataError
 from aivsreal.runtime.verdict import OperatingPoint, Verdict, verdict_from_logit
+from aivsreal.train.evaluate.bootstrap import measures
 from aivsreal.train.evaluate.commands import main
+from aivsreal.train.evaluate.metrics import auc
 from aivsreal.train.samples import Sample, limited, samples_from_pair
 
 POINT = OperatingPoint("half", 0.7, 0.3)
@@ -110,6 +113,50 @@ def test_the_numbers_are_those_counted_by_hand(data: Path) -> None:
     assert line["baseline_fitted_on"] == 12
 
 
+def test_kinds_of_images_get_their_rows(data: Path) -> None:
+    rows = ["path,label,split,source,kind"]
+    for label in ("real", "ai"):
+        for source in SOURCES:
+            for path in sorted((data / "test" / label / source).iterdir()):
+                kind = "document" if label == "real" and path.stem == "140" else ""
+                rows.append(f"{path.relative_to(data)},{label},test,{source},{kind}")
+    (data / "images.csv").write_text("\n".join(rows) + "\n")
+    (data / "kinds.csv").write_text("source,kind\none,portrait\ntwo,art\n")
+    line = json.loads(_run(data, "--no-baseline", "--json").stdout)
+    found = {(row["label"], row["kind"]): row for row in line["kinds"]}
+    assert {key: (row["images"], row["sources"]) for key, row in found.items()} == {
+        ("real", "art"): (2, 1), ("real", "document"): (2, 2), ("real", "portrait"): (2, 1),
+        ("ai", "art"): (3, 1), ("ai", "portrait"): (3, 1),
+    }  # fmt: skip
+    assert (found["real", "document"]["unsure"], found["real", "document"]["called_ai"]["value"]) == (1.0, 0.0)
+    assert found["ai", "art"]["called_ai_macro"] == pytest.approx(2 / 3)
+    assert line["macro_called"] == {
+        "real_called_ai": 0.0, "ai_called_ai": pytest.approx(2 / 3), "unsure_real": pytest.approx(1 / 3),
+        "unsure_ai": pytest.approx(1 / 3),
+    }  # fmt: skip
+    words = _run(data, "--no-baseline").stdout
+    assert "split test, by kind of image" in words
+    assert "document" in words
+    (data / "kinds.csv").write_text("name\none\n")
+    assert "kinds.csv: needs the columns source and kind" in _run(data).stderr
+
+
+def test_without_kinds_there_is_no_such_table(data: Path) -> None:
+    assert json.loads(_run(data, "--split", "test", "--json").stdout)["kinds"] == []
+    assert "by kind" not in _run(data, "--split", "test").stdout
+
+
+def test_the_macro_auc_is_the_mean_over_pairs_of_sources() -> None:
+    target_B = np.array([0] * 9 + [0] * 3 + [1] * 5 + [1] * 2)
+    source_B = ["a"] * 9 + ["b"] * 3 + ["c"] * 5 + ["d"] * 2
+    score_B = np.random.default_rng(0).normal(target_B, 1.0)
+    at = {name: np.array([one == name for one in source_B]) for name in "abcd"}
+    pairs = [auc(target_B[at[r] | at[m]], score_B[at[r] | at[m]]) for r in "ab" for m in "cd"]
+    found = measures(target_B, score_B, ("auc",), draws=1, source_B=source_B)["auc"].value
+    assert found == pytest.approx(np.mean(pairs))
+    assert found != pytest.approx(auc(target_B, score_B), abs=1e-3)
+
+
 def test_json_lines_keep_their_fields(data: Path) -> None:
     lines = [json.loads(line) for line in _run(data, "--tier", "clean", "--tier", "hard", "--json").stdout.splitlines()]
     assert [(line["split"], line["tier"]) for line in lines] == [
@@ -118,7 +165,7 @@ def test_json_lines_keep_their_fields(data: Path) -> None:
     assert set(lines[0]) == {
         "format", "arch", "bundle", "backend", "precision", "operating_point", "baseline_fitted_on", "skipped",
         "stability", "split", "tier", "real", "ai", "measures", "baseline_auc", "real_right", "macro",
-        "real_called_ai", "ai_called_ai", "unsure", "sources", "mistakes",
+        "real_called_ai", "ai_called_ai", "unsure", "macro_called", "sources", "kinds", "mistakes",
     }  # fmt: skip
     assert lines[0]["stability"] == 1.0
 

@@ -136,14 +136,8 @@ def _numbers(evaluation: Json | None) -> Iterable[str]:
     ]
     header = ["split", "source", "label", "images", "right side of 0.5", "AUC against the other class", "called ai"]
     yield f"### By source, {first}\n\n{markdown_table(header, rows)}"
-    rows = [
-        [result["split"], result["tier"], *(_interval(result["macro"][name]) for name in _MEASURES)]
-        for result in results
-    ]
-    yield (
-        "### Macro average over sources\n\nEach source of a class weighs the same, whatever its size.\n\n"
-        + markdown_table(["split", "delivery", *_MEASURES.values()], rows)
-    )
+    yield _macro(results)
+    yield from _kinds(results, first)
     failing = sorted(
         (
             row["right"]["value"],
@@ -159,6 +153,41 @@ def _numbers(evaluation: Json | None) -> Iterable[str]:
             line for _, line in failing
         )
     yield from _mistakes(results, first)
+
+
+def _macro(results: Sequence[Json]) -> str:
+    rows = []
+    for result in results:
+        called: Json = result.get("macro_called", {})  # earlier evaluations had none
+        shares = [called.get(name) for name in ("real_called_ai", "ai_called_ai")]
+        rows.append(
+            [
+                result["split"],
+                result["tier"],
+                *(_interval(result["macro"][name]) for name in _MEASURES),
+                *("-" if share is None else _share(share) for share in shares),
+            ]
+        )
+    header = ["split", "delivery", *_MEASURES.values(), "real called ai", "ai called ai"]
+    return (
+        "### Macro average over sources\n\nEach source of a class weighs the same, whatever its size: the AUC is the "
+        f"mean over pairs of a real and an AI source.\n\n{markdown_table(header, rows)}"
+    )
+
+
+def _kinds(results: Sequence[Json], tier: str) -> Iterable[str]:
+    rows = [
+        [
+            result["split"], row["kind"], row["label"], str(row["images"]), str(row["sources"]),
+            _share_interval(row["called_ai"]), _share(row["called_ai_macro"]), _share(row["unsure"]),
+        ]
+        for result in results
+        if result["tier"] == tier
+        for row in result.get("kinds", ())
+    ]  # fmt: skip
+    if rows:
+        header = ["split", "kind", "label", "images", "sources", "called ai", "sources alike", "unsure"]
+        yield f"### By kind of image, {tier}\n\n{markdown_table(header, rows)}"
 
 
 def _mistakes(results: Sequence[Json], tier: str) -> Iterable[str]:
@@ -199,10 +228,10 @@ def _points(manifest: Manifest, calibration: Json | None) -> str:
                 point.name + (" (default)" if point.name == manifest.default_point else ""),
                 f"{point.ai_at_or_above:.3f}", f"{point.real_below:.3f}",
                 "not measured" if point.false_alarm_rate is None else _share(point.false_alarm_rate),
-                *((_share(row["miss_rate"]), _share(row["coverage"])) if row else ("not measured", "not measured")),
+                *((_share(row["miss_rate"]), _share(1 - row["coverage"])) if row else ("not measured", "not measured")),
             ]
         )  # fmt: skip
-    header = ["point", "ai from p_ai", "real below", "real called ai", "ai called real", "answered"]
+    header = ["point", "ai from p_ai", "real below", "real called ai", "ai called real", "unsure"]
     how = (
         f"Temperature {manifest.temperature:.3f}, fitted with the points on {_images(calibration)}: figures on the "
         f"images that they were chosen on.{_moved(calibration)}{_doubts(calibration)}"
@@ -215,7 +244,9 @@ def _points(manifest: Manifest, calibration: Json | None) -> str:
 def _images(calibration: Json) -> str:
     deliveries = len(calibration["tiers"])  # each image was judged in each
     real, ai = (calibration[label] // deliveries for label in ("real", "ai"))
-    return f"{real:,} real and {ai:,} AI images of `{calibration['split']}`"
+    sources: Json | None = calibration.get("sources")  # earlier calibrations weighed images, not sources
+    alike = f" of {sources['real']} and {sources['ai']} sources, each weighing alike" if sources else ""
+    return f"{real:,} real and {ai:,} AI images of `{calibration['split']}`{alike}"
 
 
 def _doubts(calibration: Json) -> str:

@@ -94,12 +94,16 @@ def accuracy(manifest: Manifest) -> dict[str, object]:
     rows = [
         [
             str(result["split"]), str(result["tier"]), f"{result['real']} / {result['ai']}",
-            _interval(result["measures"]["auc"]), _interval(result["measures"]["accuracy"]),
+            _interval(result["measures"]["auc"]), _interval(result["macro"]["auc"]),
+            _interval(result["measures"]["accuracy"]),
             _interval(result["measures"]["tpr_at_5_fpr"]), _share(result["real_called_ai"]), _share(result["unsure"]),
         ]
         for result in evaluation["results"]
     ]  # fmt: skip
-    head = ["images", "delivery", "real / ai", "AUC", "accuracy at 0.5", "TPR at 5 % FPR", "real called ai", "unsure"]
+    head = [
+        "images", "delivery", "real / ai", "AUC", "AUC, sources alike", "accuracy at 0.5", "TPR at 5 % FPR",
+        "real called ai", "unsure",
+    ]  # fmt: skip
     note = (
         "Measured by aivsreal-evaluate, with 95 % intervals; the last two columns at the operating point "
         f"{evaluation['about']['operating_point']}. Splits whose sources the training does not hold are the better "

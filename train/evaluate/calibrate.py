@@ -1,6 +1,7 @@
 """From labelled logits to a temperature and named operating points with an unsure band.
 
-Both classes weigh the same in every rate here, however many images each has.
+Both classes weigh the same in every rate here, and so does each source of a class, however many images it has: a
+detector must be right on sources that nobody has seen, and a large one would hide ten small ones.
 
 Legend: B image; T threshold. `target_B` is 1 for ai and 0 for real.
 """
@@ -8,20 +9,22 @@ Legend: B image; T threshold. `target_B` is 1 for ai and 0 for real.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from aivsreal.runtime.verdict import OperatingPoint
-from aivsreal.train.evaluate.metrics import FloatB, TargetB, roc
+from aivsreal.train.evaluate.metrics import BINS, FloatB, TargetB, roc
 
 Floats = npt.NDArray[np.float64]
 
 COLDEST, HOTTEST = 0.05, 20.0  # bounds of the temperature: classes that are separated perfectly have no minimum
 FALSE_ALARMS = 0.01  # of `cautious`: at most this share of real images is called ai
 MISSES = 0.05  # of `sensitive`: at most this share of AI images is called real
+DEFAULT_ALARMS = 0.05  # of `balanced`, where it is the default: more would be a nuisance
 BAND_ERROR = 0.5  # the band grows until the error outside is at most this share of the error without a band ...
 LEAST_COVERAGE = 0.5  # ... but never so far that fewer images than this get an answer
 LEAST_REAL = 100  # images: 1 % of fewer is less than one
@@ -35,7 +38,7 @@ class MeasuredPoint:
 
     point: OperatingPoint
     coverage: float
-    """Share of images that are called real or ai, and not unsure."""
+    """Share of images that are called real or ai, and not unsure; the mean of both classes, as all shares here."""
     miss_rate: float
     """Share of AI images called real."""
     error: float
@@ -44,13 +47,31 @@ class MeasuredPoint:
     """The same where the point's threshold alone decides."""
 
 
-def nll(target_B: TargetB, logit_B: FloatB, temperature: float = 1.0) -> float:
+def weights_alike(target_B: TargetB, source_B: Sequence[str]) -> Floats:
+    """`weight_B`, 1 in sum: half for each class, in equal parts for its sources, in equal parts for their images."""
+    images = Counter(zip(target_B.tolist(), source_B, strict=True))
+    sources = Counter(label for label, _ in images)
+    parts = [
+        1 / (len(sources) * sources[label] * images[label, source])
+        for label, source in zip(target_B.tolist(), source_B, strict=True)
+    ]
+    return np.asarray(parts, dtype=np.float64)
+
+
+def nll(target_B: TargetB, logit_B: FloatB, weight_B: Floats, temperature: float = 1.0) -> float:
     """Mean negative log-likelihood `log(1 + exp(z)) - target * z` with `z = logit / temperature`."""
     scaled_B = np.asarray(logit_B, dtype=np.float64) / temperature
-    return float((np.logaddexp(0.0, scaled_B) - target_B * scaled_B).mean())
+    return float(np.average(np.logaddexp(0.0, scaled_B) - target_B * scaled_B, weights=weight_B))
 
 
-def temperature_from_logits(target_B: TargetB, logit_B: FloatB) -> float:
+def ece_alike(target_B: TargetB, p_ai_B: Floats, weight_B: Floats) -> float:
+    """Expected calibration error as `metrics.ece`, of images that differ in weight."""
+    bin_B = np.minimum(np.floor(p_ai_B * BINS), BINS - 1).astype(np.int64)
+    gap_N = np.bincount(bin_B, weight_B * (target_B - p_ai_B), minlength=BINS)
+    return float(np.abs(gap_N).sum() / weight_B.sum())
+
+
+def temperature_from_logits(target_B: TargetB, logit_B: FloatB, weight_B: Floats) -> float:
     """The temperature with the least NLL (Guo et al. 2017, arXiv:1706.04599), between 0.05 and 20.
 
     The NLL is convex in `1 / temperature`, so it has one minimum and golden-section search on log T finds it.
@@ -63,24 +84,23 @@ def temperature_from_logits(target_B: TargetB, logit_B: FloatB) -> float:
     golden = (math.sqrt(5) - 1) / 2
     while high - low > 1e-7:
         left, right = high - golden * (high - low), low + golden * (high - low)
-        if nll(target_B, logit_B, math.exp(left)) < nll(target_B, logit_B, math.exp(right)):
+        if nll(target_B, logit_B, weight_B, math.exp(left)) < nll(target_B, logit_B, weight_B, math.exp(right)):
             high = right
         else:
             low = left
     return math.exp((low + high) / 2)
 
 
-def offset_from_logits(target_B: TargetB, logit_B: FloatB) -> float:
+def offset_from_logits(target_B: TargetB, logit_B: FloatB, weight_B: Floats) -> float:
     """The `offset` that, with the best scale, has the least NLL of `sigmoid((logit - offset) / scale)` (Platt 1999).
 
-    Both classes weigh the same, so that the share of AI images in the data does not become a prior. Newton's method on
+    With classes that weigh the same the share of AI images in the data does not become a prior. Newton's method on
     `z = slope * logit + shift`, in which the NLL is convex.
 
     Raises:
         ValueError: a class is empty, a logit is not finite, or higher logits do not mean ai.
     """
     _check(target_B, logit_B)
-    weight_B = np.where(target_B == 1, 0.5 / (target_B == 1).sum(), 0.5 / (target_B == 0).sum())
     inputs_B2 = np.column_stack([np.asarray(logit_B, dtype=np.float64), np.ones(len(target_B))])
     slope_shift = np.array([1.0, 0.0])
     ridge = 1e-6 * np.eye(2)  # classes that are separated have no minimum
@@ -122,7 +142,9 @@ def doubts_of(real: int, ai: int, temperature: float) -> list[str]:
     return doubts
 
 
-def points_from_logits(target_B: TargetB, logit_B: FloatB, temperature: float) -> dict[str, MeasuredPoint]:
+def points_from_logits(
+    target_B: TargetB, logit_B: FloatB, weight_B: Floats, temperature: float
+) -> dict[str, MeasuredPoint]:
     """Three operating points over `p_ai = sigmoid(logit / temperature)`, each with an unsure band.
 
     - `balanced`: the threshold with the highest balanced accuracy, the band on both sides of it, even in logits.
@@ -137,7 +159,7 @@ def points_from_logits(target_B: TargetB, logit_B: FloatB, temperature: float) -
     """
     _check(target_B, logit_B)
     scaled_B = np.asarray(logit_B, dtype=np.float64) / temperature
-    curve = roc(target_B, scaled_B)
+    curve = roc(target_B, scaled_B, weight_B)
     # A cut halfway between two scores: the images at either side keep their distance from it.
     ends = np.concatenate([[curve.threshold_T[1] + 1], curve.threshold_T[1:], [curve.threshold_T[-1] - 1]])
     cut_T = (ends[:-1] + ends[1:]) / 2
@@ -149,27 +171,35 @@ def points_from_logits(target_B: TargetB, logit_B: FloatB, temperature: float) -
         "cautious": ((few_alarms - width, few_alarms) for width in _widths(few_alarms - scaled_B)),
         "sensitive": ((few_misses, few_misses + width) for width in _widths(scaled_B - few_misses)),
     }
-    return {name: _with_band(name, band, target_B, scaled_B) for name, band in bands.items()}
+    return {name: _with_band(name, band, target_B, scaled_B, weight_B) for name, band in bands.items()}
 
 
-def measured_point(name: str, real_below: float, ai_from: float, target_B: TargetB, p_ai_B: Floats) -> MeasuredPoint:
+def measured_point(
+    name: str, real_below: float, ai_from: float, target_B: TargetB, p_ai_B: Floats, weight_B: Floats
+) -> MeasuredPoint:
     """What the bounds do to labelled images; `error_without_band` is then that of these bounds too."""
-    called_ai_B, called_real_B = p_ai_B >= ai_from, p_ai_B < real_below
-    alarms, found = (float(called_ai_B[target_B == label].mean()) for label in (0, 1))
-    cleared, missed = (float(called_real_B[target_B == label].mean()) for label in (0, 1))
+
+    def shares(is_so_B: npt.NDArray[np.bool_]) -> list[float]:
+        """Of the real images, and of the AI images."""
+        return [float(np.average(is_so_B[target_B == label], weights=weight_B[target_B == label])) for label in (0, 1)]
+
+    alarms, found = shares(p_ai_B >= ai_from)
+    cleared, missed = shares(p_ai_B < real_below)
     answered = alarms + found + cleared + missed
     error = (alarms + missed) / answered if answered else 0.0
     point = OperatingPoint(name, ai_from, real_below, alarms)
     return MeasuredPoint(point, answered / 2, missed, error, error)
 
 
-def _with_band(name: str, bands: Iterable[tuple[float, float]], target_B: TargetB, scaled_B: Floats) -> MeasuredPoint:
+def _with_band(
+    name: str, bands: Iterable[tuple[float, float]], target_B: TargetB, scaled_B: Floats, weight_B: Floats
+) -> MeasuredPoint:
     p_ai_B = _sigmoid(scaled_B)
     chosen: MeasuredPoint | None = None
     bare_error = 0.0
     for low, high in bands:  # from no band at all to the widest
         real_below, ai_from = _sigmoid(np.array([low, high])).tolist()
-        tried = measured_point(name, real_below, ai_from, target_B, p_ai_B)
+        tried = measured_point(name, real_below, ai_from, target_B, p_ai_B, weight_B)
         if chosen is None:
             bare_error = tried.error
         elif tried.coverage < LEAST_COVERAGE:
@@ -179,6 +209,12 @@ def _with_band(name: str, bands: Iterable[tuple[float, float]], target_B: Target
             break
     assert chosen is not None
     return chosen
+
+
+def default_point_of(measured: Mapping[str, MeasuredPoint]) -> str:
+    """`balanced` where it calls at most 5 % of the real images ai, else `cautious`."""
+    alarms = measured["balanced"].point.false_alarm_rate
+    return "balanced" if alarms is not None and alarms <= DEFAULT_ALARMS else "cautious"
 
 
 def _widths(distance_B: Floats) -> list[float]:

@@ -19,28 +19,37 @@ from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.verdict import LABELS, p_ai_from_logit
 from aivsreal.train.evaluate.calibrate import (
     LEAST_REAL,
+    default_point_of,
     doubts_of,
+    ece_alike,
     nll,
     offset_from_logits,
     points_from_logits,
     temperature_from_logits,
+    weights_alike,
 )
 from aivsreal.train.evaluate.judging import judged_images
-from aivsreal.train.evaluate.metrics import ece
 from aivsreal.train.evaluate.recentre import recentred_model
 from aivsreal.train.evaluate.tiers import Tier
 from aivsreal.train.samples import in_split, limited, samples_from_data
 
+UNSEEN = "val_unseen"  # what is measured on sources that training saw is true of nothing else
 POINTS = ("balanced", "cautious", "sensitive")
 
 
 @command("aivsreal-calibrate")
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--split", help="Split to measure on; never the one you report.  [default: the last val*]")
+@click.option(
+    "--split", help="Split to measure on; never the one you report.  [default: val_unseen, or else the last val*]"
+)
 @click.option("--bundle", metavar="FOLDER", help="Model to calibrate.  [default: the shipped one]")
 @click.option("--backend", default="auto", show_default=True, help="What runs the model.")
 @click.option("--tier", "tiers", multiple=True, type=click.Choice([tier.value for tier in Tier]), default=["clean"])
-@click.option("--default-point", type=click.Choice(POINTS), default="balanced", show_default=True)
+@click.option(
+    "--default-point",
+    type=click.Choice(POINTS),
+    help="[default: balanced, or cautious where balanced calls more than 5 % of the real images ai]",
+)
 @click.option("--recentre", is_flag=True, help="Also take a constant from the logit, in the new bundle's model.onnx.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Write a new bundle with what was measured.")
 @click.option("--batch-size", type=click.IntRange(1, 4096), default=16, show_default=True)
@@ -54,14 +63,15 @@ def main(**options: Any) -> int:
 
 
 def _calibrate(
-    data: Path, split: str | None, bundle: str | None, backend: str, tiers: Sequence[str], default_point: str,
+    data: Path, split: str | None, bundle: str | None, backend: str, tiers: Sequence[str], default_point: str | None,
     recentre: bool, out: Path | None, batch_size: int, limit: int | None,
 ) -> int:  # fmt: skip
     from aivsreal.runtime.detector import Detector
 
     samples = samples_from_data(data)
     if split is None:
-        split = max((sample.split for sample in samples if sample.split.startswith("val")), default="val")
+        vals = {sample.split for sample in samples if sample.split.startswith("val")}
+        split = UNSEEN if UNSEEN in vals else max(vals, default="val")
     part = limited(in_split(samples, split), limit)
     kinds = [Tier(tier) for tier in dict.fromkeys(tiers)]
 
@@ -76,13 +86,15 @@ def _calibrate(
     logit_B = np.array([result.verdict.logit for result in results])
     if len(set(target_B.tolist())) < len(LABELS):
         raise DataError(f"split {split!r} has no readable image of a class; both are needed")
+    weight_B = weights_alike(target_B, [result.sample.source or "-" for result in results])
     try:
-        offset = offset_from_logits(target_B, logit_B) if recentre else 0.0
+        offset = offset_from_logits(target_B, logit_B, weight_B) if recentre else 0.0
     except ValueError as error:
         raise DataError(f"split {split!r}: {error}") from None
     raw_B, logit_B = logit_B, logit_B - offset
-    temperature = temperature_from_logits(target_B, logit_B)
-    measured = points_from_logits(target_B, logit_B, temperature)
+    temperature = temperature_from_logits(target_B, logit_B, weight_B)
+    measured = points_from_logits(target_B, logit_B, weight_B, temperature)
+    chosen = default_point or default_point_of(measured)
     real, ai = (len({result.sample.path for result in results if result.sample.label == label}) for label in LABELS)
     doubts = doubts_of(real, ai, temperature)
     before_B, after_B = (
@@ -94,17 +106,26 @@ def _calibrate(
         "tiers": [tier.value for tier in kinds],
         "real": int((target_B == 0).sum()),
         "ai": int((target_B == 1).sum()),
+        "sources": {
+            label: len({result.sample.source for result in results if result.sample.label == label}) for label in LABELS
+        },
         "doubts": doubts,
         "offset": offset,
-        "nll_before": nll(target_B, raw_B, what.manifest.temperature),
-        "nll": nll(target_B, logit_B, temperature),
-        "ece_before": ece(target_B, before_B),
-        "ece": ece(target_B, after_B),
+        "nll_before": nll(target_B, raw_B, weight_B, what.manifest.temperature),
+        "nll": nll(target_B, logit_B, weight_B, temperature),
+        "ece_before": ece_alike(target_B, before_B, weight_B),
+        "ece": ece_alike(target_B, after_B, weight_B),
         "operating_points": [asdict(point) for point in measured.values()],
     }
     for doubt in doubts:
         tell(f"warning: {doubt}")
-    click.echo(json.dumps({"temperature": temperature, "default_operating_point": default_point, **calibration}))
+    point = measured[chosen]
+    tell(
+        f"default point {chosen}: {100 * (point.point.false_alarm_rate or 0):.1f} % of the real images are called ai, "
+        f"{100 * point.miss_rate:.1f} % of the AI images real, {100 * (1 - point.coverage):.0f} % of all are unsure, "
+        "each source weighing alike"
+    )
+    click.echo(json.dumps({"temperature": temperature, "default_operating_point": chosen, **calibration}))
     if out is not None:
         manifest = replace(
             what.manifest,
@@ -113,7 +134,7 @@ def _calibrate(
                 point.point if real >= LEAST_REAL else replace(point.point, false_alarm_rate=None)
                 for point in measured.values()
             ),
-            default_point=default_point,
+            default_point=chosen,
             # An earlier evaluation was made with other bounds: it is not true of the new bundle.
             metrics={"training": what.manifest.metrics["training"], "calibration": calibration},
         )

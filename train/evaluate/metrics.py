@@ -56,13 +56,17 @@ class Tally:
         return float(self.real_DK[0].sum())
 
 
-def tally_of(target_B: TargetB, score_B: FloatB) -> Tally:
+def tally_of(target_B: TargetB, score_B: FloatB, weight_B: FloatB | None = None) -> Tally:
     if len(target_B) != len(score_B) or not np.isfinite(score_B).all():
         raise ValueError("each image needs one finite score")
     if not (target_B == 1).any() or not (target_B == 0).any():
         raise ValueError("this measure needs images of both classes")
     score_K, inverse_B = np.unique(-np.asarray(score_B, dtype=np.float64), return_inverse=True)
-    ai_K, real_K = (np.bincount(inverse_B[target_B == label], minlength=len(score_K)) for label in (1, 0))
+    weight_B = np.ones(len(target_B)) if weight_B is None else weight_B
+    ai_K, real_K = (
+        np.bincount(inverse_B[target_B == label], weight_B[target_B == label], minlength=len(score_K))
+        for label in (1, 0)
+    )
     return Tally(-score_K, ai_K[None].astype(np.float64), real_K[None].astype(np.float64))
 
 
@@ -158,9 +162,9 @@ def ece(target_B: TargetB, p_ai_B: FloatB) -> float:
     return float(_ece(tally_of(target_B, p_ai_B))[0])
 
 
-def roc(target_B: TargetB, score_B: FloatB) -> Roc:
-    """False and true positive rates at each distinct score."""
-    tally = tally_of(target_B, score_B)
+def roc(target_B: TargetB, score_B: FloatB, weight_B: FloatB | None = None) -> Roc:
+    """False and true positive rates at each distinct score, of images that may differ in weight."""
+    tally = tally_of(target_B, score_B, weight_B)
     fpr_T, tpr_T = (
         np.concatenate([[0.0], np.cumsum(row_DK[0]) / total])
         for row_DK, total in ((tally.real_DK, tally.real), (tally.ai_DK, tally.ai))

@@ -50,7 +50,9 @@ def json_from_tier(tier: TierResult) -> dict[str, object]:
         "real_called_ai": tier.real_called_ai,
         "ai_called_ai": tier.ai_called_ai,
         "unsure": tier.unsure,
+        "macro_called": asdict(tier.macro_called),
         "sources": [asdict(row) for row in tier.sources],
+        "kinds": [asdict(row) for row in tier.kinds],
         "mistakes": [asdict(mistake) for mistake in tier.mistakes],
     }
 
@@ -154,41 +156,61 @@ def record_in_bundle(bundle: Bundle, about: Mapping[str, object], splits: Sequen
 
 def _tables(split: SplitResult, point: str) -> Iterable[Table]:
     tiers = split.tiers
-    rows = [
-        ["images, real / ai", *(f"{tier.real} / {tier.ai}" for tier in tiers)],
-        *([title, *(_interval(tier.measures[name]) for tier in tiers)] for name, title in _NAMES.items()),
+    rows = [["images, real / ai", *(f"{tier.real} / {tier.ai}" for tier in tiers)]]
+    for name, title in _NAMES.items():
+        rows += [
+            [title, *(_interval(tier.measures[name]) for tier in tiers)],
+            [f"{title}, sources alike", *(_interval(tier.macro[name]) for tier in tiers)],
+        ]
+    rows += [
         ["baseline AUC (pixel statistics)", *(_interval(tier.baseline_auc) for tier in tiers)],
         ["real images right", *(_share(tier.real_right) for tier in tiers)],
-        *(
-            [f"{title}, sources alike", *(_interval(tier.macro[name]) for tier in tiers)]
-            for name, title in _NAMES.items()
-        ),
         ["real called ai", *(_share(tier.real_called_ai) for tier in tiers)],
+        ["real called ai, sources alike", *(_share(tier.macro_called.real_called_ai) for tier in tiers)],
         ["ai called ai", *(_share(tier.ai_called_ai) for tier in tiers)],
+        ["ai called ai, sources alike", *(_share(tier.macro_called.ai_called_ai) for tier in tiers)],
         ["unsure", *(_share(tier.unsure) for tier in tiers)],
     ]
     note = (
         f"split {split.split}: 95 % intervals; accuracies at p_ai 0.5, 'called' and 'unsure' at point {point}; "
-        "'sources alike': each source of a class weighs the same"
+        "'sources alike': each source of a class weighs the same, so that the AUC is the mean over pairs of sources"
     )
     if split.stability is not None:
         note += f"; {_share(split.stability)} of the images keep their label in every delivery"
     if split.skipped:
         note += f"; {split.skipped} images skipped"
     yield note, ["", *(tier.tier.value for tier in tiers)], rows
+    yield f"split {split.split}, by source", *_by_source(tiers)
+    if tiers[0].kinds:
+        yield f"split {split.split}, by kind of image", *_by_kind(tiers)
+    alone = [[name, f"{area:.3f}"] for name, area in split.properties.items()]
+    yield f"split {split.split}, what file properties alone give away", ["property", "AUC"], alone
+
+
+def _by_source(tiers: Sequence[TierResult]) -> tuple[list[str], list[list[str]]]:
     header = ["source", "label", "images"]
     for tier in tiers:
         header += [f"{tier.tier.value}: called ai", "unsure", "right", "AUC"]
     rows = []
-    for row, *others in zip(*(tier.sources for tier in tiers), strict=True):
-        cells = [
-            [_share(one.called_ai), _share(one.unsure), _share_interval(one.right), _interval(one.auc)]
-            for one in (row, *others)
-        ]
-        rows.append([row.source, row.label, str(row.images), *(cell for part in cells for cell in part)])
-    yield f"split {split.split}, by source", header, rows
-    alone = [[name, f"{area:.3f}"] for name, area in split.properties.items()]
-    yield f"split {split.split}, what file properties alone give away", ["property", "AUC"], alone
+    for alike in zip(*(tier.sources for tier in tiers), strict=True):
+        row = [alike[0].source, alike[0].label, str(alike[0].images)]
+        for one in alike:
+            row += [_share(one.called_ai), _share(one.unsure), _share_interval(one.right), _interval(one.auc)]
+        rows.append(row)
+    return header, rows
+
+
+def _by_kind(tiers: Sequence[TierResult]) -> tuple[list[str], list[list[str]]]:
+    header = ["kind", "label", "images", "sources"]
+    for tier in tiers:
+        header += [f"{tier.tier.value}: called ai", "sources alike", "unsure"]
+    rows = []
+    for alike in zip(*(tier.kinds for tier in tiers), strict=True):
+        row = [alike[0].kind, alike[0].label, str(alike[0].images), str(alike[0].sources)]
+        for one in alike:
+            row += [_share_interval(one.called_ai), _share(one.called_ai_macro), _share(one.unsure)]
+        rows.append(row)
+    return header, rows
 
 
 def _interval(measure: Measure | None) -> str:

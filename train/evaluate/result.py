@@ -9,8 +9,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
+import numpy.typing as npt
 
 from aivsreal.runtime.errors import DataError, ImageError
 from aivsreal.runtime.files.images import pixels_from_file
@@ -21,6 +23,8 @@ from aivsreal.train.evaluate.metrics import ReliabilityBin, Roc, reliability, ro
 from aivsreal.train.evaluate.shortcuts import Baseline, baseline_from_statistics, property_aucs, statistics_from_pixels
 from aivsreal.train.evaluate.tiers import Tier
 from aivsreal.train.samples import Sample
+
+BoolB = npt.NDArray[np.bool_]
 
 MISTAKES = 3  # that are named, of each class
 BASELINE_IMAGES = 1000  # of each class that the statistics are fitted on: sixteen numbers need no more
@@ -39,6 +43,31 @@ class SourceRow:
     """On the right side of `p_ai` 0.5, whatever the operating point."""
     auc: Measure
     """Of its images against all images of the other class."""
+
+
+@dataclass(frozen=True, slots=True)
+class KindRow:
+    """What is said of the images of a class that show one kind of thing, at the operating point."""
+
+    kind: str
+    label: str
+    images: int
+    sources: int
+    called_ai: Measure
+    """Share of its images."""
+    called_ai_macro: float
+    """Mean of the shares of its sources."""
+    unsure: float
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """What an operating point does, each source of a class weighing alike."""
+
+    real_called_ai: float
+    ai_called_ai: float
+    unsure_real: float
+    unsure_ai: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +99,10 @@ class TierResult:
     real_called_ai: float
     ai_called_ai: float
     unsure: float
+    macro_called: Called
     sources: list[SourceRow]
+    kinds: list[KindRow]
+    """Empty where the data do not say what their images show."""
     mistakes: list[Mistake]
     """The surest ones of each class."""
     roc: Roc
@@ -166,11 +198,35 @@ def _tier_result(split: str, tier: Tier, results: Sequence[Judged], baseline: Ba
         real_called_ai=float(called_B[target_B == 0].mean()),
         ai_called_ai=float(called_B[target_B == 1].mean()),
         unsure=float(unsure_B.mean()),
+        macro_called=_macro_called(rows),
         sources=rows,
+        kinds=_kind_rows(results, called_B, unsure_B),
         mistakes=_surest_mistakes(results),
         roc=roc(target_B, p_ai_B),
         reliability=reliability(target_B, p_ai_B),
     )  # fmt: skip
+
+
+def _macro_called(rows: Sequence[SourceRow]) -> Called:
+    real, ai = ([row for row in rows if row.label == label] for label in LABELS)
+    return Called(
+        *(fmean(row.called_ai for row in part) for part in (real, ai)),
+        *(fmean(row.unsure for row in part) for part in (real, ai)),
+    )
+
+
+def _kind_rows(results: Sequence[Judged], called_B: BoolB, unsure_B: BoolB) -> list[KindRow]:
+    groups: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for index, result in enumerate(results):
+        groups[result.sample.label, result.sample.kind][result.sample.source or "-"].append(index)
+    rows = []
+    for (label, kind), sources in sorted(groups.items(), key=lambda group: (LABELS.index(group[0][0]), group[0][1])):
+        at = [index for part in sources.values() for index in part]
+        macro = fmean(float(called_B[part].mean()) for part in sources.values())
+        rows.append(
+            KindRow(kind or "-", label, len(at), len(sources), share(called_B[at]), macro, float(unsure_B[at].mean()))
+        )
+    return rows if any(row.kind != "-" for row in rows) else []
 
 
 def _surest_mistakes(results: Sequence[Judged]) -> list[Mistake]:
