@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from pocket_vit import SIZE, pocket_vit
 
 from aivsreal.runtime.backends.vit import ProbedVit
 from aivsreal.train.evaluate.metrics import auc
-from aivsreal.train.fit.probe import STRENGTHS, Features, features_from_batches, fit_head
+from aivsreal.train.fit.probe import PATCHES, STRENGTHS, Features, fit_head, kept_features
 
 
 @pytest.fixture
@@ -35,13 +37,37 @@ def _auc_on(val: Features) -> Callable[[Callable[[torch.Tensor], torch.Tensor]],
     return lambda logits_of: auc(val.target_N.numpy().astype(np.int64), logits_of(val.features_NF).numpy())
 
 
-def test_features_are_those_of_the_network_in_the_order_of_the_batches(network: ProbedVit) -> None:
-    batch_BCHW = torch.randn(6, 3, SIZE, SIZE)
-    target_B = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 0.0])
-    found = features_from_batches(network, zip(batch_BCHW.split(4), target_B.split(4), strict=True))
-    assert torch.equal(found.target_N, target_B)
+def test_features_are_kept_and_a_stopped_run_goes_on(
+    network: ProbedVit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = torch.randn(12, 3, SIZE, SIZE).split(4)
+    file = tmp_path / "features-0.npy"
+    monkeypatch.setattr("time.monotonic", iter(range(0, 10_000, 100)).__next__)  # each batch takes longer than a minute
+    told: list[str] = []
+    asked: list[int] = []
+
+    def kept(stop_at: int = 99) -> np.ndarray[Any, np.dtype[np.float16]]:
+        def batches_from(first: int) -> Iterator[torch.Tensor]:
+            for start in range(first, 12, 4):
+                if start == stop_at:
+                    raise KeyboardInterrupt
+                asked.append(start)
+                yield batches[start // 4]
+
+        return kept_features(network, batches_from, 12, file, told.append)
+
+    with pytest.raises(KeyboardInterrupt):
+        kept(stop_at=8)
+    assert not file.exists()
+    features_NF = kept()
+    assert asked == [0, 4, 8]
     with torch.no_grad():
-        torch.testing.assert_close(found.features_NF, network.features(batch_BCHW)[0], atol=1e-5, rtol=1e-5)
+        wanted_NF = torch.cat([network.raw_features(batch_BCHW)[0] for batch_BCHW in batches])
+    np.testing.assert_allclose(features_NF, wanted_NF.numpy(), atol=5e-3, rtol=2e-3)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    np.testing.assert_array_equal(kept(), features_NF)
+    assert asked == [0, 4, 8]
+    assert told[0].startswith("the encoder is shown 12 images")
 
 
 @torch.no_grad()
@@ -56,6 +82,10 @@ def test_the_best_penalty_is_found_and_its_head_is_set(network: ProbedVit) -> No
     set_NF = (val.features_NF - network.shift) / network.scale
     logits_N = torch.nn.functional.linear(set_NF, network.head.weight, network.head.bias)[:, 0]
     assert auc(val.target_N.numpy().astype(np.int64), logits_N.numpy()) == pytest.approx(max(found.values()), abs=1e-4)
+    std_F = ((train.features_NF - network.shift) / network.scale).std(0)
+    half = width // 2
+    torch.testing.assert_close(std_F[:half], torch.ones(half), atol=1e-3, rtol=0)
+    torch.testing.assert_close(std_F[half:], torch.full((half,), PATCHES), atol=1e-3, rtol=0)
 
 
 def test_images_count_by_their_weight(network: ProbedVit) -> None:

@@ -185,7 +185,7 @@ def test_a_configuration_survives_json(preset: str) -> None:
 
 
 BASES = {
-    "accurate-cutmix": "accurate", "frequency-noise": "labels", "noise-consistency": "labels",
+    "low-rank-cutmix": "low-rank", "frequency-noise": "labels", "noise-consistency": "labels",
     "student-logits": "student", "student-features": "student",
 }  # fmt: skip
 

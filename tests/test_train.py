@@ -173,7 +173,7 @@ def test_broken_images_are_told_and_skipped(tiny_data: Path, tmp_path: Path) -> 
     [
         (["--choose-on", "val_other"], "there are val_unseen"),
         (["--arch", "resnet50"], "resnet50"),
-        (["--epochs", "0"], "--epochs"),
+        (["--epochs", "-1"], "--epochs"),
         (["--preset", "best"], "--preset"),
     ],
 )

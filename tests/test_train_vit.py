@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from aivsreal.train.start.encoder import load_encoder
 from aivsreal.train.start.network import start_from_names, teacher_from_path
 
 FAST = "--batch-size 8 --workers 1 --device cpu --no-amp --seed 1".split()
-VIT = ["--preset", "accurate", "--arch", NAME, "--size", str(SIZE), "--rank", "2", "--freeze", "1", *FAST]
+VIT = ["--preset", "low-rank", "--arch", NAME, "--size", str(SIZE), "--rank", "2", "--freeze", "1", *FAST]
 STUDENT = ["--arch", "levit_128s", "--size", "64", "--epochs", "1", "--passes", "1", *FAST]
 
 
@@ -40,6 +41,18 @@ def vit_run(tiny_data: Path, encoder: Path, tmp_path_factory: pytest.TempPathFac
     assert result.exit_code == 0, result.output
     assert "head over the encoder as it comes, by penalty: 0.1 " in result.stderr
     return run
+
+
+class Stop(Exception):
+    """What stops a run in the middle."""
+
+
+def _stopping_after(epochs: int) -> Callable[[Path, Path], None]:
+    def draw(metrics: Path, _: Path) -> None:
+        if len(metrics.read_text().splitlines()) == epochs:
+            raise Stop
+
+    return draw
 
 
 def _rows(run: Path) -> list[dict[str, dict[str, float]]]:
@@ -89,15 +102,8 @@ def test_resuming_a_vit_goes_on_exactly(tiny_data: Path, vit_run: Path, encoder:
     assert _rows(run) == _rows(vit_run), "the same command, the same run"
     stopped = tmp_path / "stopped"
 
-    class Stop(Exception):
-        pass
-
-    def stop_after_one(path: Path, _: Path) -> None:
-        if len(path.read_text().splitlines()) == 2:
-            raise Stop
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("aivsreal.train.plot.draw_curves", stop_after_one)
+        patch.setattr("aivsreal.train.plot.draw_curves", _stopping_after(2))
         result = _train(tiny_data, "-o", stopped, "--init", encoder, "--epochs", 2, *VIT)
         assert isinstance(result.exception, Stop)
     result = _train(tiny_data, "-o", stopped, "--init", encoder, "--epochs", 2, "--resume", *VIT)
@@ -107,11 +113,30 @@ def test_resuming_a_vit_goes_on_exactly(tiny_data: Path, vit_run: Path, encoder:
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_the_head_alone_trains_without_low_rank_changes(tiny_data: Path, encoder: Path, tmp_path: Path) -> None:
-    result = _train(tiny_data, "-o", tmp_path / "run", "--init", encoder, "--epochs", 1, *VIT, "--rank", 0)
-    assert result.exit_code == 0, result.output
-    values = load_file(tmp_path / "run" / "best.safetensors")
-    assert values.keys() == {"head.weight", "head.bias", "shift", "scale"}
+def test_the_accurate_model_is_a_head_and_its_features_are_kept_beside_the_views(
+    tiny_data: Path, encoder: Path, tmp_path: Path
+) -> None:
+    accurate = ["--preset", "accurate", "--arch", NAME, "--size", str(SIZE), "--cache", str(tmp_path / "cache"), *FAST]
+    for name in ("one", "two"):
+        result = _train(tiny_data, "-o", tmp_path / name, "--init", encoder, *accurate)
+        assert result.exit_code == 0, result.output
+        assert ("the encoder is shown 32 images" in result.stderr) == (name == "one")
+    assert len(list((tmp_path / "cache").glob("features-*.npy"))) == 1
+    (row,) = _rows(tmp_path / "one")
+    assert (row["epoch"], row["val_unseen"]["auc"] > 0.6) == (0, True)
+    one, other = (load_file(tmp_path / name / "best.safetensors") for name in ("one", "two"))
+    assert one.keys() == {"head.weight", "head.bias", "shift", "scale"}
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_taught_run_goes_on_exactly(tiny_data: Path, vit_run: Path, encoder: Path, tmp_path: Path) -> None:
+    taught = ["--preset", "student", "--teacher", vit_run, "--init", encoder, *STUDENT, "--epochs", 2]
+    assert _train(tiny_data, "-o", tmp_path / "straight", *taught).exit_code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("aivsreal.train.plot.draw_curves", _stopping_after(1))
+        assert isinstance(_train(tiny_data, "-o", tmp_path / "run", *taught).exception, Stop)
+    assert _train(tiny_data, "-o", tmp_path / "run", "--resume", *taught).exit_code == 0
+    assert _rows(tmp_path / "run") == _rows(tmp_path / "straight")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--preset", "student-logits"], ["--preset", "student-once"]])
@@ -131,7 +156,7 @@ def test_a_student_is_taught_with_unlabelled_images_too(
     assert card["config"]["teacher"] == card["started_from"]["teacher"] == digest
     assert card["data_counts"]["train/unlabelled"] == {"more": 5}
     assert card["data_counts"]["train/real"] == {"real": 16}
-    assert (run / "lessons.npz").exists() == ("student-once" in arguments)
+    assert len(list(run.glob("features-*.npy"))) == ("student-once" in arguments)
     (row,) = _rows(run)
     assert 0 < row["train"]["loss"] < 20
     assert 0 < row["train"]["accuracy"] <= 1
@@ -154,6 +179,7 @@ def test_a_bundle_or_run_of_another_kind_is_no_teacher(
         (["--preset", "labels", "--teacher", "RUN", "--init", "ENCODER", *STUDENT], "has no teacher"),
         (["--preset", "labels", "--unlabelled", "RUN", *STUDENT], "are for a --teacher"),
         (["--preset", "student", "--teacher", "RUN", *STUDENT], "name the file of its encoder with --init"),
+        (["--preset", "labels", "--epochs", "0", *STUDENT[:4], *FAST], "at least one epoch is needed"),
         (VIT, "starts from an encoder: name its file with --init"),
         ([*VIT, "--init", "ENCODER", "--init", "ENCODER"], "one encoder is enough"),
         ([*VIT, "--init", "absent.safetensors"], "absent.safetensors: No such file"),

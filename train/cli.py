@@ -26,7 +26,7 @@ CELL = 16  # pixels of LeViT's first tokens, by four convolutions of stride 2
 @click.option(
     "--size", type=click.IntRange(32), help="Input size; of a LeViT a multiple of 16 pixels.  [default: the preset's]"
 )
-@click.option("--epochs", type=click.IntRange(1))
+@click.option("--epochs", type=click.IntRange(0))
 @click.option("--passes", type=click.IntRange(1), help="Passes over the images in an epoch.")
 @click.option("--batch-size", type=click.IntRange(2))
 @click.option("--lr", type=Number(0))
@@ -99,7 +99,10 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
     changes = {name: options[name] for name in named if options[name] is not None}
     if options["size"] is not None:
         changes["spec"] = replace(config.spec, size=options["size"])
-    config = replace(config, **changes)
+    try:
+        config = replace(config, **changes)
+    except ValueError as error:
+        raise DataError(str(error)) from None
     below = config.spec.size // CELL * CELL
     if config.arch.startswith("levit") and config.spec.size != below:
         raise DataError(
@@ -208,6 +211,7 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
         best = fit(
             config, machine, network, images, out, card,
             resume=resume, teacher=teacher, on_step=display.step, on_epoch=on_epoch, tell=tell,
+            kept=options["cache"] or out,
         )  # fmt: skip
     ranks.leave()
     if ranks.first:

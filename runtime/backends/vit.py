@@ -74,13 +74,16 @@ class ProbedVit(torch.nn.Module):
                 found.append(x_BTC if first == 1 else torch.cat([x_BTC[:, :1], x_BTC[:, first:]], dim=1))
         return found
 
-    def features(self, batch_BCHW: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """`features_BC` that the head sees, standardised: class tokens of the blocks, then means of their patches; and
-        the `tokens_BTC` that they come from.
-        """
+    def raw_features(self, batch_BCHW: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """`features_BC`: class tokens of the blocks, then means of their patches; and the `tokens_BTC` themselves."""
         found = self.tokens(batch_BCHW)
         parts = [x_BTC[:, 0] for x_BTC in found] + [x_BTC[:, 1:].mean(dim=1) for x_BTC in found]
-        return (torch.cat(parts, dim=1).float() - self.shift) / self.scale, found
+        return torch.cat(parts, dim=1).float(), found
+
+    def features(self, batch_BCHW: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """`features_BC` as the head sees them, standardised; and the `tokens_BTC` that they come from."""
+        raw_BC, found = self.raw_features(batch_BCHW)
+        return (raw_BC - self.shift) / self.scale, found
 
     def forward(self, batch_BCHW: torch.Tensor) -> torch.Tensor:
         """`[B, 1]` logits."""

@@ -28,6 +28,7 @@ Stamps = dict[str, list[int]]  # size and time of each image by its path
 
 FORMAT = 2
 MAX_ASPECT = 1.5  # of a view: what lies further out is in no crop that the runtime judges
+FEATURES = "features-"  # begins the names of files with what an encoder says of the images; they lie beside the pixels
 PIXELS, INDEX, INDEX_PART = "pixels.bin", "index.json", "index.json.part"
 BUILD_LOCK = "build.lock"  # held while the cache is checked and built: trainings that start together build it once
 USE_LOCK = "use.lock"  # shared by all that train from the cache: nobody builds another one under their maps
@@ -125,7 +126,12 @@ def cached_pixels(
 def _check_that_it_is_a_cache(folder: Path) -> None:
     if (folder / INDEX).is_file():
         _index_from_file(folder / INDEX)
-    elif folder.is_dir() and not {path.name for path in folder.iterdir()} <= {PIXELS, INDEX_PART, BUILD_LOCK, USE_LOCK}:
+    elif folder.is_dir() and not {path.name for path in folder.iterdir() if not path.name.startswith(FEATURES)} <= {
+        PIXELS,
+        INDEX_PART,
+        BUILD_LOCK,
+        USE_LOCK,
+    }:
         raise DataError(f"{folder}: holds something that is no cache; give an empty or new folder")
 
 

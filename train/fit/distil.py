@@ -8,12 +8,8 @@ Legend: B image in a batch; C channel or component; H, W height and width; F fea
 
 from __future__ import annotations
 
-import os
-import time
-import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +20,6 @@ from torch.nn import functional
 
 from aivsreal.runtime.backends.networks import logits_from_output
 from aivsreal.runtime.backends.vit import ProbedVit
-from aivsreal.runtime.errors import CheckpointError
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.train.config import DistilConfig
 
@@ -69,10 +64,12 @@ class Teacher(nn.Module):
         """Of a batch that is normalised as its own spec says."""
         network = self.network
         features_BF, tokens = network.features(batch_BCHW)
-        logits_B = logits_from_output(network.head(features_BF))
-        grids = (self._grid(tokens[len(tokens) // 2], 0), self._grid(tokens[-1], 1))
-        soft_B = (logits_B / self.heat).sigmoid()
-        return Lesson(soft_B, features_BF @ self.basis_FC - self.offset_C, grids)
+        return self.lesson(features_BF, (self._grid(tokens[len(tokens) // 2], 0), self._grid(tokens[-1], 1)))
+
+    def lesson(self, features_BF: torch.Tensor, tokens: tuple[torch.Tensor, ...] = ()) -> Lesson:
+        """Of standardised features."""
+        soft_B = (logits_from_output(self.network.head(features_BF)) / self.heat).sigmoid()
+        return Lesson(soft_B, features_BF @ self.basis_FC - self.offset_C, tokens)
 
     def _grid(self, tokens_BTC: torch.Tensor, which: int) -> torch.Tensor:
         x_BTC = (tokens_BTC[:, 1:].float() - self.moments[which, 0]) / self.moments[which, 1]
@@ -93,98 +90,42 @@ class Teacher(nn.Module):
             seen += len(rows[-1])
         mean = sums[:, 0] / seen
         std = (sums[:, 1] / seen - mean.square()).clamp_min(1e-6).sqrt()
-        x_NF = torch.cat(rows)
+        self.fit_components(torch.cat(rows))
+        self.moments.copy_(torch.stack([mean, std], dim=1))
+
+    @torch.no_grad()
+    def fit_components(self, x_NF: torch.Tensor) -> None:
+        """Take the principal components of standardised features."""
         mean_F = x_NF.mean(0)
         count = min(self.basis_FC.shape[1], len(x_NF))
-        with torch.autocast(x_NF.device.type, enabled=False):  # there is no factorisation in bfloat16
+        # There is no factorisation in bfloat16; and a run that is resumed must find the same components.
+        with torch.autocast(x_NF.device.type, enabled=False), torch.random.fork_rng():
+            torch.manual_seed(0)
             _, _, basis_FC = torch.svd_lowrank(x_NF - mean_F, q=count, niter=4)
             scores = (x_NF - mean_F) @ basis_FC
         scale = scores.square().mean().sqrt()  # one for all: large components stay large
         self.basis_FC.zero_()[:, :count] = basis_FC / scale
         self.offset_C.copy_(mean_F @ self.basis_FC)
-        self.moments.copy_(torch.stack([mean, std], dim=1))
 
 
 class Lessons:
-    """What a teacher said once of each image's plain view, kept in a file beside the run."""
+    """What a teacher says of each image's plain view, from features that were kept of all of them."""
 
-    def __init__(self, values_NC: npt.NDArray[np.float32]) -> None:
-        self.values_NC = values_NC
-        """`p_ai` at the distillation's temperature, then the components."""
+    def __init__(self, teacher: Teacher, features_NF: npt.NDArray[np.float16]) -> None:
+        self.teacher, self.features_NF = teacher, features_NF
+        step = -(-len(features_NF) // FITTED_ON)
+        teacher.fit_components(self._standardised(np.arange(0, len(features_NF), step)))
 
-    def of(self, index_B: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def of(self, index_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`soft_B` and `components_BC`."""
-        values = torch.from_numpy(self.values_NC[index_B.numpy()]).to(device)
-        return values[:, 0], values[:, 1:]
+        with torch.no_grad():
+            lesson = self.teacher.lesson(self._standardised(index_B.numpy()))
+        return lesson.soft_B, lesson.components_BC
 
-
-def answers_from_teacher(
-    teacher: Teacher,
-    fit: Callable[[], None],
-    batches_from: Callable[[int], Iterable[torch.Tensor]],
-    count: int,
-    file: Path,
-    digest: str,
-    tell: Callable[[str], None],
-) -> npt.NDArray[np.float32]:
-    """Ask a teacher of all images, in their order; a run that was stopped goes on where it was.
-
-    Args:
-        teacher: is asked, and gets the components that the answers were given in.
-        fit: fits its components, where there are no answers yet.
-        batches_from: normalised batches from an image on.
-        count: of images.
-        file: where the answers are kept.
-        digest: of all that they depend on; answers to something else are replaced.
-        tell: takes a line now and then.
-
-    Returns:
-        What `Lessons` takes.
-
-    Raises:
-        CheckpointError: the file holds something else.
-    """
-    kept = _kept(file, digest)
-    if kept is None:
-        tell(f"the teacher is shown {count} images first; its answers are kept in {file}")
-        fit()
-        values_NC, done = np.full((count, 1 + teacher.basis_FC.shape[1]), np.nan, dtype=np.float32), 0
-    else:
-        values_NC, done = kept["values"], int(kept["done"])
-        teacher.basis_FC.copy_(torch.from_numpy(kept["basis"]))
-        teacher.offset_C.copy_(torch.from_numpy(kept["offset"]))
-
-    def save() -> None:
-        part = file.with_name(file.name + ".part")
-        with part.open("wb") as to:
-            basis, offset = (value.cpu().numpy() for value in (teacher.basis_FC, teacher.offset_C))
-            np.savez(to, digest=digest, values=values_NC, done=done, basis=basis, offset=offset)
-        part.replace(file)
-
-    last = time.monotonic()
-    for batch_BCHW in batches_from(done):
-        with torch.inference_mode():
-            lesson = teacher(batch_BCHW)
-        rows = torch.cat([lesson.soft_B[:, None], lesson.components_BC], dim=1).float().cpu().numpy()
-        values_NC[done : done + len(rows)] = rows
-        done += len(rows)
-        if time.monotonic() - last > 60:
-            save()
-            last = time.monotonic()
-            tell(f"the teacher has seen {done} of {count} images")
-    save()
-    return values_NC
-
-
-def _kept(file: Path, digest: str) -> dict[str, Any] | None:
-    """What the file holds, if it is there and of that digest."""
-    if not os.path.isfile(file):
-        return None
-    try:
-        with np.load(file) as kept:
-            return dict(kept) if str(kept["digest"]) == digest else None
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        raise CheckpointError(f"{file}: not what a teacher answered; move it away") from None
+    def _standardised(self, index_B: npt.NDArray[np.int64]) -> torch.Tensor:
+        network = self.teacher.network
+        raw_BF = torch.from_numpy(self.features_NF[index_B].astype(np.float32)).to(network.shift.device)
+        return (raw_BF - network.shift) / network.scale
 
 
 class Learner(nn.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,33 +17,33 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
 
 from aivsreal.runtime.backends.networks import logits_from_output
-from aivsreal.runtime.backends.vit import ProbedVit
+from aivsreal.runtime.backends.vit import LOW_RANK, ProbedVit
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.train.config import AugmentConfig, TrainConfig
 from aivsreal.train.evaluate.bootstrap import measures
 from aivsreal.train.evaluate.metrics import auc
 from aivsreal.train.fit.augment import augmented, patched, perturbed
-from aivsreal.train.fit.cache import FilePixels
+from aivsreal.train.fit.cache import FEATURES, FilePixels
 from aivsreal.train.fit.checkpoint import Progress, load_progress, save_best, save_last
-from aivsreal.train.fit.data import Batch, PixelsOf, TrainBatches, val_batches
+from aivsreal.train.fit.data import PixelsOf, TrainBatches, val_batches
 from aivsreal.train.fit.distil import (
     FITTED_ON,
     Learner,
     Lesson,
     Lessons,
     Teacher,
-    answers_from_teacher,
     distillation_loss,
 )
 from aivsreal.train.fit.distributed import Ranks
 from aivsreal.train.fit.optimise import learning_rate, optimizer_for, update_average
-from aivsreal.train.fit.probe import features_from_batches, fit_head
+from aivsreal.train.fit.probe import Features, fit_head, kept_features
 from aivsreal.train.samples import Sample
 
 Metrics = dict[str, float]
@@ -87,6 +88,7 @@ def fit(
     on_step: Callable[[int, int, int, float], None],
     on_epoch: Callable[[dict[str, Any]], None],
     tell: Callable[[str], None] = lambda _: None,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """Train to the last epoch; `run/best.*` is the epoch that `goodness` likes best.
 
@@ -96,6 +98,7 @@ def fit(
         teacher: what `config.distil` learns from.
         on_step: called with epoch, step, steps in the epoch and loss.
         on_epoch: called with the epoch's metrics row, after the checkpoint is on disk.
+        kept: folder that keeps the features of an encoder for other runs; None is the run's own.
 
     Returns:
         The metrics row of the best epoch.
@@ -129,7 +132,8 @@ def fit(
     if resume:
         progress = load_progress(run, card, learner, average, optimizer)
     elif isinstance(network, ProbedVit) and not config.init:
-        _begin_with_head(network, config, machine, data, batches, squares, tell)
+        features_NF = _kept(network, config.spec, config, machine, batches, kept or run, tell)
+        _begin_with_head(network, config, machine, data, features_NF, squares, tell)
         average.load_state_dict(network.state_dict())
 
     def keep(row: dict[str, Any]) -> None:
@@ -152,7 +156,7 @@ def fit(
         keep({"epoch": 0, "lr": 0.0, **validated()})
     lessons = None
     if teacher is not None:
-        lessons = _taught(teacher, config, machine, batches, run, card, tell)
+        lessons = _taught(teacher, config, machine, batches, kept or run, tell)
     forward = _parallel(learner, machine)
     ask = torch.compile(teacher) if teacher is not None and machine.compiled else teacher
     for epoch in range(progress.epoch, config.epochs):
@@ -165,7 +169,7 @@ def fit(
             seed = (config.seed, epoch, step, ranks.rank)
             levels_BCHW = augmented(crops, config.spec.size, config.augment, seed, device)
             target_B = target_B.to(device)
-            known = [target_B, *(lessons.of(index_B, device) if lessons is not None else ())]
+            known = [target_B, *(lessons.of(index_B) if lessons is not None else ())]
             if config.cutmix_p:
                 levels_BCHW, *known = patched(levels_BCHW, config.cutmix_p, seed, *known)
             target_B = known[0]
@@ -280,36 +284,54 @@ def _loss(
     return labels, logits_B
 
 
+def _kept(
+    network: ProbedVit, spec: PreprocessSpec, config: TrainConfig, machine: Machine, batches: TrainBatches,
+    folder: Path, tell: Callable[[str], None],
+) -> npt.NDArray[np.float16]:  # fmt: skip
+    """Raw features of every image's plain view by a ViT as it is, from the folder's file where there is one."""
+    told = [spec.to_json(), config.view_side, *((str(s.path), s.path.stat().st_size) for s in batches.samples)]
+    sha = hashlib.sha256(json.dumps(told).encode())
+    for name, value in sorted(network.encoder.state_dict().items()):
+        if not name.endswith(LOW_RANK):
+            sha.update(value.cpu().numpy().tobytes())
+    plain = AugmentConfig(hflip_p=0.0)
+    device = torch.device(machine.device)
+
+    def batches_from(first: int) -> Iterator[torch.Tensor]:
+        for crops, *_ in batches.plain(first):
+            yield _laid(normalised(augmented(crops, spec.size, plain, (0,), device), spec))
+
+    network.eval()
+    if not machine.ranks.first:
+        machine.ranks.gathered(None)  # the first fills the file and the others then open it
+    with _autocast(machine):
+        file = folder / f"{FEATURES}{sha.hexdigest()[:16]}.npy"
+        features_NF = kept_features(network, batches_from, len(batches.samples), file, tell)
+    if machine.ranks.first:
+        machine.ranks.gathered(None)
+    return features_NF
+
+
 def _begin_with_head(
-    network: ProbedVit, config: TrainConfig, machine: Machine, data: Data, batches: TrainBatches,
+    network: ProbedVit, config: TrainConfig, machine: Machine, data: Data, features_NF: npt.NDArray[np.float16],
     squares: dict[str, list[torch.Tensor]], tell: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Fit the head over the encoder as it comes; the strength of its penalty is chosen as epochs are."""
     device = torch.device(machine.device)
-    network.eval()
-    plain = AugmentConfig(hflip_p=0.0)
-
-    def train_batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for crops, target_B, _ in batches.plain():
-            levels_BCHW = augmented(crops, config.spec.size, plain, (config.seed,), device)
-            yield normalised(levels_BCHW, config.spec), target_B
-
-    def split_batches(split: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        targets = torch.tensor([float(sample.target) for sample in data.val[split]])
-        for squares_BSSC, target_B in zip(squares[split], torch.split(targets, config.batch_size), strict=True):
-            levels_BCHW = squares_BSSC.to(device).permute(0, 3, 1, 2).float()
-            yield normalised(levels_BCHW, config.spec), target_B
-
-    with _autocast(machine):
-        train = features_from_batches(network, train_batches())
-        val = {split: features_from_batches(network, split_batches(split)) for split in data.choose_on}
+    targets = torch.tensor([float(sample.target) for sample in data.train])
+    train = Features(torch.from_numpy(features_NF.astype(np.float32)).to(device), targets.to(device))
+    val = {}
+    with torch.inference_mode(), _autocast(machine):
+        for split in data.choose_on:
+            levels = (part.to(device).permute(0, 3, 1, 2).float() for part in squares[split])
+            val[split] = torch.cat([network.raw_features(_laid(normalised(x, config.spec)))[0] for x in levels])
 
     def good(logits_of: Callable[[torch.Tensor], torch.Tensor]) -> float:
         rows = {}
-        for split, features in val.items():
+        for split, features_NF in val.items():
             sources = [sample.source or "-" for sample in data.val[split]]
-            logits_N = logits_of(features.features_NF).detach().cpu()
-            rows[split] = _metrics(features.target_N.cpu().numpy().astype(np.int64), logits_N, sources)
+            target_N = np.array([sample.target for sample in data.val[split]])
+            rows[split] = _metrics(target_N, logits_of(features_NF).detach().cpu(), sources)
         return goodness(rows, data.choose_on)
 
     sizes = Counter((sample.label, sample.source) for sample in data.train)
@@ -322,41 +344,27 @@ def _begin_with_head(
 
 
 def _taught(
-    teacher: Teacher, config: TrainConfig, machine: Machine, batches: TrainBatches, run: Path, card: dict[str, Any],
+    teacher: Teacher, config: TrainConfig, machine: Machine, batches: TrainBatches, folder: Path,
     tell: Callable[[str], None],
 ) -> Lessons | None:  # fmt: skip
-    """Fit the teacher's components on images as the student will see them; and where it is asked once, ask it."""
+    """Fit the teacher's components on images as the student will see them; where it is asked once, ask it."""
+    if config.distil.once:
+        return Lessons(teacher, _kept(teacher.network, teacher.spec, config, machine, batches, folder, tell))
     plain = AugmentConfig(hflip_p=0.0)
     device = torch.device(machine.device)
 
-    def shown(some: Iterable[Batch]) -> Iterator[torch.Tensor]:
-        for step, (crops, *_) in enumerate(some):
+    def shown() -> Iterator[torch.Tensor]:
+        for step, (crops, *_) in enumerate(islice(batches.epoch(0), -(-FITTED_ON // batches.size))):
             levels_BCHW = augmented(crops, config.spec.size, plain, (config.seed, step), device)
             yield normalised(levels_BCHW, teacher.spec)
 
-    def fit_teacher() -> None:
-        teacher.fit(shown(islice(batches.epoch(0), -(-FITTED_ON // batches.size))))
-
-    values_NC = None
-    if machine.ranks.first:  # it tells the others: all must learn the same components
-        with _autocast(machine):
-            if config.distil.once:
-                told = (
-                    config.teacher,
-                    card["data_digest"],
-                    str(config.distil),
-                    str(config.spec),
-                    str(config.view_side),
-                )
-                digest = hashlib.sha256(repr(told).encode()).hexdigest()
-                asked = (lambda first: shown(batches.plain(first)), len(batches.samples))
-                values_NC = answers_from_teacher(teacher, fit_teacher, *asked, run / "lessons.npz", digest, tell)
-            else:
-                fit_teacher()
-    state, values_NC = machine.ranks.gathered((dict(teacher.named_buffers(recurse=False)), values_NC))[0]
+    with _autocast(machine):
+        teacher.fit(shown())
+    # Each rank has seen its own images: all must learn the components of the first.
+    fitted = machine.ranks.gathered(dict(teacher.named_buffers(recurse=False)))[0]
     for name, value in teacher.named_buffers(recurse=False):
-        value.copy_(state[name])
-    return None if values_NC is None else Lessons(values_NC)
+        value.copy_(fitted[name])
+    return None
 
 
 def _placed(network: nn.Module, device: torch.device, ranks: Ranks) -> nn.Module:

@@ -5,9 +5,14 @@ Legend: N image; F feature.
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -19,27 +24,60 @@ _LEAST_STD = 1e-3
 _STEPS = 60
 
 
+PATCHES = 0.25
+"""What a standardised mean of patches counts beside a class token: at 1 the AUC on unseen sources falls from 0.929 to
+0.920, at 0.25 to 0.929, and the map still says something."""
+
+
+def kept_features(
+    network: ProbedVit,
+    batches_from: Callable[[int], Iterable[torch.Tensor]],
+    count: int,
+    file: Path,
+    tell: Callable[[str], None],
+) -> npt.NDArray[np.float16]:
+    """Raw features `[N, F]` of many images, kept in a file: a run that was stopped goes on where it was.
+
+    Args:
+        network: its `shift` and `scale` do not matter.
+        batches_from: normalised batches from an image on.
+        count: N.
+        file: a `.npy` that is named after all that the features depend on.
+        tell: takes a line a minute.
+    """
+    width = network.shift.numel()
+    part = file.with_suffix(".part.npy")
+    progress = file.with_suffix(".part.json")
+    if file.is_file():
+        return np.load(file, mmap_mode="r")
+    done = json.loads(progress.read_text(encoding="utf-8")) if progress.is_file() and part.is_file() else 0
+    mode = "r+" if done else "w+"
+    rows_NF = np.lib.format.open_memmap(part, mode, np.float16, None if done else (count, width))
+    if not done:
+        tell(f"the encoder is shown {count} images; what it says is kept in {file}")
+    last = time.monotonic()
+    with torch.inference_mode():
+        for batch_BCHW in batches_from(done):
+            features_BF = network.raw_features(batch_BCHW)[0]
+            rows_NF[done : done + len(features_BF)] = features_BF.float().cpu().numpy()
+            done += len(features_BF)
+            if time.monotonic() - last > 60 and done < count:
+                last = time.monotonic()
+                rows_NF.flush()
+                progress.write_text(json.dumps(done), encoding="utf-8")
+                tell(f"the encoder has seen {done} of {count} images")
+    rows_NF.flush()
+    part.replace(file)
+    progress.unlink(missing_ok=True)
+    return np.load(file, mmap_mode="r")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Features:
     """What an encoder says of images, raw, and what they are."""
 
     features_NF: torch.Tensor
     target_N: torch.Tensor
-
-
-def features_from_batches(
-    network: ProbedVit, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], tell: Callable[[int], None] | None = None
-) -> Features:
-    """Run the encoder once over normalised batches with their targets; the features stay on the network's device."""
-    rows, targets = [], []
-    with torch.inference_mode():
-        for batch_BCHW, target_B in batches:
-            rows.append(network.features(batch_BCHW)[0].float())
-            targets.append(target_B.to(rows[-1].device, torch.float32))
-            if tell is not None:
-                tell(sum(len(row) for row in rows))
-    # Out of inference mode: what follows takes gradients.
-    return Features(torch.cat(rows).clone(), torch.cat(targets).clone())
 
 
 def fit_head(
@@ -52,7 +90,7 @@ def fit_head(
     """Set the network's standardisation and head by weighted logistic regression.
 
     Args:
-        network: its `shift` and `scale` are 0 and 1, as the features were taken.
+        network: gets them.
         train: raw features.
         weight_N: of each image; their mean is 1.
         good: how good a head is, given what makes logits of raw features: higher is better.
@@ -64,6 +102,7 @@ def fit_head(
     x_NF = train.features_NF
     mean_F = x_NF.mean(0)
     std_F = x_NF.std(0).clamp_min(_LEAST_STD)
+    std_F[len(std_F) // 2 :] /= PATCHES  # the second half are means of patches
     x_NF = ((x_NF - mean_F) / std_F).to(torch.float32)
     weight_N = weight_N.to(x_NF.device)
     found: dict[str, float] = {}
