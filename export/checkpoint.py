@@ -6,7 +6,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aivsreal.runtime.bundle.card import TrainingCard, training_card_from_json
 from aivsreal.runtime.errors import CheckpointError
@@ -51,19 +51,38 @@ def checkpoint_from_path(path: Path) -> Checkpoint:
     return Checkpoint(weights, card)
 
 
-def network_from_checkpoint(checkpoint: Checkpoint) -> nn.Module:
+def network_from_checkpoint(checkpoint: Checkpoint, encoder: str | None = None) -> nn.Module:
     """The network as it was trained, in eval mode.
 
+    Args:
+        checkpoint: of a LeViT all of it, of a ViT what was trained.
+        encoder: the file of a ViT's encoder, as of `encoder_from_file`.
+
     Raises:
-        CheckpointError: the weights do not fit the arch.
+        CheckpointError: the weights do not fit the arch, or the encoder is missing or not the one it was trained over.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from aivsreal.runtime.backends.networks import network_from_arch
+    from aivsreal.runtime.networks.arch import network_from_arch
+    from aivsreal.runtime.networks.encoder import checked_encoder
+    from aivsreal.runtime.networks.vit import vit_from_parts
 
+    card = checkpoint.card
+    told: Any = (card.started_from or {}).get("encoder")
     try:
-        network = network_from_arch(checkpoint.card.arch, checkpoint.card.spec.size)
+        if told is not None:
+            if encoder is None:
+                raise CheckpointError(
+                    f"{checkpoint.weights} holds what was trained over the encoder {told['name']}: name its file with "
+                    f"--encoder (SHA-256 {told['sha256']})"
+                )
+            weights = checked_encoder(encoder, told["sha256"])
+            trained = load_file(checkpoint.weights)
+            return vit_from_parts(card.arch, card.spec.size, weights, trained, encoder)
+        if encoder is not None:
+            raise CheckpointError(f"{checkpoint.weights} is a whole {card.arch}: leave --encoder out")
+        network = network_from_arch(card.arch, card.spec.size)
         network.load_state_dict(load_file(checkpoint.weights))
     except (ValueError, RuntimeError, SafetensorError) as error:
         what = str(error).splitlines()[0]

@@ -17,8 +17,6 @@ from aivsreal.runtime.verdict import OperatingPoint
 if TYPE_CHECKING:
     from aivsreal.export.draft import Draft
 
-BALANCED = OperatingPoint("balanced", 0.5, 0.5)
-
 
 def _point(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> tuple[OperatingPoint, ...]:
     points = []
@@ -58,6 +56,7 @@ def _point(context: click.Context, option: click.Parameter, texts: tuple[str, ..
 )  # fmt: skip
 @click.option("--triton", type=click.Path(path_type=Path), help="Also write a Triton model repository there.")
 @click.option("--verify", is_flag=True, help="Change nothing: compare all that a bundle holds.")
+@click.option("--encoder", metavar="FILE", help="Of a ViT's checkpoint: the encoder it was trained over, as of --init.")
 @click.option("--opset", type=click.Choice(["17", "20"]), help="Of a checkpoint's graph.  [default: 17]")
 @click.option(
     "--crop-fraction", type=Number(0, 1),
@@ -77,7 +76,7 @@ def _point(context: click.Context, option: click.Parameter, texts: tuple[str, ..
 def main(
     source: Path | None, out: Path | None, reference: Path | None, fp16: bool, int8: bool, data: Path | None,
     engine: bool | None, max_batch: int, workspace: int | None, version_compatible: bool, timing_cache: Path | None,
-    dla: int | None, rtx: tuple[str, ...], triton: Path | None, verify: bool, opset: str | None,
+    dla: int | None, rtx: tuple[str, ...], triton: Path | None, verify: bool, encoder: str | None, opset: str | None,
     crop_fraction: float | None, temperature: float | None, points: tuple[OperatingPoint, ...], card: Path | None,
     gradcam: str | None, as_json: bool,
 ) -> None:  # fmt: skip
@@ -86,10 +85,12 @@ def main(
     CHECKPOINT is a run's folder or its best.safetensors, or a bundle to add to; without it, it is the shipped bundle,
     and what is added lies in the user's data folder, where aivsreal-scan finds it by itself.
     """
+    from aivsreal.export.draft import BALANCED, Making
     from aivsreal.export.engine import BuildOptions
     from aivsreal.export.run import Wish, run
 
     of_a_checkpoint = {
+        "--encoder": encoder,
         "--opset": opset,
         "--crop-fraction": crop_fraction,
         "--temperature": temperature,
@@ -100,9 +101,10 @@ def main(
     if verify and (fp16 or int8 or triton or out or engine or rtx):
         raise click.UsageError("--verify changes nothing: give it a bundle, --reference and --json alone")
     build = BuildOptions(fp16 or bool(rtx), max_batch, workspace, version_compatible, timing_cache, dla, rtx)
+    making = Making(int(opset or 17), crop_fraction, temperature or 1.0, points or (BALANCED,), gradcam, encoder)
     wish = Wish(
         source, out, reference, fp16 or bool(rtx), data if int8 else None, engine, build, triton, verify,
-        int(opset or 17), crop_fraction, temperature or 1.0, points or (BALANCED,), card, gradcam,
+        making, card,
         [name for name, value in {**of_a_checkpoint, "--point": points or None}.items() if value is not None],
     )  # fmt: skip
     draft = run(wish, lambda line: click.echo(line, err=True))

@@ -17,6 +17,8 @@ from aivsreal.runtime.preprocess import BatchBCHW, LogitsB
 from aivsreal.runtime.verdict import OperatingPoint
 
 Tell = Callable[[str], None]
+BALANCED = OperatingPoint("balanced", 0.5, 0.5)
+_LARGE, LARGE_COUNT = 100_000_000, 64  # bytes of a ViT, which takes a third of a second for an image in FP32
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +84,26 @@ class Draft:
         return self.manifest.temperature, thresholds(self.manifest)
 
 
-def reference_of(folder: Path | None) -> Reference:
-    """The reference images: fewer where only onnx's own slow evaluator is there."""
-    return Reference(folder, COUNT if has_onnxruntime() else SLOW_COUNT)
+@dataclass(frozen=True, slots=True)
+class Making:
+    """What of a bundle its checkpoint leaves open."""
+
+    opset: int = 17
+    crop_fraction: float | None = None
+    """None sees what was seen in training."""
+    temperature: float = 1.0
+    points: tuple[OperatingPoint, ...] = (BALANCED,)
+    """The first is the default."""
+    gradcam: str | None = None
+    """Stage of the Grad-CAM graph, where one is wanted."""
+    encoder: str | None = None
+    """File of a ViT's encoder, as of `encoder_from_file`."""
+
+
+def reference_of(folder: Path | None, content: bytes) -> Reference:
+    """The reference images: fewer of a large network, and where only onnx's own slow evaluator is there."""
+    count = COUNT if len(content) < _LARGE else LARGE_COUNT
+    return Reference(folder, count if has_onnxruntime() else SLOW_COUNT)
 
 
 def draft_from_bundle(bundle: Bundle, folder: Path | None, tell: Tell) -> Draft:
@@ -93,8 +112,8 @@ def draft_from_bundle(bundle: Bundle, folder: Path | None, tell: Tell) -> Draft:
     Raises:
         BundleError: a file of the bundle is damaged.
     """
-    reference = reference_of(folder)
     files = {name: bundle.read(name) for name in bundle.manifest.files}
+    reference = reference_of(folder, files[MODEL])
     batch_BCHW = reference.batch(bundle.manifest.spec)
     tell(f"read {bundle.path / MODEL}: {bundle.manifest.arch}, bundle {bundle.digest}")
     if not has_onnxruntime():
@@ -102,10 +121,7 @@ def draft_from_bundle(bundle: Bundle, folder: Path | None, tell: Tell) -> Draft:
     return Draft(bundle.manifest, files, reference, batch_BCHW, onnx_logits(files[MODEL], batch_BCHW), tell)
 
 
-def draft_from_checkpoint(
-    path: Path, folder: Path | None, opset: int, crop_fraction: float | None, temperature: float,
-    points: tuple[OperatingPoint, ...], gradcam: str | None, tell: Tell,
-) -> Draft:  # fmt: skip
+def draft_from_checkpoint(path: Path, folder: Path | None, making: Making, tell: Tell) -> Draft:
     """Start from what `aivsreal-train` wrote: fuse it, write it as ONNX and hold that against PyTorch.
 
     Raises:
@@ -122,29 +138,30 @@ def draft_from_checkpoint(
         raise MissingExtra("export", error.name or "onnx", "export") from None
     from aivsreal.export.checkpoint import checkpoint_from_path, network_from_checkpoint
     from aivsreal.export.graph import onnx_from_network, with_half_weights
-    from aivsreal.runtime.backends.networks import fused_network, round_to_half
+    from aivsreal.runtime.networks.arch import fused_network
+    from aivsreal.runtime.networks.mapped import round_to_half
 
     source = checkpoint_from_path(path)
-    network, card = network_from_checkpoint(source), source.card
+    network, card = network_from_checkpoint(source, making.encoder), source.card
     tell(f"loaded {source.weights}: {card.arch}, epoch {card.epoch}")
-    spec = card.spec if crop_fraction is None else replace(card.spec, crop_fraction=crop_fraction)
-    reference = reference_of(folder)
-    batch_BCHW = reference.batch(spec)
+    spec = card.spec if making.crop_fraction is None else replace(card.spec, crop_fraction=making.crop_fraction)
     fused = fused_network(network, card.arch, card.spec.size)
-    model = with_half_weights(onnx_from_network(fused, spec, opset))
+    model = with_half_weights(onnx_from_network(fused, spec, making.opset))
     content: bytes = model.SerializeToString(deterministic=True)
     casts = sum(node.op_type == "Cast" for node in model.graph.node)
     tell(
         f"fused to ONNX: {len(model.graph.node) - casts} nodes and {casts} casts of stored half weights, "
-        f"{len(content) / 1e6:.1f} MB, opset {opset}"
+        f"{len(content) / 1e6:.1f} MB, opset {making.opset}"
     )
+    reference = reference_of(folder, content)
+    batch_BCHW = reference.batch(spec)
     manifest = Manifest(
         arch=card.arch,
         labels=card.labels,
         spec=spec,
-        temperature=temperature,
-        points=points,
-        default_point=points[0].name,
+        temperature=making.temperature,
+        points=making.points,
+        default_point=making.points[0].name,
         metrics={"training": card.metrics},
     )
     draft = Draft(manifest, {MODEL: content}, reference, batch_BCHW, onnx_logits(content, batch_BCHW), tell)
@@ -162,12 +179,12 @@ def draft_from_checkpoint(
         "parity_onnx_torch": same.to_json(),
         "parity_half_trained": rounding.to_json(),
     }  # fmt: skip
-    if gradcam is not None:
+    if making.gradcam is not None:
         from aivsreal.export.gradcam import REFERENCES, gradcam_from_network
 
-        graph, worst = gradcam_from_network(fused, spec, gradcam, opset, batch_BCHW[:REFERENCES])
-        draft.files["gradcam.onnx"], provenance["gradcam"] = graph, {"layer": gradcam, "parity": worst}
-        tell(f"gradcam.onnx: Grad-CAM of {gradcam}, map differs from PyTorch by {worst:.2g} at most")
+        graph, worst = gradcam_from_network(fused, spec, making.gradcam, making.opset, batch_BCHW[:REFERENCES])
+        draft.files["gradcam.onnx"], provenance["gradcam"] = graph, {"layer": making.gradcam, "parity": worst}
+        tell(f"gradcam.onnx: Grad-CAM of {making.gradcam}, map differs from PyTorch by {worst:.2g} at most")
     draft.manifest = replace(draft.manifest, provenance=provenance)
     return draft
 

@@ -24,14 +24,13 @@ from aivsreal.runtime.spec import PreprocessSpec
 if TYPE_CHECKING:
     import torch
 
-    from aivsreal.runtime.backends.networks import FusedLevit
+    from aivsreal.runtime.networks.mapped import MappedNetwork
 
-STAGES = ("stage1", "stage2", "stage3")
 MAX_MAP_DIFFERENCE = 1e-4  # of the map's largest value, ONNX against PyTorch
 REFERENCES = 8  # images of the parity check: the backward pass in eager PyTorch is slow
 
 
-def gradcam_graph_from_network(network: FusedLevit, spec: PreprocessSpec, stage: str, opset: int = 17) -> Any:
+def gradcam_graph_from_network(network: MappedNetwork, spec: PreprocessSpec, stage: str, opset: int = 17) -> Any:
     """An `onnx.ModelProto` with input `pixels_BCHW`, outputs `logits` [B, 1] and `map` [B, h, w].
 
     The map is Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) of the logit of `ai` at the stage's output, before
@@ -40,7 +39,7 @@ def gradcam_graph_from_network(network: FusedLevit, spec: PreprocessSpec, stage:
     Args:
         network: a fused network; it is left as it is.
         spec: gives the input's size.
-        stage: one of `STAGES`.
+        stage: one of `mapped.STAGES`.
         opset: of ONNX.
 
     Raises:
@@ -71,7 +70,7 @@ def gradcam_graph_from_network(network: FusedLevit, spec: PreprocessSpec, stage:
 
 
 def gradcam_from_network(
-    network: FusedLevit, spec: PreprocessSpec, stage: str, opset: int, batch_BCHW: BatchBCHW
+    network: MappedNetwork, spec: PreprocessSpec, stage: str, opset: int, batch_BCHW: BatchBCHW
 ) -> tuple[bytes, float]:
     """The graph as a file with its weights stored in half, and how far its maps are from PyTorch's on a batch.
 
@@ -84,7 +83,7 @@ def gradcam_from_network(
     import torch
 
     from aivsreal.export.graph import with_half_weights
-    from aivsreal.runtime.backends.networks import round_to_half
+    from aivsreal.runtime.networks.mapped import round_to_half
 
     rounded = round_to_half(network)
     model = with_half_weights(gradcam_graph_from_network(rounded, spec, stage, opset))
@@ -102,23 +101,20 @@ def gradcam_from_network(
     return content, worst
 
 
-def _logits_and_gradcam(network: FusedLevit, stage: str) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+def _logits_and_gradcam(
+    network: MappedNetwork, stage: str
+) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """From pixels to logits and Grad-CAM, in one function of tensors that can be traced."""
     import torch
 
+    from aivsreal.runtime.networks.mapped import STAGES
+
     if stage not in STAGES:
         raise ExportError(f"unknown stage {stage!r}: use one of {', '.join(STAGES)}")
-    body: Any = network.body
-    first, rest = body.stages[: STAGES.index(stage) + 1], body.stages[STAGES.index(stage) + 1 :]
-    # As a convolution, the head needs no weight that is spread over the batch, whose size a trace would fix.
-    head_K111 = network.head.weight.detach()[:, :, None, None]
-
-    def logits_from_features(features_BChw: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.conv2d(rest(features_BChw), head_K111, network.head.bias).mean(dim=(-2, -1))
 
     def logits_and_gradcam(pixels_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features_BChw = first(body.stem(pixels_BCHW))
-        logits_B1, pull = torch.func.vjp(logits_from_features, features_BChw)[:2]
+        features_BChw, rest = network.cut(stage, pixels_BCHW)
+        logits_B1, pull = torch.func.vjp(rest, features_BChw)[:2]
         (gradient_BChw,) = pull(torch.ones_like(logits_B1))
         return logits_B1, (gradient_BChw.mean(dim=(-2, -1), keepdim=True) * features_BChw).sum(dim=1)
 
@@ -131,8 +127,12 @@ def _decompositions() -> dict[Any, Any]:
     from torch._decomp import get_decompositions
 
     aten = torch.ops.aten
+    unknown = [
+        aten.hardswish_backward, aten._softmax_backward_data, aten.native_layer_norm, aten.native_layer_norm_backward,
+        aten.gelu_backward, aten.sigmoid_backward,
+    ]  # fmt: skip
     return {
-        **get_decompositions([aten.hardswish_backward, aten._softmax_backward_data]),
+        **get_decompositions(unknown),
         aten.convolution_backward.default: _convolution_backward,
     }
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def onnx_from_network(network: nn.Module, spec: PreprocessSpec, opset: int = 17) -> Any:
-    """Export a `FusedLevit` to an `onnx.ModelProto`: `pixels_BCHW` to `logits` [B, 1] and their `map` [B, H, W].
+    """Export a fused network to an `onnx.ModelProto`: `pixels_BCHW` to `logits` [B, 1] and their `map` [B, H, W].
 
     Each weight is an initialiser with its state-dict name, and the same weights give the same bytes.
 
@@ -33,9 +33,9 @@ def onnx_from_network(network: nn.Module, spec: PreprocessSpec, opset: int = 17)
     import torch
     from onnx import numpy_helper
 
-    from aivsreal.runtime.backends.networks import FusedLevit
+    from aivsreal.runtime.networks.mapped import MappedNetwork
 
-    if not isinstance(network, FusedLevit):
+    if not isinstance(network, MappedNetwork):
         raise ExportError("the network was not fused; nothing was written")
     # The exporter merges weights of equal value (all zero, say) into one, and their names are lost. So the graph is
     # traced with noise, and the weights are filled in afterwards.
@@ -50,7 +50,7 @@ def onnx_from_network(network: nn.Module, spec: PreprocessSpec, opset: int = 17)
         example = torch.zeros(2, 3, spec.size, spec.size)
         cells = shell.logits_and_map(example)[1].shape[1:]
         torch.onnx.export(
-            shell, (example,), file, dynamo=False, opset_version=opset,
+            shell, (example,), file, dynamo=False, opset_version=opset, do_constant_folding=False,
             input_names=[INPUT], output_names=[LOGITS, MAP],
             dynamic_axes={name: {0: "batch"} for name in (INPUT, LOGITS, MAP)},
         )  # fmt: skip

@@ -37,8 +37,9 @@ def full_from_onnx(model: Any) -> Any:
 def half_from_onnx(model: Any) -> Any:
     """The graph of `model.onnx` in half: FP16 input, weights and activations, FP32 outputs of the same names.
 
-    What follows the last weight stays FP32: it is the head's bias and the mean over a few tokens, costs nothing, and so
-    the logit is exactly the mean of the map here too.
+    What follows the last weight stays FP32, and what it takes of the rest is cast once: it is the head's bias and the
+    mean over a few tokens, and of a ViT the whole head, which sums thousands of features. It costs nothing, and so the
+    logit is exactly the mean of the map here too.
 
     Raises:
         ExportError: a value does not fit FP16, or the graph holds something that half cannot express.
@@ -63,11 +64,14 @@ def half_from_onnx(model: Any) -> Any:
         if not np.abs(values).max(initial=0.0) < np.finfo(np.float16).max:
             raise ExportError(f"weight {name} reaches {np.abs(values).max():.3g}, past FP16; nothing was written")
         tensors[name].CopyFrom(numpy_helper.from_array(values.astype(np.float16), name))
-    made = head[-1].output[0]
-    head[-1].output[0] = f"{made}.half"
-    _set_nodes(
-        graph, [*head, helper.make_node("Cast", [f"{made}.half"], [made], "to_full", to=onnx.TensorProto.FLOAT), *tail]
-    )
+    crossing = sorted({name for node in head for name in node.output} & {name for node in tail for name in node.input})
+    for node in tail:
+        node.input[:] = [f"{name}.full" if name in crossing else name for name in node.input]
+    casts = [
+        helper.make_node("Cast", [name], [f"{name}.full"], f"{name}.to_full", to=onnx.TensorProto.FLOAT)
+        for name in crossing
+    ]
+    _set_nodes(graph, [*head, *casts, *tail])
     for value in graph.input:
         value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
     del graph.value_info[:]

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aivsreal.export.artefacts import add_engine, add_half, add_int8
-from aivsreal.export.draft import Draft, Tell, draft_from_bundle, draft_from_checkpoint, read_card
+from aivsreal.export.draft import Draft, Making, Tell, draft_from_bundle, draft_from_checkpoint, read_card
 from aivsreal.export.engine import BuildOptions
 from aivsreal.runtime.bundle.folder import Bundle, extended_folder, write_bundle
 from aivsreal.runtime.bundle.manifest import MANIFEST
 from aivsreal.runtime.errors import ExportError
 from aivsreal.runtime.text import typed
-from aivsreal.runtime.verdict import OperatingPoint
 
 CARD = "README.md"
 
@@ -32,12 +31,8 @@ class Wish:
     build: BuildOptions
     triton: Path | None
     verify: bool
-    opset: int
-    crop_fraction: float | None
-    temperature: float
-    points: tuple[OperatingPoint, ...]
+    making: Making
     card: Path | None
-    gradcam: str | None
     of_a_checkpoint: list[str]
     """Options that were given and mean nothing for a bundle, whose values they would contradict."""
 
@@ -59,10 +54,7 @@ def run(wish: Wish, tell: Tell) -> Draft:
         assert wish.source is not None
         if wish.target is None:
             raise ExportError("name the bundle to write with -o")
-        draft = draft_from_checkpoint(
-            wish.source, wish.reference, wish.opset, wish.crop_fraction, wish.temperature, wish.points, wish.gradcam,
-            tell,
-        )  # fmt: skip
+        draft = draft_from_checkpoint(wish.source, wish.reference, wish.making, tell)
     else:
         draft = _from_bundle(wish, bundle, tell)
     assert wish.target is not None

@@ -1,7 +1,7 @@
 """Grad-CAM and its kin over the PyTorch network of a bundle: what in an image moved the score.
 
-The fused network keeps its tokens as maps of 14x14, 7x7 and 4x4 (at 224 pixels), so no reshaping lies between its
-stages and pytorch-grad-cam. Legend: B image in a batch; C channel (3, RGB); h, w height and width of a stage's map;
+A LeViT keeps its tokens as maps of 14x14, 7x7 and 4x4 (at 224 pixels), a ViT is asked for its patches as one of 14x14.
+Legend: B image in a batch; C channel (3, RGB); h, w height and width of a stage's map;
 S input size.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from aivsreal.runtime.verdict import Label, Verdict, verdict_from_logit
 if TYPE_CHECKING:
     import torch
 
-    from aivsreal.runtime.backends.networks import FusedLevit
+    from aivsreal.runtime.networks.mapped import MappedNetwork
 
 MAX_PARITY = 1e-3  # logit; also what `aivsreal-export` allows between ONNX and PyTorch
 
@@ -44,7 +44,7 @@ class Method(str, Enum):
 
 
 class Layer(str, Enum):
-    """Whose activations: 14x14, 7x7 and 4x4 tokens at an input of 224 pixels."""
+    """Whose activations, see `networks.mapped.STAGES`: of a LeViT 14x14, 7x7 and 4x4 tokens at 224 pixels."""
 
     STAGE1 = "stage1"
     STAGE2 = "stage2"
@@ -107,7 +107,7 @@ class Explainer:
 
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self._point = self.bundle.manifest.point(operating_point)
-        self.network: FusedLevit = network_from_bundle(self.bundle)
+        self.network: MappedNetwork = network_from_bundle(self.bundle)
         self.parity = _parity(self.bundle, self.network)
         """Largest difference of logits from the bundle's ONNX file; None where onnxruntime is not installed."""
 
@@ -142,7 +142,7 @@ class Explainer:
 
 
 def map_from_network(
-    network: FusedLevit, batch_1CHW: BatchBCHW, method: Method, layer: Layer, of: Label | None = None
+    network: MappedNetwork, batch_1CHW: BatchBCHW, method: Method, layer: Layer, of: Label | None = None
 ) -> tuple[float, Label, MapHW]:
     """The logit of one prepared image, the class that is asked for, and its map before the ReLU.
 
@@ -155,8 +155,8 @@ def map_from_network(
         raise MissingExtra("explain", error.name or "grad-cam", "draw Grad-CAM heat maps") from None
     import torch
 
-    stage: Any = network.body.stages[list(Layer).index(layer)]  # type: ignore[index]
-    with getattr(pytorch_grad_cam, _CLASSES[method])(network, [stage]) as cam:
+    stage, maps_from_output = network.layer(layer.value)
+    with getattr(pytorch_grad_cam, _CLASSES[method])(network, [stage], reshape_transform=maps_from_output) as cam:
         # The weights want no gradients, so the input must: else nothing would reach the hooks.
         batch = torch.from_numpy(batch_1CHW).requires_grad_(True)
         seen = cam.activations_and_grads

@@ -100,7 +100,7 @@ def small_model() -> Any:
     import torch
 
     from aivsreal.export.graph import onnx_from_network, with_half_weights
-    from aivsreal.runtime.backends.networks import fused_network, network_from_arch
+    from aivsreal.runtime.networks.arch import fused_network, network_from_arch
     from aivsreal.runtime.spec import PreprocessSpec
 
     torch.manual_seed(0)
@@ -129,9 +129,9 @@ def map_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from aivsreal.export.graph import onnx_from_network, with_half_weights
-    from aivsreal.runtime.backends.networks import fused_network, network_from_arch
     from aivsreal.runtime.bundle.folder import write_bundle
     from aivsreal.runtime.bundle.manifest import Manifest
+    from aivsreal.runtime.networks.arch import fused_network, network_from_arch
     from aivsreal.runtime.spec import PreprocessSpec
     from aivsreal.runtime.verdict import LABELS, OperatingPoint
 

@@ -10,17 +10,12 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from aivsreal.runtime.backends.networks import (
-    ARCHS,
-    Residual,
-    fused_network,
-    logits_from_output,
-    network_from_arch,
-    round_to_half,
-)
 from aivsreal.runtime.backends.torch import network_from_bundle
 from aivsreal.runtime.bundle.folder import Bundle, write_bundle
 from aivsreal.runtime.errors import BundleError
+from aivsreal.runtime.networks.arch import fused_network, network_from_arch
+from aivsreal.runtime.networks.levit import ARCHS, Residual
+from aivsreal.runtime.networks.mapped import logits_from_output, round_to_half
 
 
 def _trained(arch: str, size: int) -> torch.nn.Module:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from pocket_vit import SIZE, pocket_vit
 
-from aivsreal.runtime.backends.networks import logits_from_output, network_from_arch
+from aivsreal.runtime.networks.arch import network_from_arch
+from aivsreal.runtime.networks.mapped import logits_from_output
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.train.config import DistilConfig
 from aivsreal.train.fit.distil import Learner, Lesson, Lessons, Teacher, distillation_loss

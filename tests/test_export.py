@@ -22,9 +22,11 @@ from aivsreal.export.parity import Tolerance
 from aivsreal.export.reference import Reference
 from aivsreal.export.session import onnx_logits
 from aivsreal.runtime import Bundle
-from aivsreal.runtime.backends.networks import FusedLevit, fused_network, network_from_arch, round_to_half
 from aivsreal.runtime.bundle.card import training_card_from_json
 from aivsreal.runtime.errors import ExportError
+from aivsreal.runtime.networks.arch import fused_network, network_from_arch
+from aivsreal.runtime.networks.levit import FusedLevit
+from aivsreal.runtime.networks.mapped import round_to_half
 from aivsreal.runtime.spec import PreprocessSpec
 
 SPEC = PreprocessSpec(64)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pocket_vit import SIZE, pocket_vit
 
-from aivsreal.runtime.backends.vit import ProbedVit
+from aivsreal.runtime.networks.vit import ProbedVit
 from aivsreal.train.evaluate.metrics import auc
 from aivsreal.train.fit.probe import PATCHES, STRENGTHS, Features, fit_head, kept_features
 

@@ -6,9 +6,7 @@ import pytest
 import torch
 from pocket_vit import NAME, SIZE, pocket_vit
 
-from aivsreal.runtime.backends.vit import (
-    LOW_RANK,
-    PREFIX,
+from aivsreal.runtime.networks.vit import (
     LowRankLinear,
     ProbedVit,
     is_vit,
@@ -17,6 +15,7 @@ from aivsreal.runtime.backends.vit import (
     probed_blocks,
     trained_names,
 )
+from aivsreal.runtime.networks.vit_weights import LOW_RANK, PREFIX
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +41,6 @@ def test_a_patch_moves_its_own_cell_of_the_map_most(batch_BCHW: torch.Tensor) ->
     changed_BCHW[:, :, 8:16, 24:32] += 1.0
     moved_BHW = (network.logits_and_map(changed_BCHW)[1] - network.logits_and_map(batch_BCHW)[1]).abs()
     assert (moved_BHW.flatten(1).argmax(1) == 1 * 4 + 3).all()
-
-
-@torch.no_grad()
-def test_folding_the_constants_keeps_logit_and_map(batch_BCHW: torch.Tensor) -> None:
-    network = pocket_vit()
-    before = network.logits_and_map(batch_BCHW)
-    network.fold_scale()
-    assert (network.scale == 1).all()
-    assert (network.shift == 0).all()
-    for old, new in zip(before, network.logits_and_map(batch_BCHW), strict=True):
-        torch.testing.assert_close(new, old, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

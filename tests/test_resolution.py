@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from aivsreal.runtime.backends.networks import network_from_arch
+from aivsreal.runtime.networks.arch import network_from_arch
 from aivsreal.train.start.resolution import weights_at_size
 
 

@@ -14,10 +14,10 @@ from conftest import write_image
 from pocket_vit import NAME, SIZE, encoder_file
 from safetensors.torch import load_file
 
-from aivsreal.runtime.backends.vit import LOW_RANK, ProbedVit, low_rank
+from aivsreal.runtime.networks.vit import ProbedVit, load_encoder, low_rank
+from aivsreal.runtime.networks.vit_weights import LOW_RANK
 from aivsreal.train.cli import main
 from aivsreal.train.config import DistilConfig
-from aivsreal.train.start.encoder import load_encoder
 from aivsreal.train.start.network import start_from_names, teacher_from_path
 
 FAST = "--batch-size 8 --workers 1 --device cpu --no-amp --seed 1".split()

@@ -6,7 +6,8 @@ import pytest
 import torch
 from test_backend_torch import _trained
 
-from aivsreal.runtime.backends.networks import fused_network, logits_from_output
+from aivsreal.runtime.networks.arch import fused_network
+from aivsreal.runtime.networks.mapped import logits_from_output
 from aivsreal.train.start.unfuse import unfused
 
 

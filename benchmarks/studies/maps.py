@@ -36,7 +36,7 @@ from aivsreal.runtime.verdict import Label, p_ai_from_logit
 from aivsreal.train.samples import Sample, in_split, limited, samples_from_data
 
 if TYPE_CHECKING:
-    from aivsreal.runtime.backends.networks import FusedLevit
+    from aivsreal.runtime.networks.levit import FusedLevit
 
 EXACT, CENTRE = "exact", "centre blob"
 PATCH = 3 / 7  # side of the square in a composite over the input's

@@ -55,7 +55,7 @@ def _plain_export(arch: str, size: int, file: Path, fuse: bool) -> bytes:
     """timm's model through `torch.onnx.export`, as anyone would write it, or with timm's own `fuse()` first."""
     import torch
 
-    from aivsreal.runtime.backends.networks import network_from_arch
+    from aivsreal.runtime.networks.arch import network_from_arch
 
     network: Any = network_from_arch(arch, size).eval()
     if fuse:

@@ -45,7 +45,8 @@ def step_rate(config: TrainConfig, device: str, amp: bool, compiled: bool, steps
     import torch
     from torch.nn.functional import binary_cross_entropy_with_logits
 
-    from aivsreal.runtime.backends.networks import logits_from_output, network_from_arch
+    from aivsreal.runtime.networks.arch import network_from_arch
+    from aivsreal.runtime.networks.mapped import logits_from_output
 
     torch.manual_seed(config.seed)
     network = network_from_arch(config.arch, config.spec.size).to(device).train()

@@ -9,16 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from aivsreal.runtime.backends.networks import (
-    FusedLevit,
-    fold_attention_scale,
-    fused_network,
-    logits_from_output,
-    network_from_arch,
-)
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import HALF_SUFFIX, MAP, MODEL
 from aivsreal.runtime.errors import BundleError, MissingExtra
+from aivsreal.runtime.networks.arch import fused_network, network_from_arch
+from aivsreal.runtime.networks.levit import fold_attention_scale
+from aivsreal.runtime.networks.mapped import MappedNetwork, logits_from_output
 from aivsreal.runtime.preprocess import LogitsB, PixelsHWC, Scores, batch_from_squares
 
 try:
@@ -27,7 +23,7 @@ except ImportError as error:
     raise MissingExtra("torch", error.name or "torch", "run the network in PyTorch") from None
 
 
-def network_from_bundle(bundle: Bundle) -> FusedLevit:
+def network_from_bundle(bundle: Bundle) -> MappedNetwork:
     """The fused network with the weights of the bundle's `model.onnx`: they are stored once, there.
 
     Raises:
@@ -40,7 +36,11 @@ def network_from_bundle(bundle: Bundle) -> FusedLevit:
     except ImportError as error:
         raise MissingExtra("torch", error.name or "onnx", "read the weights of a bundle") from None
     manifest = bundle.manifest
-    network = fused_network(network_from_arch(manifest.arch, manifest.spec.size), manifest.arch, manifest.spec.size)
+    try:
+        fresh = network_from_arch(manifest.arch, manifest.spec.size)
+    except ValueError as error:
+        raise BundleError(f"{bundle.path}: {error}; update aivsreal, or timm") from None
+    network = fused_network(fresh, manifest.arch, manifest.spec.size)
     path = bundle.path / MODEL
     content = bundle.read(MODEL)
     try:

@@ -76,13 +76,16 @@ def _head(manifest: Manifest) -> str:
 
 
 def _origin(provenance: Json) -> str:
-    start: Json | None = provenance.get("started_from")
-    if start is None:
-        return "from scratch"
+    start: Json = provenance.get("started_from") or {}
+    encoder: Json | None = start.get("encoder")
+    over = "" if encoder is None else f"over the encoder `{encoder['name']}` (SHA-256 `{encoder['sha256'][:12]}`)"
+    taught = f", taught by `{start['teacher'][:12]}`" if "teacher" in start else ""
+    if "config" not in start:
+        return f"{over or 'from scratch'}{taught}"
     what = f"bundle `{start['bundle']}`" if "bundle" in start else f"weights `{start['weights_sha256'][:12]}`"
     return (
         f"on from the {what} (epoch {start['epoch']} of the preset "
-        f"`{start['config']['preset']}`, trained {_origin(start)})"
+        f"`{start['config']['preset']}`, trained {_origin(start)}){over and ' '}{over}{taught}"
     )
 
 

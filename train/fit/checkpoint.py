@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from aivsreal.runtime.backends.vit import ProbedVit, trained_names
 from aivsreal.runtime.errors import CheckpointError
+from aivsreal.runtime.networks.vit import ProbedVit, trained_names
 
 STATE, METRICS, CURVES = "last.state.pt", "metrics.jsonl", "curves.png"
 

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from aivsreal.runtime.backends.networks import logits_from_output
-from aivsreal.runtime.backends.vit import ProbedVit
+from aivsreal.runtime.networks.mapped import logits_from_output
+from aivsreal.runtime.networks.vit import ProbedVit
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.train.config import DistilConfig
 

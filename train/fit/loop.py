@@ -23,8 +23,9 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
 
-from aivsreal.runtime.backends.networks import logits_from_output
-from aivsreal.runtime.backends.vit import LOW_RANK, ProbedVit
+from aivsreal.runtime.networks.mapped import logits_from_output
+from aivsreal.runtime.networks.vit import ProbedVit
+from aivsreal.runtime.networks.vit_weights import LOW_RANK
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.train.config import AugmentConfig, TrainConfig
 from aivsreal.train.evaluate.bootstrap import measures

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from aivsreal.runtime.backends.vit import ProbedVit
+from aivsreal.runtime.networks.vit import ProbedVit
 from aivsreal.train.config import TrainConfig
 
 

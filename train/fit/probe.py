@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from aivsreal.runtime.backends.vit import ProbedVit
+from aivsreal.runtime.networks.vit import ProbedVit
 
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1)
 """Of the L2 penalty beside the mean loss; the best is found on the validation splits."""

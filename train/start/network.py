@@ -11,18 +11,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from aivsreal.runtime.backends.networks import ARCHS, network_from_arch
-from aivsreal.runtime.backends.vit import ProbedVit, is_vit, low_rank, merge_low_rank
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import MANIFEST
 from aivsreal.runtime.errors import CheckpointError, DataError
+from aivsreal.runtime.networks.arch import network_from_arch
+from aivsreal.runtime.networks.encoder import HUB, encoder_from_file, names_encoder
+from aivsreal.runtime.networks.levit import ARCHS
+from aivsreal.runtime.networks.vit import ProbedVit, is_vit, load_encoder, low_rank, vit_from_parts
+from aivsreal.runtime.networks.vit_weights import Weights
 from aivsreal.runtime.spec import spec_from_json
 from aivsreal.train.config import DistilConfig, TrainConfig
 from aivsreal.train.fit.checkpoint import starting_point
 from aivsreal.train.fit.data import PixelsOf
 from aivsreal.train.fit.distil import Teacher
 from aivsreal.train.samples import Sample
-from aivsreal.train.start.encoder import ENCODER_SUFFIXES, HUB, Weights, encoder_from_file, load_encoder
 from aivsreal.train.start.resolution import weights_at_size
 from aivsreal.train.start.unfuse import told_of_bundle, weights_from_bundle
 
@@ -46,9 +48,7 @@ def start_from_names(names: Sequence[str]) -> Start:
     """
     start = Start()
     for name in names:
-        if name.startswith(HUB) or (
-            name.endswith(ENCODER_SUFFIXES) and not os.path.exists(Path(name).with_suffix(".json"))
-        ):
+        if names_encoder(name):
             if start.encoder is not None:
                 raise DataError(f"--init {name}: one encoder is enough")
             start.encoder, start.encoder_digest = encoder_from_file(name)
@@ -76,7 +76,7 @@ def network_to_train(
     if not is_vit(config.arch) and config.arch not in ARCHS:
         raise DataError(f"--arch {config.arch}: unknown; use a ViT of timm or one of {', '.join(ARCHS)}")
     told: dict[str, Any] = {}
-    values: Weights | None = None
+    values: dict[str, torch.Tensor] | None = None
     torch.manual_seed(config.seed)
     if start.weights is not None:
         if os.path.isfile(start.weights / MANIFEST):
@@ -126,23 +126,3 @@ def teacher_from_path(path: Path, start: Start, config: DistilConfig) -> tuple[T
     spec = spec_from_json(told["config"]["spec"])
     vit = vit_from_parts(told["arch"], spec.size, start.encoder, values)
     return Teacher(vit, spec, config), told["weights_sha256"]
-
-
-def vit_from_parts(arch: str, size: int, encoder: Weights, trained: Weights) -> ProbedVit:
-    """The network of an encoder and of what a run trained, with its low-rank changes merged.
-
-    Raises:
-        CheckpointError: one of them does not fit the arch.
-    """
-    vit = ProbedVit(arch, size)
-    load_encoder(vit, encoder, "the encoder")
-    downs = [name for name in trained if name.endswith(".down")]
-    if downs:
-        blocks = {int(name.split(".")[2]) for name in downs}
-        low_rank(vit, trained[downs[0]].shape[0], min(blocks))
-    own = vit.state_dict()
-    if not trained.keys() <= own.keys() or any(own[name].shape != value.shape for name, value in trained.items()):
-        raise CheckpointError(f"the trained part does not fit {arch}")
-    vit.load_state_dict({**own, **{name: value.float() for name, value in trained.items()}})
-    merge_low_rank(vit)
-    return vit.eval()

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from aivsreal.runtime.backends.networks import FusedLevit, fold_attention_scale, network_from_arch
 from aivsreal.runtime.backends.torch import network_from_bundle
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import MODEL
 from aivsreal.runtime.errors import CheckpointError
+from aivsreal.runtime.networks.arch import network_from_arch
+from aivsreal.runtime.networks.levit import FusedLevit, fold_attention_scale
 from aivsreal.runtime.preprocess import batch_from_squares
 from aivsreal.train.config import TrainConfig
 from aivsreal.train.fit.data import PixelsOf, val_batches
@@ -54,13 +55,17 @@ def weights_from_bundle(
 
     Raises:
         BundleError: the bundle is damaged.
+        CheckpointError: it holds a ViT.
         MissingExtra: onnx is not installed.
     """
     manifest = bundle.manifest
+    network = network_from_bundle(bundle)
+    if not isinstance(network, FusedLevit):
+        raise CheckpointError(f"{bundle.path} is a {manifest.arch}: train on from its run, which has what was trained")
     config = replace(config, spec=manifest.spec, batch_size=64)
     seen = val_batches(samples[:: -(-len(samples) // _IMAGES)], config, pixels_of, 2)
     batches = (torch.from_numpy(batch_from_squares(list(part.numpy()), manifest.spec)) for part in seen)
-    return unfused(network_from_bundle(bundle), manifest.arch, manifest.spec.size, batches).state_dict()
+    return unfused(network, manifest.arch, manifest.spec.size, batches).state_dict()
 
 
 def unfused(fused: FusedLevit, arch: str, size: int, batches: Iterable[torch.Tensor]) -> nn.Module:

@@ -1,4 +1,4 @@
-"""LeViT in PyTorch: the one place that builds it, as it is trained and fused for inference.
+"""LeViT in PyTorch, as it is trained and fused for inference.
 
 Legend: B image in a batch; C channel; H, W height and width; T token of the last stage; Q, K queries and keys of an
 attention head.
@@ -6,12 +6,12 @@ attention head.
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from aivsreal.runtime.bundle.manifest import HALF_FROM_ELEMENTS
 from aivsreal.runtime.errors import MissingExtra
+from aivsreal.runtime.networks.mapped import STAGES, MappedNetwork
 
 try:
     import timm
@@ -31,19 +31,14 @@ ARCHS = tuple(
 )
 
 
-def network_from_arch(arch: str, size: int) -> nn.Module:
+def levit_from_arch(arch: str, size: int) -> nn.Module:
     """A LeViT (Graham et al. 2021, arXiv:2104.01136) with one logit and fresh weights, in training mode.
 
     Args:
         arch: one of `ARCHS`. The `levit_conv_*` form has the same weights as 1x1 convolutions.
             With the suffix `_residual` the network sees `Residual` of its input.
         size: side of the input in pixels; LeViT's attention biases fix it when the network is made.
-
-    Raises:
-        ValueError: `arch` is not known.
     """
-    if arch not in ARCHS:
-        raise ValueError(f"unknown arch {arch!r}; one of {', '.join(ARCHS)}")
     name = arch.removesuffix(RESIDUAL)
     network: Any = timm.create_model(name, pretrained=False, num_classes=1, img_size=size)
     if name != arch:
@@ -78,12 +73,7 @@ class Residual(torch.nn.Module):
             return torch.nn.functional.pad(inner, (1, 1, 1, 1))
 
 
-def logits_from_output(output: torch.Tensor) -> torch.Tensor:
-    """`logits_B` from the network's `[B, 1]` output, as float32."""
-    return output.float().squeeze(1)
-
-
-class FusedLevit(torch.nn.Module):
+class FusedLevit(MappedNetwork):
     """LeViT for inference: BatchNorm and attention scale folded, attention biases constant, distilled heads merged.
 
     Args:
@@ -96,19 +86,15 @@ class FusedLevit(torch.nn.Module):
         _make_attentions_static(body)
         fold_attention_scale(body)
         heads = [head for head in (body.head, getattr(body, "head_dist", None)) if head is not None]
-        self.head: nn.Linear = torch.nn.Linear(heads[0].in_features, 1)
+        self.head = torch.nn.Linear(heads[0].in_features, 1)
         with torch.no_grad():
             self.head.weight.copy_(sum(head.weight for head in heads) / len(heads))
             self.head.bias.copy_(sum(head.bias for head in heads) / len(heads))
         body.head = body.head_dist = torch.nn.Identity()
-        self.resolution = [module.resolution for module in body.modules() if isinstance(module, _Attention)][-1]
+        self.resolution = [tuple(module.resolution) for module in body.modules() if isinstance(module, _Attention)][-1]
         self.body: nn.Module = body
         self.eval()
         self.requires_grad_(False)
-
-    def forward(self, batch_BCHW: torch.Tensor) -> torch.Tensor:
-        """`[B, 1]` logits."""
-        return self.logits_and_map(batch_BCHW)[0]
 
     def logits_and_map(self, batch_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`[B, 1]` logits and `map_BHW`, what each token of the last stage says: a logit is the mean of its map.
@@ -122,32 +108,40 @@ class FusedLevit(torch.nn.Module):
         map_B1T = self.head.weight @ features_BCT + self.head.bias
         return map_B1T.mean(dim=-1), map_B1T.reshape(-1, height, width)
 
+    def layer(self, stage: str) -> tuple[nn.Module, None]:
+        """The stage itself, whose tokens are maps already."""
+        return cast(Any, self.body).stages[STAGES.index(stage)], None
 
-def fused_network(network: nn.Module, arch: str, size: int) -> FusedLevit:
+    def cut(self, stage: str, batch_BCHW: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+        """`features_BChw` of a stage, and the rest of the network: from them to `[B, 1]` logits."""
+        body: Any = self.body
+        place = STAGES.index(stage) + 1
+        # As a convolution, the head needs no weight that is spread over the batch, whose size a trace would fix.
+        head_K111 = self.head.weight.detach()[:, :, None, None]
+
+        def rest(features_BChw: torch.Tensor) -> torch.Tensor:
+            last_BChw = body.stages[place:](features_BChw)
+            return torch.nn.functional.conv2d(last_BChw, head_K111, self.head.bias).mean(dim=(-2, -1))
+
+        return body.stages[:place](body.stem(batch_BCHW)), rest
+
+
+def fused_levit(network: nn.Module, arch: str, size: int) -> FusedLevit:
     """A fused copy of a trained network, on the CPU, in eval mode and without gradients of its weights.
 
     It has the convolution form whatever `arch` is: the weights are the same and keep their names in ONNX, and ONNX
     Runtime takes 7.7 to 8.4 ms for levit_192 on one core, against 8.4 to 9.1 ms for the linear form.
 
     Args:
-        network: what `network_from_arch(arch, size)` made; it is left as it is.
+        network: what `levit_from_arch(arch, size)` made; it is left as it is.
         arch: one of `ARCHS`.
         size: side of the input in pixels.
     """
     wanted = arch if arch.startswith("levit_conv_") else arch.replace("levit_", "levit_conv_")
-    body = network_from_arch(wanted, size).eval()
+    body = levit_from_arch(wanted, size).eval()
     shapes = {name: value.shape for name, value in body.state_dict().items()}
     body.load_state_dict({name: value.reshape(shapes[name]) for name, value in network.state_dict().items()})
     return FusedLevit(body)
-
-
-def round_to_half(network: FusedLevit) -> FusedLevit:
-    """A copy whose large weights are rounded to FP16 and computed with in FP32, as the stored ONNX has them."""
-    rounded = copy.deepcopy(network)
-    for value in rounded.state_dict().values():
-        if value.is_floating_point() and value.numel() >= HALF_FROM_ELEMENTS:
-            value.copy_(value.half().float())
-    return rounded
 
 
 def fold_attention_scale(module: nn.Module, *, undo: bool = False) -> None:

@@ -8,17 +8,13 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from aivsreal.runtime.backends.vit import ProbedVit
-from aivsreal.runtime.errors import CheckpointError
-
-Weights = dict[str, torch.Tensor]
+from aivsreal.runtime.errors import CheckpointError, MissingExtra
+from aivsreal.runtime.networks.vit_weights import Weights
 
 HUB = "hub:"
 ENCODER_SUFFIXES = (".onnx", ".whl", ".zip", ".safetensors")
@@ -34,6 +30,11 @@ _PLACES = (
     (r"(.*\.)?layers\.(\d+)\.mlp\.(fc[12])\.(weight|bias)", r"blocks.\2.mlp.\3.\4"),
     (r"(.*\.)?layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)", r"blocks.\2.attn.\3.\4"),
 )
+
+
+def names_encoder(name: str) -> bool:
+    """Whether it names an encoder, and no checkpoint with its card."""
+    return name.startswith(HUB) or (name.endswith(ENCODER_SUFFIXES) and not Path(name).with_suffix(".json").exists())
 
 
 def encoder_from_file(path: str) -> tuple[Weights, str]:
@@ -53,31 +54,25 @@ def encoder_from_file(path: str) -> tuple[Weights, str]:
     digest = hashlib.sha256(content).hexdigest()
     if path.endswith(".safetensors"):
         from safetensors import SafetensorError
-        from safetensors.torch import load
+        from safetensors.numpy import load
 
         try:
-            return load(content), digest
+            return {name: values.astype(np.float32) for name, values in load(content).items()}, digest
         except SafetensorError as error:
             raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
     return _from_onnx(path, content), digest
 
 
-def load_encoder(network: ProbedVit, weights: Mapping[str, torch.Tensor], name: str) -> None:
-    """Put an encoder's weights into a network; what belongs to its own head is left.
+def checked_encoder(path: str, sha256: str) -> Weights:
+    """As `encoder_from_file`, of one encoder alone.
 
     Raises:
-        CheckpointError: a weight is missing or of another shape.
+        CheckpointError: it is another one.
     """
-    own = network.encoder.state_dict()
-    for key, value in own.items():
-        given = weights.get(key)
-        if key.endswith((".down", ".up")):
-            continue
-        if given is None or given.numel() != value.numel():
-            raise CheckpointError(
-                f"{name}: {'lacks' if given is None else 'has another shape for'} {key}; give an encoder for --arch"
-            )
-        value.copy_(given.reshape(value.shape))
+    weights, found = encoder_from_file(path)
+    if found != sha256:
+        raise CheckpointError(f"{path}: another encoder (SHA-256 {found}) than the one that is wanted ({sha256})")
+    return weights
 
 
 def _content(path: Path) -> bytes:
@@ -90,28 +85,32 @@ def _content(path: Path) -> bytes:
                 return archive.read(found[0])
         return path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}; name an encoder's file with --init") from None
+        raise CheckpointError(f"{path}: {error.strerror or error}; name an encoder's file") from None
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"{path}: damaged ({error}); download it again") from None
 
 
 def _from_hub(name: str) -> tuple[Weights, str]:
-    import timm
-
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingExtra("torch", error.name or "timm", "fetch an encoder from timm's hub") from None
     try:
         network: Any = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # the hub's client raises its own and those of its transport
         raise CheckpointError(f"hub:{name}: not to be had ({type(error).__name__}); give a file instead") from None
-    weights: Weights = dict(network.state_dict())
+    weights: Weights = {key: value.float().contiguous().numpy() for key, value in network.state_dict().items()}
     sha = hashlib.sha256()
-    for key, value in sorted(weights.items()):
-        sha.update(key.encode() + value.contiguous().numpy().tobytes())
+    for key, values in sorted(weights.items()):
+        sha.update(key.encode() + values.tobytes())
     return weights, sha.hexdigest()
 
 
 def _from_onnx(path: str, content: bytes) -> Weights:
-    import onnx
-
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtra("accurate", error.name or "onnx", "read an encoder") from None
     try:
         graph = onnx.load_from_string(content).graph
     except Exception as error:  # protobuf's DecodeError, whose class differs between its versions
@@ -121,10 +120,10 @@ def _from_onnx(path: str, content: bytes) -> Weights:
     for name, values in named.items():
         for pattern, place in _PLACES:
             if match := re.fullmatch(pattern, name):
-                weights[match.expand(place)] = torch.from_numpy(np.array(values, dtype=np.float32))
+                weights[match.expand(place)] = np.array(values, dtype=np.float32)
     for key in [key for key in weights if ".attn.q." in key]:
         parts = [weights.pop(key.replace(".q.", f".{part}.")) for part in "qkv"]
-        weights[key.replace(".q.", ".qkv.")] = torch.cat(parts)
+        weights[key.replace(".q.", ".qkv.")] = np.concatenate(parts)
     if "patch_embed.proj.weight" not in weights:
         raise CheckpointError(f"{path}: no image encoder with the names that transformers gives")
     return weights
