@@ -67,6 +67,7 @@ def network_from_checkpoint(checkpoint: Checkpoint, encoder: str | None = None) 
     from aivsreal.runtime.networks.arch import network_from_arch
     from aivsreal.runtime.networks.encoder import checked_encoder
     from aivsreal.runtime.networks.vit import vit_from_parts
+    from aivsreal.runtime.networks.vit_weights import LOW_RANK
 
     card = checkpoint.card
     told: Any = (card.started_from or {}).get("encoder")
@@ -78,7 +79,11 @@ def network_from_checkpoint(checkpoint: Checkpoint, encoder: str | None = None) 
                     f"--encoder (SHA-256 {told['sha256']})"
                 )
             weights = checked_encoder(encoder, told["sha256"])
-            trained = load_file(checkpoint.weights)
+            # Low-rank changes in half, as the package keeps them: so a run's bundle is to the bit what it makes.
+            trained = {
+                name: value.half() if name.endswith(LOW_RANK) else value
+                for name, value in load_file(checkpoint.weights).items()
+            }
             return vit_from_parts(card.arch, card.spec.size, weights, trained, encoder)
         if encoder is not None:
             raise CheckpointError(f"{checkpoint.weights} is a whole {card.arch}: leave --encoder out")

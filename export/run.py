@@ -9,7 +9,7 @@ from pathlib import Path
 from aivsreal.export.artefacts import add_engine, add_half, add_int8
 from aivsreal.export.draft import Draft, Making, Tell, draft_from_bundle, draft_from_checkpoint, read_card
 from aivsreal.export.engine import BuildOptions
-from aivsreal.runtime.bundle.folder import Bundle, extended_folder, write_bundle
+from aivsreal.runtime.bundle.folder import Bundle, bundle_folder, extended_folder, write_bundle
 from aivsreal.runtime.bundle.manifest import MANIFEST
 from aivsreal.runtime.errors import ExportError
 from aivsreal.runtime.text import typed
@@ -86,9 +86,8 @@ def _bundle(wish: Wish) -> Bundle | None:
     """The bundle to start from, or None for a checkpoint."""
     if wish.source is None:
         return Bundle.open()
-    if os.path.isfile(wish.source / MANIFEST):
-        return Bundle.open(wish.source)
-    return None
+    folder = bundle_folder(wish.source)
+    return Bundle.open(folder) if os.path.isfile(folder / MANIFEST) else None
 
 
 def _from_bundle(wish: Wish, bundle: Bundle, tell: Tell) -> Draft:

@@ -35,9 +35,9 @@ from aivsreal.runtime.verdict import Label
 SPEC = PreprocessSpec(SIZE, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
 
 
-def vit(arch: str = NAME) -> ProbedVit:
+def vit(arch: str = NAME, seed: int = 0) -> ProbedVit:
     """With low-rank changes that count."""
-    network = pocket_vit(arch=arch)
+    network = pocket_vit(seed, arch)
     low_rank(network, 3, first=1)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -155,6 +155,7 @@ def run_of(network: ProbedVit, folder: Path, encoder_sha256: str) -> Path:
         "chosen_on": "val_unseen", "data_digest": "0" * 64, "data_counts": {"train/ai": {"one": 1}},
         "data_licences": {"one": "CC0"}, "versions": {"torch": "2"}, "epoch": 1, "metrics": {"epoch": 1},
         "started_from": {"encoder": {"name": "encoder.safetensors", "sha256": encoder_sha256}},
+        "weights": "best.safetensors",
         "weights_sha256": hashlib.sha256((folder / "best.safetensors").read_bytes()).hexdigest(),
     }  # fmt: skip
     (folder / "best.json").write_text(json.dumps(card))

@@ -36,7 +36,7 @@ from aivsreal.runtime.verdict import Label, p_ai_from_logit
 from aivsreal.train.samples import Sample, in_split, limited, samples_from_data
 
 if TYPE_CHECKING:
-    from aivsreal.runtime.networks.levit import FusedLevit
+    from aivsreal.runtime.networks.mapped import MappedNetwork
 
 EXACT, CENTRE = "exact", "centre blob"
 PATCH = 3 / 7  # side of the square in a composite over the input's
@@ -50,7 +50,7 @@ def columns(methods: Sequence[Method], layers: Sequence[Layer]) -> list[Column]:
     return [(EXACT, None), *((method.value, layer) for method in methods for layer in layers), (CENTRE, None)]
 
 
-def map_of(network: FusedLevit, square_SSC: PixelsHWC, spec: PreprocessSpec, column: Column, of: Label) -> FloatHW:
+def map_of(network: MappedNetwork, square_SSC: PixelsHWC, spec: PreprocessSpec, column: Column, of: Label) -> FloatHW:
     """The map of one column, `[S, S]`: large where it says that the class `of` comes from."""
     import torch
 
@@ -70,7 +70,7 @@ def map_of(network: FusedLevit, square_SSC: PixelsHWC, spec: PreprocessSpec, col
     return resized_map(map_hw, spec.size, spec.size)
 
 
-def with_new_head(network: FusedLevit) -> FusedLevit:
+def with_new_head(network: MappedNetwork) -> MappedNetwork:
     """A copy whose head is drawn anew, with the old weights' spread."""
     import torch
 

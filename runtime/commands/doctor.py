@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable
@@ -41,7 +42,7 @@ def findings(bundle_path: str | None = None) -> list[Finding]:
     """Look at the machine, from the system up to the backend that a scan would take."""
     found = [_system(), _checked("packages", _packages)]
     bundle, line = _bundle(bundle_path)
-    found.append(line)
+    found += [line, _accurate()]
     found += [
         _checked(
             "GPU", _gpu, "install NVIDIA's driver, then run nvidia-smi (a Jetson: sudo apt install nvidia-jetpack)"
@@ -103,6 +104,20 @@ def _bundle(path: str | None) -> tuple[Bundle | None, Finding]:
         return None, Finding("bundle", BROKEN, str(error), "aivsreal-doctor --bundle FOLDER for another one")
     where = "shipped" if bundle.is_shipped else str(bundle.path)
     return bundle, Finding("bundle", OK, f"{bundle.manifest.arch} {bundle.digest} ({where}), {engines} engines")
+
+
+def _accurate() -> Finding:
+    from aivsreal.runtime.bundle.folder import ACCURATE, HOW_TO_GET_ACCURATE, Bundle, bundle_folder
+    from aivsreal.runtime.bundle.manifest import MANIFEST
+
+    mend = " && ".join(HOW_TO_GET_ACCURATE)
+    if not os.path.isfile(bundle_folder(ACCURATE) / MANIFEST):
+        return Finding("accurate model", MISSING, f"for --bundle {ACCURATE} and --second-opinion {ACCURATE}", mend)
+    try:
+        bundle = Bundle.open(ACCURATE)
+    except AivsrealError as error:
+        return Finding("accurate model", BROKEN, str(error), mend)
+    return Finding("accurate model", OK, f"{bundle.manifest.arch} {bundle.digest} ({bundle.path})")
 
 
 def _gpu() -> str:
@@ -210,7 +225,7 @@ def _version(package: str) -> str:
 
 
 @command("aivsreal-doctor")
-@click.option("--bundle", metavar="FOLDER", help="Model to look at.  [default: the shipped one]")
+@click.option("--bundle", metavar="MODEL", help="Model to look at: accurate, or a folder.  [default: the shipped one]")
 @click.option("--jsonl", is_flag=True, help="Write one JSON object a line.")
 def main(bundle: str | None, jsonl: bool) -> int:
     """Say what is here to run on, what is missing, and what to type to change that.

@@ -41,7 +41,7 @@ NOTE = "A map shows what moved the score, not what was edited."
     "--class", "of", type=click.Choice(["ai", "real"]), help="What the map shall speak for.  [default: the likelier]"
 )
 @click.option("--overwrite", is_flag=True, help="Replace arrays that aivsreal did not write too; never a picture.")
-@click.option("--bundle", metavar="FOLDER", help="Model to use.  [default: the shipped one]")
+@click.option("--bundle", metavar="MODEL", help="Model to use: accurate, or a folder.  [default: the shipped one]")
 @click.option("--operating-point", metavar="NAME", help="Bounds between real, unsure and ai.  [default: the model's]")
 def main(
     paths: tuple[str, ...], out: Path, method: str, layer: str, of: str | None, overwrite: bool, bundle: str | None,

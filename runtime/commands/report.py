@@ -36,7 +36,7 @@ _FIRST = 1000  # of each label, from an output of a cluster: a page of a million
 @click.option("--csv", type=click.Path(path_type=Path), help="Comma-separated rows with a heading.")
 @click.option("--overwrite", is_flag=True, help="Replace files that aivsreal did not write too, but for pictures.")
 @click.option("--first", type=click.IntRange(min=1), help="With --html, show so many of each label, and of the errors.")
-@click.option("--bundle", metavar="FOLDER", help="Model that judged.  [default: the shipped one]")
+@click.option("--bundle", metavar="MODEL", help="Model that judged: accurate, or a folder.  [default: the shipped one]")
 def main(
     results: Path, html: Path | None, assets: bool, csv: Path | None, overwrite: bool, first: int | None,
     bundle: str | None,

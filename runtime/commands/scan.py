@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     "--exclude", multiple=True, metavar="GLOB",
     help="In folders, leave out what has such a name, or with a / such a path below the folder; repeat it for more.",
 )  # fmt: skip
-@click.option("--bundle", metavar="FOLDER", help="Model to use.  [default: the shipped one]")
+@click.option("--bundle", metavar="MODEL", help="Model to use: accurate, or a folder.  [default: the shipped one]")
 @click.option(
     "--backend",
     type=click.Choice(BACKENDS),

@@ -91,7 +91,8 @@ class FusedLevit(MappedNetwork):
             self.head.weight.copy_(sum(head.weight for head in heads) / len(heads))
             self.head.bias.copy_(sum(head.bias for head in heads) / len(heads))
         body.head = body.head_dist = torch.nn.Identity()
-        self.resolution = [tuple(module.resolution) for module in body.modules() if isinstance(module, _Attention)][-1]
+        last = [module for module in body.modules() if isinstance(module, _Attention)][-1]
+        self.resolution = (last.resolution[0], last.resolution[1])
         self.body: nn.Module = body
         self.eval()
         self.requires_grad_(False)

@@ -17,6 +17,7 @@ from aivsreal.runtime.networks.vit_weights import DOWN, LOW_RANK, PREFIX, Weight
 try:
     import timm
     import torch
+    from timm.layers.attention import Attention
     from torch.nn import functional
 except ImportError as error:
     raise MissingExtra("torch", error.name or "torch", "run or train the network in PyTorch") from None
@@ -47,7 +48,7 @@ class ProbedVit(MappedNetwork):
         encoder: Any = timm.create_model(arch, pretrained=False, num_classes=0, img_size=size, global_pool="")
         if getattr(encoder, "cls_token", None) is None:
             raise ValueError(f"{arch} has no class token to probe")
-        if not all(isinstance(getattr(block, "attn", None), timm.layers.Attention) for block in encoder.blocks):
+        if not all(isinstance(getattr(block, "attn", None), Attention) for block in encoder.blocks):
             raise ValueError(f"{arch} has another attention than a plain ViT's")
         encoder.norm = torch.nn.Identity()  # blocks are probed before it
         self.encoder: Any = encoder
@@ -117,9 +118,10 @@ class ProbedVit(MappedNetwork):
         # The shift stays apart: with it in the bias, numbers in the hundreds would cancel, in eight bits of bfloat16.
         half = len(self.blocks) * self.encoder.embed_dim
         weight_C1 = self.head.weight.reshape(-1, 1) / self.scale.reshape(-1, 1)
-        classes_C1, patches_C1 = weight_C1.split([half, half])
-        class_shift_C, patch_shift_C = self.shift.split([half, half])
-        class_B1C, patches_BTC = torch.cat(found, dim=2).split([1, self.resolution[0] * self.resolution[1]], dim=1)
+        classes_C1, patches_C1 = torch.split(weight_C1, [half, half])
+        class_shift_C, patch_shift_C = torch.split(self.shift, [half, half])
+        sizes = [1, self.resolution[0] * self.resolution[1]]
+        class_B1C, patches_BTC = torch.split(torch.cat(found, dim=2), sizes, dim=1)
         whole_B11 = (class_B1C - class_shift_C) @ classes_C1 + self.head.bias
         map_BT1 = (patches_BTC - patch_shift_C) @ patches_C1 + whole_B11
         return map_BT1.mean(dim=1), map_BT1.reshape(-1, *self.resolution)

@@ -22,7 +22,7 @@ from aivsreal.train.samples import Sample, in_split, limited, samples_from_data,
 @click.option("--real", type=click.Path(path_type=Path), help="Folder of real images, in place of DATA.")
 @click.option("--ai", type=click.Path(path_type=Path), help="Folder of AI images, in place of DATA.")
 @click.option("--split", "splits", multiple=True, help="Split to judge, repeatable.  [default: all but train]")
-@click.option("--bundle", metavar="FOLDER", help="Model to judge with.  [default: the shipped one]")
+@click.option("--bundle", metavar="MODEL", help="Model: accurate, or a folder.  [default: the shipped one]")
 @click.option("--backend", default="auto", show_default=True, help="What runs the model.")
 @click.option("--operating-point", metavar="NAME", help="Bounds between real, unsure and ai.  [default: the model's]")
 @click.option("--tier", "tiers", multiple=True, type=click.Choice([tier.value for tier in Tier]), default=["clean"])

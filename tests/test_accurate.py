@@ -1,0 +1,140 @@
+"""The accurate model is made of its encoder and what is shipped, to the bit as it was measured, and found by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from pocket_vit import encoder_file
+from test_vit import run_of, vit
+
+from aivsreal.export.accurate.keep import keep
+from aivsreal.export.accurate.make import GRAPH, TRAINED, accurate_bundle
+from aivsreal.export.cli import main as export
+from aivsreal.runtime.bundle.folder import HOW_TO_GET_ACCURATE, Bundle, bundle_folder, write_bundle
+from aivsreal.runtime.bundle.manifest import EVALUATION, MANIFEST, MODEL
+from aivsreal.runtime.commands import doctor
+from aivsreal.runtime.errors import BundleError, CheckpointError, ExportError
+from aivsreal.train.evaluate.recentre import recentred_model
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return encoder_file(tmp_path_factory.mktemp("encoder") / "encoder.safetensors")
+
+
+@pytest.fixture(scope="module")
+def run(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_of(vit(), tmp_path_factory.mktemp("train") / "run", hashlib.sha256(encoder.read_bytes()).hexdigest())
+
+
+@pytest.fixture(scope="module")
+def measured(run: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Its bundle, as calibration leaves it: with another temperature, and a head whose bias was moved."""
+    folder = tmp_path_factory.mktemp("measured") / "bundle"
+    arguments = [str(run), "-o", str(folder), "--encoder", str(encoder), "--temperature", "2.5"]
+    result = CliRunner().invoke(export, arguments)
+    assert result.exit_code == 0, result.output
+    bundle = Bundle.open(folder)
+    moved = recentred_model(bundle.read(MODEL), 0.3)
+    return write_bundle(folder, {MODEL: moved, "README.md": bundle.read("README.md")}, bundle.manifest)
+
+
+@pytest.fixture(scope="module")
+def parts(run: Path, measured: Bundle, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parts")
+    sizes = keep(run, measured, str(encoder), folder)
+    assert set(sizes) == {GRAPH, TRAINED, MANIFEST, EVALUATION}
+    assert sizes[GRAPH] < 0.3 * len(measured.read(MODEL))
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_the_parts_and_the_encoder_make_the_model_that_was_measured(
+    parts: Path, measured: Bundle, encoder: Path, home: Path
+) -> None:
+    made = accurate_bundle(str(encoder), parts=parts)
+    assert made.path == home / "aivsreal" / "accurate"
+    assert made.read(MODEL) == measured.read(MODEL)
+    assert made.manifest.temperature == 2.5
+    assert made.manifest.points == measured.manifest.points
+    assert Bundle.open("accurate").digest == made.digest
+
+
+def test_another_encoder_or_another_result_is_refused_and_nothing_is_written(
+    parts: Path, encoder: Path, home: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="another encoder"):
+        accurate_bundle(str(encoder_file(tmp_path / "other.safetensors", seed=1)), parts=parts)
+    damaged = tmp_path / "parts"
+    damaged.mkdir()
+    for file in parts.iterdir():
+        (damaged / file.name).write_bytes(file.read_bytes())
+    values = json.loads((damaged / MANIFEST).read_text())
+    values["files"][MODEL] = "0" * 64
+    (damaged / MANIFEST).write_text(json.dumps(values))
+    with pytest.raises(ExportError, match="not the one that was measured"):
+        accurate_bundle(str(encoder), parts=damaged)
+    with pytest.raises(ExportError, match="carries no accurate model"):
+        accurate_bundle(str(encoder), parts=tmp_path)
+    assert not home.exists()
+
+
+def test_a_run_of_something_else_is_not_kept(measured: Bundle, encoder: Path, tmp_path: Path) -> None:
+    other = run_of(vit(seed=1), tmp_path / "run", hashlib.sha256(encoder.read_bytes()).hexdigest())
+    (tmp_path / "parts").mkdir()
+    with pytest.raises(ExportError, match="export the run again"):
+        keep(other, measured, str(encoder), tmp_path / "parts")
+    assert not list((tmp_path / "parts").iterdir())
+
+
+def test_it_is_made_without_torch(parts: Path, encoder: Path, home: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from aivsreal.export.accurate.make import accurate_bundle\n"
+        "accurate_bundle(sys.argv[1], parts=Path(sys.argv[2]))\n"
+        "assert not {'torch', 'timm'} & set(sys.modules), 'heavy'"
+    )
+    subprocess.run([sys.executable, "-c", code, str(encoder), str(parts)], check=True)
+    assert (home / "aivsreal" / "accurate" / MANIFEST).is_file()
+
+
+def test_one_that_is_missing_is_one_error_with_the_commands(home: Path) -> None:
+    with pytest.raises(BundleError) as caught:
+        Bundle.open("accurate")
+    assert all(command in str(caught.value) for command in HOW_TO_GET_ACCURATE)
+    with pytest.raises(BundleError, match="no folder"):
+        Bundle.open("another")
+
+
+def test_the_doctor_says_whether_it_is_there_and_how_to_get_it(parts: Path, encoder: Path, home: Path) -> None:
+    missing = doctor._accurate()
+    assert (missing.state, missing.mend) == ("missing", " && ".join(HOW_TO_GET_ACCURATE))
+    bundle = accurate_bundle(str(encoder), parts=parts)
+    there = doctor._accurate()
+    assert there.state == "ok"
+    assert bundle.digest in there.detail
+    (bundle.path / MODEL).write_bytes(b"damaged")
+    assert doctor._accurate().state == "broken"
+
+
+def test_a_bundle_in_the_working_folder_comes_before_the_named_one_and_any_other_folder_does_not(
+    parts: Path, encoder: Path, home: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = accurate_bundle(str(encoder), parts=parts).path
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "accurate").mkdir()
+    assert bundle_folder("accurate") == named
+    assert bundle_folder("./accurate") == named  # pathlib makes no difference of it
+    (tmp_path / "accurate" / MANIFEST).write_bytes((tiny_bundle / MANIFEST).read_bytes())
+    assert bundle_folder("accurate") == Path("accurate")
+    assert bundle_folder(tmp_path / "accurate") == tmp_path / "accurate"
