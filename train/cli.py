@@ -26,12 +26,13 @@ CELL = 16  # pixels of LeViT's first tokens, by four convolutions of stride 2
 @click.option(
     "--size", type=click.IntRange(32), help="Input size; of a LeViT a multiple of 16 pixels.  [default: the preset's]"
 )
-@click.option("--epochs", type=click.IntRange(0))
+@click.option("--epochs", type=click.IntRange(0), help="0 is for a ViT, whose head is fitted before any.")
 @click.option("--passes", type=click.IntRange(1), help="Passes over the images in an epoch.")
 @click.option("--batch-size", type=click.IntRange(2))
 @click.option("--lr", type=Number(0))
 @click.option("--rank", type=click.IntRange(0), help="Of a ViT's trained change; 0 trains the head alone.")
 @click.option("--freeze", type=click.IntRange(0), help="The first so many blocks of a ViT stay as they are.")
+@click.option("--per-source", type=click.IntRange(0), help="At most so many training images of a source; 0: all.")
 @click.option("--source-power", type=Number(0, 1, above=False), help="Sources are drawn by this power of their size.")
 @click.option("--seed", type=int)
 @click.option(
@@ -86,6 +87,7 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
     from aivsreal.train.samples import (
         counts_of,
         digest_of,
+        first_of_each_source,
         in_split,
         licences_of,
         readable,
@@ -95,7 +97,7 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
     from aivsreal.train.start.network import network_to_train, start_from_names, teacher_from_path
 
     config = PRESETS[preset]
-    named = ("arch", "epochs", "passes", "batch_size", "lr", "seed", "rank", "freeze", "source_power")
+    named = ("arch", "epochs", "passes", "batch_size", "lr", "seed", "rank", "freeze", "source_power", "per_source")
     changes = {name: options[name] for name in named if options[name] is not None}
     if options["size"] is not None:
         changes["spec"] = replace(config.spec, size=options["size"])
@@ -135,7 +137,9 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
 
     start = start_from_names(options["init"])
     ranks.join(device)
-    found = [sample for sample in samples_from_data(data) if sample.split.startswith(("train", "val"))]
+    found = samples_from_data(data)
+    train = first_of_each_source([sample for sample in found if sample.split == "train"], config.per_source)
+    found = [*train, *(sample for sample in found if sample.split.startswith("val"))]
     found += [sample for folder in options["unlabelled"] for sample in unlabelled_samples(folder)]
     pixels_of = None
     if options["cache"] is None:

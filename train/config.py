@@ -99,6 +99,8 @@ class TrainConfig:
     cutmix_p: float = 0.0
     """CutMix (Yun et al. 2019, arXiv:1905.04899): probability that a rectangle of an image is another image's, and its
     target the mean of both by area: what is learned must be found in every part of an image."""
+    per_source: int = 0
+    """At most so many training images of a source, the first ones; 0 takes all."""
     source_power: float = 0.5
     """Both classes are drawn equally often, and each source in proportion to this power of its size: 0 draws all
     sources of a class equally often, 1 all images."""
@@ -118,7 +120,7 @@ class TrainConfig:
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule must be constant or cosine, not {self.schedule}")
         if self.epochs < 1 and not self.arch.startswith("vit_"):
-            raise ValueError("at least one epoch is needed; a ViT alone may have none, where its head is fitted")
+            raise ValueError("at least one epoch is needed; a ViT alone may have none, whose head is fitted before")
         if self.batch_size < 2:
             raise ValueError("a batch of two is needed (BatchNorm has no variance of one image)")
 
@@ -164,7 +166,8 @@ _LABELS = TrainConfig(
     label_smoothing=0.05,
     cutmix_p=0.3,
 )
-# A head over a frozen encoder. Low-rank changes were better on the sources that they saw and worse on others.
+# A head over a frozen encoder. Low-rank changes of its layers were better on the sources they saw, worse on others:
+# 0.899 and 0.926 (AUC, macro) on unseen sources with a linear head, 0.889 and 0.914 after an epoch at rank 16.
 _ACCURATE = replace(
     _LABELS, preset="accurate", arch="vit_base_patch16_clip_quickgelu_224", spec=CLIP_SPEC, epochs=0, batch_size=128
 )

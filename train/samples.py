@@ -253,6 +253,17 @@ def licences_of(samples: Sequence[Sample]) -> dict[str, str]:
     return {sample.source or "-": sample.licence for sample in sorted(samples, key=lambda sample: sample.source)}
 
 
+def first_of_each_source(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """At most so many of each source and class, in their order; 0 is all."""
+    seen: Counter[tuple[str, str]] = Counter()
+    kept = []
+    for sample in samples:
+        seen[sample.label, sample.source] += 1
+        if not count or seen[sample.label, sample.source] <= count:
+            kept.append(sample)
+    return kept
+
+
 def limited(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
     """At most `limit` samples of each split and class, spread evenly over the list so that all sources stay in."""
     groups: dict[tuple[str, str], list[Sample]] = defaultdict(list)

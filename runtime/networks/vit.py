@@ -1,4 +1,4 @@
-"""ViT in PyTorch: an encoder of timm, a linear head over the tokens of several blocks, and low-rank changes to train.
+"""ViT in PyTorch: an encoder of timm, a head over the tokens of several blocks, and low-rank changes to train.
 
 Legend: B image in a batch; C channel or feature; H, W input height and width; T token (the class token first); K probed
 block; P rank of a low-rank change.
@@ -25,13 +25,17 @@ except ImportError as error:
 if TYPE_CHECKING:
     from torch import nn
 
+HEADS, HIDDEN = 3, 256
+"""Hidden layers that judge the class tokens, each trained by itself, and their width; side by side they are one."""
+
 
 class ProbedVit(MappedNetwork):
-    """A ViT whose logit is affine in the class and patch tokens of several blocks.
+    """A ViT whose logit comes from the class and patch tokens of several blocks.
 
     Intermediate blocks hold more of how an image was made than the last one (RINE, Koutlis and Papadopoulos 2024,
-    arXiv:2402.19091). The features are standardised by constants, not by LayerNorm: so the logit is exactly the mean
-    of `map`, what each patch says plus what the class tokens say of the whole image.
+    arXiv:2402.19091). One hidden layer judges the class tokens, of the whole image; what patches say is affine in them
+    and standardised by constants. So the logit is exactly the mean of `map`: what each patch says, and on each cell
+    what the class tokens say.
 
     Args:
         arch: name of a ViT in timm that has a class token.
@@ -55,9 +59,11 @@ class ProbedVit(MappedNetwork):
         self.blocks = probed_blocks(len(encoder.blocks))
         width = len(self.blocks) * encoder.embed_dim
         self.resolution = tuple(encoder.patch_embed.grid_size)
-        self.head = torch.nn.Linear(2 * width, 1)
-        torch.nn.init.zeros_(self.head.weight)
-        torch.nn.init.zeros_(self.head.bias)
+        self.hidden = torch.nn.Linear(width, HEADS * HIDDEN)
+        self.whole = torch.nn.Linear(HEADS * HIDDEN, 1, bias=False)
+        self.head = torch.nn.Linear(width, 1)
+        for value in (self.whole.weight, self.head.weight, self.head.bias):
+            torch.nn.init.zeros_(value)
         self.register_buffer("shift", torch.zeros(2 * width))
         self.register_buffer("scale", torch.ones(2 * width))
 
@@ -107,8 +113,19 @@ class ProbedVit(MappedNetwork):
 
     def forward(self, batch_BCHW: torch.Tensor) -> torch.Tensor:
         """`[B, 1]` logits; the head is in FP32 whatever the encoder computes in."""
-        logits: torch.Tensor = functional.linear(self.features(batch_BCHW)[0], self.head.weight, self.head.bias)
-        return logits
+        features_BC = self.features(batch_BCHW)[0]
+        with torch.autocast(features_BC.device.type, enabled=False):
+            return self.judged(features_BC)
+
+    def judged(self, features_BC: torch.Tensor) -> torch.Tensor:
+        """`[B, 1]` logits of standardised features."""
+        classes_BC, patches_BC = features_BC.chunk(2, dim=1)
+        return cast(torch.Tensor, self._whole(classes_BC) + self.head(patches_BC))
+
+    def _whole(self, classes_BC: torch.Tensor) -> torch.Tensor:
+        """`[B, 1]`: what standardised class tokens say."""
+        x = self.hidden(classes_BC)
+        return cast(torch.Tensor, self.whole(x * (1.702 * x).sigmoid()))  # the encoder's own approximation of GELU
 
     def logits_and_map(self, batch_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`[B, 1]` logits and `map_BHW` over the patches: a logit is the mean of its map."""
@@ -117,13 +134,11 @@ class ProbedVit(MappedNetwork):
     def _judged(self, found: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         # The shift stays apart: with it in the bias, numbers in the hundreds would cancel, in eight bits of bfloat16.
         half = len(self.blocks) * self.encoder.embed_dim
-        weight_C1 = self.head.weight.reshape(-1, 1) / self.scale.reshape(-1, 1)
-        classes_C1, patches_C1 = torch.split(weight_C1, [half, half])
-        class_shift_C, patch_shift_C = torch.split(self.shift, [half, half])
-        sizes = [1, self.resolution[0] * self.resolution[1]]
-        class_B1C, patches_BTC = torch.split(torch.cat(found, dim=2), sizes, dim=1)
-        whole_B11 = (class_B1C - class_shift_C) @ classes_C1 + self.head.bias
-        map_BT1 = (patches_BTC - patch_shift_C) @ patches_C1 + whole_B11
+        (class_shift_C, patch_shift_C), (class_scale_C, patch_scale_C) = self.shift.split(half), self.scale.split(half)
+        class_B1C, patches_BTC = torch.cat(found, dim=2).split([1, self.resolution[0] * self.resolution[1]], dim=1)
+        whole_B1 = self._whole((class_B1C.reshape(-1, half) - class_shift_C) / class_scale_C)
+        patches_C1 = self.head.weight.reshape(-1, 1) / patch_scale_C.reshape(-1, 1)
+        map_BT1 = (patches_BTC - patch_shift_C) @ patches_C1 + (whole_B1 + self.head.bias).reshape(-1, 1, 1)
         return map_BT1.mean(dim=1), map_BT1.reshape(-1, *self.resolution)
 
     def layer(self, stage: str) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]:

@@ -68,7 +68,7 @@ class Teacher(nn.Module):
 
     def lesson(self, features_BF: torch.Tensor, tokens: tuple[torch.Tensor, ...] = ()) -> Lesson:
         """Of standardised features."""
-        soft_B = (logits_from_output(self.network.head(features_BF)) / self.heat).sigmoid()
+        soft_B = (logits_from_output(self.network.judged(features_BF)) / self.heat).sigmoid()
         return Lesson(soft_B, features_BF @ self.basis_FC - self.offset_C, tokens)
 
     def _grid(self, tokens_BTC: torch.Tensor, which: int) -> torch.Tensor:

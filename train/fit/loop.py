@@ -44,7 +44,7 @@ from aivsreal.train.fit.distil import (
 )
 from aivsreal.train.fit.distributed import Ranks
 from aivsreal.train.fit.optimise import learning_rate, optimizer_for, update_average
-from aivsreal.train.fit.probe import Features, fit_head, kept_features
+from aivsreal.train.fit.probe import fit_head, kept_features
 from aivsreal.train.samples import Sample
 
 Metrics = dict[str, float]
@@ -99,6 +99,7 @@ def fit(
         teacher: what `config.distil` learns from.
         on_step: called with epoch, step, steps in the epoch and loss.
         on_epoch: called with the epoch's metrics row, after the checkpoint is on disk.
+        tell: takes a line where something takes long.
         kept: folder that keeps the features of an encoder for other runs; None is the run's own.
 
     Returns:
@@ -134,7 +135,7 @@ def fit(
         progress = load_progress(run, card, learner, average, optimizer)
     elif isinstance(network, ProbedVit) and not config.init:
         features_NF = _kept(network, config.spec, config, machine, batches, kept or run, tell)
-        _begin_with_head(network, config, machine, data, features_NF, squares, tell)
+        _begin_with_head(network, config, device, batches.samples, features_NF)
         average.load_state_dict(network.state_dict())
 
     def keep(row: dict[str, Any]) -> None:
@@ -314,34 +315,18 @@ def _kept(
 
 
 def _begin_with_head(
-    network: ProbedVit, config: TrainConfig, machine: Machine, data: Data, features_NF: npt.NDArray[np.float16],
-    squares: dict[str, list[torch.Tensor]], tell: Callable[[str], None],
+    network: ProbedVit, config: TrainConfig, device: torch.device, samples: Sequence[Sample],
+    features_NF: npt.NDArray[np.float16],
 ) -> None:  # fmt: skip
-    """Fit the head over the encoder as it comes; the strength of its penalty is chosen as epochs are."""
-    device = torch.device(machine.device)
-    targets = torch.tensor([float(sample.target) for sample in data.train])
-    train = Features(torch.from_numpy(features_NF.astype(np.float32)).to(device), targets.to(device))
-    val = {}
-    with torch.inference_mode(), _autocast(machine):
-        for split in data.choose_on:
-            levels = (part.to(device).permute(0, 3, 1, 2).float() for part in squares[split])
-            val[split] = torch.cat([network.raw_features(_laid(normalised(x, config.spec)))[0] for x in levels])
-
-    def good(logits_of: Callable[[torch.Tensor], torch.Tensor]) -> float:
-        rows = {}
-        for split, features_NF in val.items():
-            sources = [sample.source or "-" for sample in data.val[split]]
-            target_N = np.array([sample.target for sample in data.val[split]])
-            rows[split] = _metrics(target_N, logits_of(features_NF).detach().cpu(), sources)
-        return goodness(rows, data.choose_on)
-
-    sizes = Counter((sample.label, sample.source) for sample in data.train)
-    weights = torch.tensor([sizes[sample.label, sample.source] ** (config.source_power - 1) for sample in data.train])
+    """Fit the head over the encoder as it comes, to plain views of all sources."""
+    sizes = Counter((sample.label, sample.source) for sample in samples)
+    powers = [sizes[sample.label, sample.source] ** (config.source_power - 1) for sample in samples]
+    weight_N, target_N = torch.tensor(powers), torch.tensor([float(sample.target) for sample in samples])
     for target in (0, 1):  # both classes alike
-        of_class = train.target_N.cpu() == target
-        weights[of_class] /= 2 * weights[of_class].sum() / len(weights)
-    found = fit_head(network, train, weights, good)
-    tell("head over the encoder as it comes, by penalty: " + ", ".join(f"{k} {v:.4f}" for k, v in found.items()))
+        of_class = target_N == target
+        weight_N[of_class] /= 2 * weight_N[of_class].sum() / len(weight_N)
+    values_NF = torch.from_numpy(features_NF.astype(np.float32)).to(device)
+    fit_head(network, values_NF, target_N.to(device), weight_N.to(device), config.seed)
 
 
 def _taught(

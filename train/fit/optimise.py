@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from aivsreal.runtime.networks.vit import ProbedVit
+from aivsreal.runtime.networks.vit_weights import PREFIX
 from aivsreal.train.config import TrainConfig
 
 
@@ -31,7 +32,7 @@ def optimizer_for(learner: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         if parameter.requires_grad:
             # Biases and BatchNorm are not decayed: pulling them to zero only fights the normalisation.
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
-            factor = config.head_lr if vit and name.startswith("head.") else 1.0
+            factor = config.head_lr if vit and not name.startswith(PREFIX) else 1.0
             groups.setdefault((decay, factor), []).append(parameter)
     return torch.optim.AdamW(
         [{"params": part, "weight_decay": decay, "factor": factor} for (decay, factor), part in groups.items()],

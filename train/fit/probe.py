@@ -1,32 +1,42 @@
-"""Fit the head over a frozen encoder: standardise its features and regress the labels, before anything else is trained.
+"""Fit the head over a frozen encoder: standardise its features and learn the labels, before anything else is trained.
 
-Legend: N image; F feature.
+Legend: N image; B image in a batch; F feature, class tokens of the blocks first, then means of their patches; C class
+token's feature; H hidden unit.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, dropout
 
-from aivsreal.runtime.networks.vit import ProbedVit
-
-STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1)
-"""Of the L2 penalty beside the mean loss; the best is found on the validation splits."""
-_LEAST_STD = 1e-3
-_STEPS = 60
-
+from aivsreal.runtime.networks.vit import HEADS, HIDDEN, ProbedVit
 
 PATCHES = 0.25
-"""What a standardised mean of patches counts beside a class token: at 1 the AUC on unseen sources falls from 0.929 to
-0.920, at 0.25 to 0.929, and the map still says something."""
+"""What a standardised mean of patches counts beside a class token: at 1 the AUC on unseen sources fell from 0.929 to
+0.920, at 0.25 it stayed, and the map still says something."""
+_LEAST_STD = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class HeadConfig:
+    """How the head is fitted. On 6,144 images a linear head had an AUC of 0.924 on unseen sources, this one 0.941."""
+
+    steps: int = 400
+    batch_size: int = 256
+    lr: float = 3e-4
+    weight_decay: float = 0.1
+    mixup: float = 0.5
+    """Both parameters of the Beta distribution that features and labels are mixed by (arXiv:1710.09412)."""
+    dropout: float = 0.5
+    """Of the features and of the hidden units."""
 
 
 def kept_features(
@@ -39,104 +49,115 @@ def kept_features(
     """Raw features `[N, F]` of many images, kept in a file: a run that was stopped goes on where it was.
 
     Args:
-        network: its `shift` and `scale` do not matter.
+        network: its head does not matter.
         batches_from: normalised batches from an image on.
         count: N.
         file: a `.npy` that is named after all that the features depend on.
         tell: takes a line a minute.
     """
-    width = network.shift.numel()
-    part = file.with_suffix(".part.npy")
-    progress = file.with_suffix(".part.json")
-    if file.is_file():
-        return np.load(file, mmap_mode="r")
-    done = json.loads(progress.read_text(encoding="utf-8")) if progress.is_file() and part.is_file() else 0
-    mode = "r+" if done else "w+"
-    rows_NF = np.lib.format.open_memmap(part, mode, np.float16, None if done else (count, width))
-    if not done:
-        tell(f"the encoder is shown {count} images; what it says is kept in {file}")
-    last = time.monotonic()
-    with torch.inference_mode():
-        for batch_BCHW in batches_from(done):
-            features_BF = network.raw_features(batch_BCHW)[0]
-            rows_NF[done : done + len(features_BF)] = features_BF.float().cpu().numpy()
-            done += len(features_BF)
-            if time.monotonic() - last > 60 and done < count:
-                last = time.monotonic()
-                rows_NF.flush()
-                progress.write_text(json.dumps(done), encoding="utf-8")
-                tell(f"the encoder has seen {done} of {count} images")
-    rows_NF.flush()
-    part.replace(file)
-    progress.unlink(missing_ok=True)
-    return np.load(file, mmap_mode="r")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Features:
-    """What an encoder says of images, raw, and what they are."""
-
-    features_NF: torch.Tensor
-    target_N: torch.Tensor
+    part, progress = file.with_suffix(".part.npy"), file.with_suffix(".part.json")
+    if not file.is_file():
+        done = int(json.loads(progress.read_text(encoding="utf-8"))) if progress.is_file() and part.is_file() else 0
+        if not done:
+            tell(f"the encoder is shown {count} images; what it says is kept in {file}")
+        shape = None if done else (count, network.shift.numel())
+        rows_NF = np.lib.format.open_memmap(part, "r+" if done else "w+", np.float16, shape)
+        last = time.monotonic()
+        with torch.inference_mode():
+            for batch_BCHW in batches_from(done):
+                features_BF = network.raw_features(batch_BCHW)[0]
+                rows_NF[done : done + len(features_BF)] = features_BF.cpu().numpy()
+                done += len(features_BF)
+                if time.monotonic() - last > 60:
+                    last = time.monotonic()
+                    rows_NF.flush()
+                    progress.write_text(json.dumps(done), encoding="utf-8")
+                    tell(f"the encoder has seen {done} of {count} images")
+        rows_NF.flush()
+        part.replace(file)
+        progress.unlink(missing_ok=True)
+    values_NF: npt.NDArray[np.float16] = np.load(file, mmap_mode="r")
+    return values_NF
 
 
 def fit_head(
     network: ProbedVit,
-    train: Features,
+    features_NF: torch.Tensor,
+    target_N: torch.Tensor,
     weight_N: torch.Tensor,
-    good: Callable[[Callable[[torch.Tensor], torch.Tensor]], float],
-    strengths: Sequence[float] = STRENGTHS,
-) -> dict[str, float]:
-    """Set the network's standardisation and head by weighted logistic regression.
+    seed: int = 0,
+    config: HeadConfig | None = None,
+) -> None:
+    """Set the network's standardisation and head: `HEADS` of one hidden layer each are trained, and are averaged.
 
     Args:
         network: gets them.
-        train: raw features.
+        features_NF: raw, on the device where the head is fitted.
+        target_N: 1 for ai, 0 for real.
         weight_N: of each image; their mean is 1.
-        good: how good a head is, given what makes logits of raw features: higher is better.
-        strengths: of the L2 penalty.
-
-    Returns:
-        How good each strength was.
+        seed: determines all that is drawn.
+        config: how.
     """
-    x_NF = train.features_NF
-    mean_F = x_NF.mean(0)
-    std_F = x_NF.std(0).clamp_min(_LEAST_STD)
-    std_F[len(std_F) // 2 :] /= PATCHES  # the second half are means of patches
-    x_NF = ((x_NF - mean_F) / std_F).to(torch.float32)
-    weight_N = weight_N.to(x_NF.device)
-    found: dict[str, float] = {}
-    best = -1.0
-    head = torch.zeros(x_NF.shape[1] + 1, device=x_NF.device)
-    for strength in sorted(strengths, reverse=True):  # the strongest first: each starts where the last one ended
-        head = _regressed(x_NF, train.target_N, weight_N, strength, head)
-
-        def logits_of(raw_NF: torch.Tensor, head: torch.Tensor = head) -> torch.Tensor:
-            return ((raw_NF - mean_F) / std_F) @ head[:-1] + head[-1]
-
-        found[f"{strength:g}"] = value = good(logits_of)
-        if value > best:
-            best = value
-            with torch.no_grad():
-                network.shift.copy_(mean_F)
-                network.scale.copy_(std_F)
-                network.head.weight.copy_(head[None, :-1])
-                network.head.bias.copy_(head[-1:])
-    return found
+    config = config or HeadConfig()
+    mean_F = features_NF.mean(0)
+    std_F = features_NF.std(0).clamp_min(_LEAST_STD)
+    std_F[len(std_F) // 2 :] /= PATCHES
+    x_NF = (features_NF - mean_F) / std_F
+    heads = [_Head(x_NF.shape[1] // 2).to(x_NF.device) for _ in range(HEADS)]
+    for number, head in enumerate(heads):
+        torch.manual_seed(seed * HEADS + number)
+        head.start()
+        _train(head, x_NF, target_N, weight_N, np.random.default_rng((seed, number)), config)
+    with torch.no_grad():
+        network.shift.copy_(mean_F)
+        network.scale.copy_(std_F)
+        network.hidden.weight.copy_(torch.cat([head.hidden.weight for head in heads]))
+        network.hidden.bias.copy_(torch.cat([head.hidden.bias for head in heads]))
+        network.whole.weight.copy_(torch.cat([head.whole.weight for head in heads], dim=1) / HEADS)
+        network.head.weight.copy_(torch.stack([head.patches.weight for head in heads]).mean(0))
+        network.head.bias.copy_(torch.stack([head.patches.bias for head in heads]).mean(0))
 
 
-def _regressed(
-    x_NF: torch.Tensor, target_N: torch.Tensor, weight_N: torch.Tensor, strength: float, start: torch.Tensor
-) -> torch.Tensor:
-    head = start.clone().requires_grad_()
-    solver = torch.optim.LBFGS([head], max_iter=_STEPS, history_size=10, line_search_fn="strong_wolfe")
+class _Head(torch.nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden = torch.nn.Linear(width, HIDDEN)
+        self.whole = torch.nn.Linear(HIDDEN, 1, bias=False)
+        self.patches = torch.nn.Linear(width, 1)
 
-    def loss() -> torch.Tensor:
-        solver.zero_grad()
-        fit = binary_cross_entropy_with_logits(x_NF @ head[:-1] + head[-1], target_N, weight=weight_N)
-        value = fit + strength * head[:-1].square().sum() / 2
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
+    def start(self) -> None:
+        """Fresh weights, of the seed that was set."""
+        for layer in (self.hidden, self.whole, self.patches):
+            layer.reset_parameters()
 
-    solver.step(loss)  # type: ignore[no-untyped-call]
-    return head.detach()
+    def logits(self, x_BF: torch.Tensor, share: float) -> torch.Tensor:
+        classes_BC, patches_BC = dropout(x_BF, share).chunk(2, dim=1)
+        x_BH = self.hidden(classes_BC)
+        whole_B1 = self.whole(dropout(x_BH * (1.702 * x_BH).sigmoid(), share))
+        logits_B1: torch.Tensor = whole_B1 + self.patches(patches_BC)
+        return logits_B1.squeeze(1)
+
+
+def _train(
+    head: _Head,
+    x_NF: torch.Tensor,
+    target_N: torch.Tensor,
+    weight_N: torch.Tensor,
+    rng: np.random.Generator,
+    config: HeadConfig,
+) -> None:
+    optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    size = min(config.batch_size, len(x_NF))
+    order: list[int] = []
+    for _ in range(config.steps):
+        if len(order) < size:
+            order = rng.permutation(len(x_NF)).tolist()
+        at_B = torch.tensor([order.pop() for _ in range(size)], device=x_NF.device)
+        other_B = at_B[torch.from_numpy(rng.permutation(size)).to(x_NF.device)]
+        share_B = torch.from_numpy(rng.beta(config.mixup, config.mixup, size).astype(np.float32)).to(x_NF.device)
+        mixed_BF = torch.lerp(x_NF[other_B], x_NF[at_B], share_B[:, None])
+        target_B, weight_B = (torch.lerp(value[other_B], value[at_B], share_B) for value in (target_N, weight_N))
+        loss = binary_cross_entropy_with_logits(head.logits(mixed_BF, config.dropout), target_B, weight=weight_B)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
