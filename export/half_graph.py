@@ -10,6 +10,7 @@ from aivsreal.runtime.bundle.manifest import HALF_SUFFIX
 from aivsreal.runtime.errors import ExportError
 
 WEIGHTED = ("Conv", "MatMul", "Gemm")
+IN_FULL = ("hidden.", "whole.")  # layers of a ViT's head: it standardises sums of hundreds, which half would round
 
 
 def full_from_onnx(model: Any) -> Any:
@@ -50,15 +51,22 @@ def half_from_onnx(model: Any) -> Any:
     result = full_from_onnx(model)
     graph = result.graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    weighted = [at for at, node in enumerate(graph.node) if node.op_type in WEIGHTED and set(node.input) & set(tensors)]
+    weights = {name for name in tensors if not name.startswith(IN_FULL)}
+    weighted = [at for at, node in enumerate(graph.node) if node.op_type in WEIGHTED and set(node.input) & weights]
     if not weighted:
         raise ExportError("the graph has no weights: give a bundle that aivsreal-export wrote")
     last = weighted[-1]
     head, tail = list(graph.node)[: last + 1], list(graph.node)[last + 1 :]
     used = {name for node in head for name in node.input}
     shared = sorted(used & {name for node in tail for name in node.input} & _floating(tensors))
-    if shared:
-        raise ExportError(f"{shared[0]} is used before and after the last weight: the graph is not one of aivsreal")
+    for name in shared:
+        if np.prod(tensors[name].dims) > 1:
+            raise ExportError(f"{name} is used before and after the last weight: the graph is not one of aivsreal")
+        own = graph.initializer.add()
+        own.CopyFrom(tensors[name])
+        own.name = f"{name}.tail"
+        for node in tail:
+            node.input[:] = [own.name if given == name else given for given in node.input]
     for name in sorted(used & _floating(tensors)):
         values = numpy_helper.to_array(tensors[name])
         if not np.abs(values).max(initial=0.0) < np.finfo(np.float16).max:
@@ -91,7 +99,11 @@ def check_half(model: Any) -> None:
     casts = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Cast"}
     for node in model.graph.node:
         weights = [casts.get(name, name) for name in node.input] if node.op_type in WEIGHTED else []
-        wrong = [name for name in weights if tensors.get(name, onnx.TensorProto.FLOAT16) != onnx.TensorProto.FLOAT16]
+        wrong = [
+            name
+            for name in weights
+            if tensors.get(name, onnx.TensorProto.FLOAT16) != onnx.TensorProto.FLOAT16 and not name.startswith(IN_FULL)
+        ]
         if wrong or any(name in casts and casts[name] in tensors for name in node.input):
             raise ExportError(
                 f"the half graph has an FP32 weight {(wrong or list(node.input))[0]} in {node.name}: refused"

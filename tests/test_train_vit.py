@@ -22,6 +22,7 @@ from aivsreal.train.start.network import start_from_names, teacher_from_path
 
 FAST = "--batch-size 8 --workers 1 --device cpu --no-amp --seed 1".split()
 VIT = ["--preset", "low-rank", "--arch", NAME, "--size", str(SIZE), "--rank", "2", "--freeze", "1", *FAST]
+HEAD = {"hidden.weight", "hidden.bias", "whole.weight", "head.weight", "head.bias", "shift", "scale"}
 STUDENT = ["--arch", "levit_128s", "--size", "64", "--epochs", "1", "--passes", "1", *FAST]
 
 
@@ -39,7 +40,7 @@ def vit_run(tiny_data: Path, encoder: Path, tmp_path_factory: pytest.TempPathFac
     run = tmp_path_factory.mktemp("vit") / "run"
     result = _train(tiny_data, "-o", run, "--init", encoder, "--epochs", 2, *VIT)
     assert result.exit_code == 0, result.output
-    assert "head over the encoder as it comes, by penalty: 0.1 " in result.stderr
+    assert "the encoder is shown 32 images" in result.stderr
     return run
 
 
@@ -68,7 +69,7 @@ def test_a_run_holds_what_was_trained_and_names_its_encoder(vit_run: Path, encod
     for name in ("best", "last"):
         values = load_file(vit_run / f"{name}.safetensors")
         changes = {key for key in values if key.endswith(LOW_RANK)}
-        assert values.keys() - changes == {"head.weight", "head.bias", "shift", "scale"}
+        assert values.keys() - changes == HEAD
         assert {int(key.split(".")[2]) for key in changes} == {1, 2}, "the first block is frozen"
         assert {value.shape[0] for key, value in values.items() if key.endswith(".down")} == {2}
     assert any(values[key].abs().max() > 0 for key in changes if key.endswith(".up")), "the change was trained"
@@ -77,7 +78,7 @@ def test_a_run_holds_what_was_trained_and_names_its_encoder(vit_run: Path, encod
 def test_the_head_alone_is_the_epoch_before_the_first(vit_run: Path) -> None:
     rows = _rows(vit_run)
     assert [row["epoch"] for row in rows] == [0, 1, 2]
-    assert rows[0]["val_unseen"]["auc"] > 0.8, "noise against smoothness: random features tell it"
+    assert rows[0]["val_unseen"].keys() == {"loss", "accuracy", "auc", "macro_auc"}
     assert "train" not in rows[0]
 
 
@@ -123,9 +124,9 @@ def test_the_accurate_model_is_a_head_and_its_features_are_kept_beside_the_views
         assert ("the encoder is shown 32 images" in result.stderr) == (name == "one")
     assert len(list((tmp_path / "cache").glob("features-*.npy"))) == 1
     (row,) = _rows(tmp_path / "one")
-    assert (row["epoch"], row["val_unseen"]["auc"] > 0.6) == (0, True)
+    assert (row["epoch"], row["lr"]) == (0, 0.0)
     one, other = (load_file(tmp_path / name / "best.safetensors") for name in ("one", "two"))
-    assert one.keys() == {"head.weight", "head.bias", "shift", "scale"}
+    assert one.keys() == HEAD
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
@@ -183,7 +184,7 @@ def test_a_bundle_or_run_of_another_kind_is_no_teacher(
         (VIT, "starts from an encoder: name its file with --init"),
         ([*VIT, "--init", "ENCODER", "--init", "ENCODER"], "one encoder is enough"),
         ([*VIT, "--init", "absent.safetensors"], "absent.safetensors: No such file"),
-        ([*VIT, "--init", "ENCODER", "--arch", "vit_tiny_patch16_224"], "give an encoder for --arch"),
+        ([*VIT, "--init", "ENCODER", "--arch", "vit_tiny_patch16_224"], "no encoder for this arch"),
     ],
 )
 def test_what_does_not_fit_is_one_message(

@@ -28,6 +28,7 @@ from aivsreal.runtime.networks.encoder import checked_encoder
 from aivsreal.runtime.networks.vit_weights import LOW_RANK, PREFIX
 
 HEAD_BIAS = "head.bias"
+IN_HALF = (*LOW_RANK, "hidden.weight")  # large; the model stores it in half too
 
 
 def keep(run: Path, bundle: Bundle, encoder: str, parts: Path = PARTS) -> dict[str, int]:
@@ -64,7 +65,7 @@ def keep(run: Path, bundle: Bundle, encoder: str, parts: Path = PARTS) -> dict[s
     trained[QUERY_SCALE] = np.array(network.get_submodule(f"{PREFIX}blocks.0.attn").scale, dtype=np.float32)
     graph: bytes = model.SerializeToString(deterministic=True)
     stored = {
-        name: np.ascontiguousarray(values, dtype=np.float16 if name.endswith(LOW_RANK) else np.float32)
+        name: np.ascontiguousarray(values, dtype=np.float16 if name.endswith(IN_HALF) else np.float32)
         for name, values in trained.items()
     }
     as_stored = {name: values.astype(np.float32) for name, values in stored.items()}

@@ -30,7 +30,7 @@ from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.train.config import AugmentConfig, TrainConfig
 from aivsreal.train.evaluate.bootstrap import measures
 from aivsreal.train.evaluate.metrics import auc
-from aivsreal.train.fit.augment import augmented, patched, perturbed
+from aivsreal.train.fit.augment import augmented, patched, perturbed, resized
 from aivsreal.train.fit.cache import FEATURES, FilePixels
 from aivsreal.train.fit.checkpoint import Progress, load_progress, save_best, save_last
 from aivsreal.train.fit.data import PixelsOf, TrainBatches, val_batches
@@ -266,7 +266,7 @@ def _loss(
         if teacher is not None:
             if lesson is None:
                 with torch.no_grad():
-                    lesson = teacher(_laid(normalised(levels_BCHW, cast(Any, teacher).spec)))
+                    lesson = teacher(_for_teacher(levels_BCHW, cast(Any, teacher).spec))
             output, components_BC, tokens = forward(batch_BCHW)
             logits_B = logits_from_output(output)
         elif config.consistency:
@@ -342,7 +342,7 @@ def _taught(
     def shown() -> Iterator[torch.Tensor]:
         for step, (crops, *_) in enumerate(islice(batches.epoch(0), -(-FITTED_ON // batches.size))):
             levels_BCHW = augmented(crops, config.spec.size, plain, (config.seed, step), device)
-            yield normalised(levels_BCHW, teacher.spec)
+            yield _for_teacher(levels_BCHW, teacher.spec)
 
     with _autocast(machine):
         teacher.fit(shown())
@@ -351,6 +351,11 @@ def _taught(
     for name, value in teacher.named_buffers(recurse=False):
         value.copy_(fitted[name])
     return None
+
+
+def _for_teacher(levels_BCHW: torch.Tensor, spec: PreprocessSpec) -> torch.Tensor:
+    """The student's images as the teacher wants them, which may be of another size."""
+    return _laid(normalised(resized(levels_BCHW, spec.size, "bicubic"), spec))
 
 
 def _placed(network: nn.Module, device: torch.device, ranks: Ranks) -> nn.Module:
