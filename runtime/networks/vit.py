@@ -134,9 +134,10 @@ class ProbedVit(MappedNetwork):
     def _judged(self, found: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         # The shift stays apart: with it in the bias, numbers in the hundreds would cancel, in eight bits of bfloat16.
         half = len(self.blocks) * self.encoder.embed_dim
-        class_shift_C, patch_shift_C = self.shift.split([half, half])
-        class_scale_C, patch_scale_C = self.scale.split([half, half])
-        class_B1C, patches_BTC = torch.cat(found, dim=2).split([1, self.resolution[0] * self.resolution[1]], dim=1)
+        class_shift_C, patch_shift_C = torch.split(self.shift, [half, half])
+        class_scale_C, patch_scale_C = torch.split(self.scale, [half, half])
+        cells = self.resolution[0] * self.resolution[1]
+        class_B1C, patches_BTC = torch.split(torch.cat(found, dim=2), [1, cells], dim=1)
         whole_B1 = self._whole((class_B1C.reshape(-1, half) - class_shift_C) / class_scale_C)
         patches_C1 = self.head.weight.reshape(-1, 1) / patch_scale_C.reshape(-1, 1)
         map_BT1 = (patches_BTC - patch_shift_C) @ patches_C1 + (whole_B1 + self.head.bias).reshape(-1, 1, 1)
