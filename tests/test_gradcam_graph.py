@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from aivsreal.export.gradcam import STAGES, gradcam_from_network, gradcam_graph_from_network
+from aivsreal.export.gradcam import gradcam_from_network, gradcam_graph_from_network
 from aivsreal.export.graph import with_half_weights
 from aivsreal.runtime.backends.torch import network_from_bundle
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import ExportError
 from aivsreal.runtime.networks.levit import FusedLevit
+from aivsreal.runtime.networks.mapped import STAGES
 
 
 @pytest.fixture(scope="module")
