@@ -119,22 +119,16 @@ def memory(rows: Sequence[Row]) -> Table:
 def ray_speed(rows: Sequence[Row]) -> Table:
     """A scan on a Ray of the machine against a plain one."""
     header = [
-        "files",
-        "photographs",
-        "backend",
-        "plain, images/s",
-        "on Ray",
-        "share",
-        "at least",
-        "CPU ms plain",
-        "on Ray",
-    ]
+        "files", "photographs", "backend", "plain, images/s", "on Ray", "share", "at least", "CPU ms an image, plain",
+        "on Ray", "share",
+    ]  # fmt: skip
     return header, [
         [
             f"{row['files']:,}", row["shape"], row["backend"],
             *(", ".join(f"{rate:.0f}" for rate in row[name]) for name in ("rate_plain", "rate")),
             _interval(row["share"]), f"{row['bound']:g}",
             *(", ".join(f"{ms:.1f}" for ms in row[name]) for name in ("cpu_ms_plain", "cpu_ms")),
+            _interval(row["cpu_share"]),
         ]
         for row in _only(rows, "speed")
     ]  # fmt: skip
