@@ -206,9 +206,9 @@ def test_one_run_at_a_time_writes_to_an_output(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(leases, "BEAT_S", 0.2)
     monkeypatch.setattr(leases, "GONE_AFTER_S", 1.0)
     monkeypatch.setattr(leases, "SETTLED_S", 0.1)
-    place = str(tmp_path)
-    with Lease(place, "first") as first:
-        with pytest.raises(ResultsError, match="in use: run first"), Lease(place, "second"):
+    place, told = str(tmp_path), list[str]()
+    with Lease(place, "first", told.append) as first:
+        with pytest.raises(ResultsError, match="in use: run first"), Lease(place, "second", told.append):
             pass
         first.check()
     assert os.listdir(tmp_path) == []
@@ -218,10 +218,11 @@ def test_one_run_at_a_time_writes_to_an_output(tmp_path: Path, monkeypatch: pyte
     left = {"run": "killed", "host": leases.socket.gethostname(), "pid": ended.pid, "beats": 3}
     for host in (left["host"], "another machine"):  # there it is waited for, until it is sure that nothing beats
         (tmp_path / leases.NAME).write_text(json.dumps(left | {"host": host}))
-        with Lease(place, "second") as second:
+        with Lease(place, "second", told.append) as second:
             second.check()
+    assert ["run first" in told[0], "on another machine" in told[1]] == [True, True]
 
-    with Lease(place, "first") as first:
+    with Lease(place, "first", told.append) as first:
         (tmp_path / leases.NAME).write_text(json.dumps(left | {"run": "thief"}))
         first._beating.join(timeout=10)
         with pytest.raises(ResultsError, match="in use: run thief"):

@@ -51,7 +51,7 @@ def scan_on_ray(options: Options) -> int:
     how, search = _how(options), Search(exclude=options.exclude)
     run = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{token_hex(2)}"
     with ExitStack() as stack:
-        lease = stack.enter_context(Lease(output, run))
+        lease = stack.enter_context(Lease(output, run, _say))
         if is_begun(output) and not options.resume:
             raise ResultsError(f"{output} has results: go on with --resume, or name another output")
         known, failed = known_keys(output, how.digest, how.operating_point or "", options.retry_errors)
@@ -95,6 +95,10 @@ def _how(options: Options) -> How:
         operating_point=bundle.manifest.point(options.operating_point).name,
         options=options.how(),
     )
+
+
+def _say(line: str) -> None:
+    click.echo(escaped(line), err=True)
 
 
 class _Tally:

@@ -12,6 +12,8 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -30,13 +32,14 @@ class Lease:
     Args:
         place: the output.
         run: name of this run.
+        tell: is told what is waited for.
 
     Raises:
         ResultsError: another run has it, or the file cannot be written.
     """
 
-    def __init__(self, place: str, run: str) -> None:
-        self._place, self._file, self._run = place, joined(place, NAME), run
+    def __init__(self, place: str, run: str, tell: Callable[[str], None]) -> None:
+        self._place, self._file, self._run, self._tell = place, joined(place, NAME), run, tell
         self._beats = 0
         self._lost: str | None = None
         self._ended = threading.Event()
@@ -59,7 +62,8 @@ class Lease:
         self._ended.set()
         self._beating.join()
         if self._lost is None:
-            remove(self._file)
+            with suppress(OSError):  # it is not there any more, or the storage is not: then it ends by itself
+                remove(self._file)
 
     def check(self) -> None:
         """To be called before a part is written.
@@ -71,6 +75,7 @@ class Lease:
             raise ResultsError(f"{self._place} is in use: {self._lost} writes to it")
 
     def _wait_for(self, other: dict[str, Any]) -> None:
+        self._tell(f"{_name(other)} wrote to {self._place} and may have ended: looking for {GONE_AFTER_S:.0f} s")
         until_s = time.monotonic() + GONE_AFTER_S
         while time.monotonic() < until_s:
             time.sleep(BEAT_S / 2)
