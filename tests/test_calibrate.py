@@ -337,3 +337,14 @@ def test_a_recentred_bundle_gives_its_logits_less_the_offset(
 def test_a_model_without_a_head_cannot_be_moved() -> None:
     with pytest.raises(BundleError, match="leave --recentre out"):
         recentred_model(b"no model", 1.0)
+
+
+def test_balanced_calls_at_most_five_percent_of_the_real_images_ai_however_the_scores_overlap() -> None:
+    rng = np.random.default_rng(3)
+    target_B = np.repeat([0, 1], 500)
+    logit_B = rng.normal(0, 1, 1000) + target_B  # at the threshold of the best balanced accuracy, 31 % are called ai
+    measured = points_from_logits(target_B, logit_B, np.ones(1000), 1.0)
+    alarms = measured["balanced"].point.false_alarm_rate
+    assert alarms is not None
+    assert 0.03 < alarms <= 0.05
+    assert default_point_of(measured) == "balanced"

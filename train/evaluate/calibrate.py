@@ -147,7 +147,8 @@ def points_from_logits(
 ) -> dict[str, MeasuredPoint]:
     """Three operating points over `p_ai = sigmoid(logit / temperature)`, each with an unsure band.
 
-    - `balanced`: the threshold with the highest balanced accuracy, the band on both sides of it, even in logits.
+    - `balanced`: the threshold with the highest balanced accuracy, the band on both sides of it, even in logits; `ai`
+      where at most 5 % of the real images are.
     - `cautious`: `ai` where at most 1 % of the real images are, the band below: it accuses last.
     - `sensitive`: `real` where at most 5 % of the AI images are, the band above: it clears last.
 
@@ -166,8 +167,11 @@ def points_from_logits(
     best = float(cut_T[np.argmax(curve.tpr_T - curve.fpr_T)])
     few_alarms = float(cut_T[np.flatnonzero(curve.fpr_T <= FALSE_ALARMS + 1e-12)[-1]])
     few_misses = float(cut_T[np.flatnonzero(curve.tpr_T >= 1 - MISSES - 1e-12)[0]])
+    nuisance = float(cut_T[np.flatnonzero(curve.fpr_T <= DEFAULT_ALARMS + 1e-12)[-1]])
     bands = {
-        "balanced": ((best - width, best + width) for width in _widths(np.abs(scaled_B - best))),
+        "balanced": (  # without a band first, as all begin
+            (best - width, max(best + width, nuisance) if width else best) for width in _widths(np.abs(scaled_B - best))
+        ),
         "cautious": ((few_alarms - width, few_alarms) for width in _widths(few_alarms - scaled_B)),
         "sensitive": ((few_misses, few_misses + width) for width in _widths(scaled_B - few_misses)),
     }
