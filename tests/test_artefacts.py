@@ -85,7 +85,8 @@ def test_csv_has_a_heading_and_no_formulas(map_bundle: Path, photos: Path, monke
     monkeypatch.chdir(photos)
     result = _scan("=cmd.png", "a", "broken.png", "--bundle", map_bundle, "--csv")
     heading, *rows = csv.reader(io.StringIO(result.stdout))
-    assert heading == ["path", "label", "p_ai", "logit", "reason", "evidence", "error", "fault"]
+    judged = ["path", "label", "p_ai", "logit", "reason", "evidence", "error", "fault"]
+    assert heading == [*judged, "first_label", "first_p_ai"]
     assert [row[0] for row in rows] == ["./=cmd.png", "a/b,c.jpg", "broken.png"]
     assert float(rows[0][2]) == pytest.approx(1 / (1 + np.exp(-float(rows[0][3]))), abs=1e-5)
     assert rows[2][1] == "error"
