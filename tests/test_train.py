@@ -23,10 +23,12 @@ from safetensors.torch import load_file
 
 from aivsreal.export.checkpoint import checkpoint_from_path, network_from_checkpoint
 from aivsreal.runtime.backends.torch import network_from_bundle
+from aivsreal.runtime.bundle.card import TrainingCard
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.model_card import _origin
 from aivsreal.runtime.errors import CheckpointError
 from aivsreal.runtime.spec import PreprocessSpec, spec_from_json
+from aivsreal.runtime.verdict import LABELS
 from aivsreal.train.cli import main
 from aivsreal.train.config import PRESETS, TrainConfig, config_from_json
 from aivsreal.train.fit.cache import FilePixels
@@ -53,8 +55,11 @@ def _data(data: Path, **vals: list[Sample]) -> Data:
     return Data(in_split(samples, "train"), vals, list(vals))
 
 
-def _card(config: TrainConfig) -> dict[str, Any]:
-    return {"arch": config.arch, "labels": ["real", "ai"], "config": config.to_json(), "data_digest": "-"}
+def _card(config: TrainConfig) -> TrainingCard:
+    return TrainingCard(
+        config.arch, LABELS, config.spec, config.to_json(), chosen_on="val_unseen", data_digest="-", data_counts={},
+        data_licences={}, versions={}, epoch=0, metrics={}, weights="", weights_sha256="",
+    )  # fmt: skip
 
 
 def _fit(

@@ -10,9 +10,11 @@ from typing import Any
 
 import click
 
+from aivsreal.runtime.bundle.card import TrainingCard
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.commands.number import Number
 from aivsreal.runtime.errors import DataError, MissingExtra
+from aivsreal.runtime.verdict import LABELS
 from aivsreal.train.config import PRESETS
 
 CELL = 16  # pixels of LeViT's first tokens, by four convolutions of stride 2
@@ -176,25 +178,15 @@ def _train(data: Path, out: Path, preset: str, resume: bool, options: dict[str, 
         started_from["teacher"] = digest
     used = [*images.train, *images.unlabelled, *(sample for split in vals for sample in images.val[split])]
     root = data if os.path.isdir(data) else data.parent
-    card: dict[str, Any] = {
-        "format": 1,
-        "arch": config.arch,
-        "labels": ["real", "ai"],
-        "spec": config.spec.to_json(),
-        "config": config.to_json(),
-        "chosen_on": "+".join(choose_on),
-        "data_digest": digest_of(used, root),
-        "data_counts": counts_of(used),
-        "data_licences": licences_of(used),
-        "versions": {
-            "torch": torch.__version__,
-            "device": device,
-            "amp": amp,
-            "compiled": compiled,
-            "processes": ranks.world,
+    card = TrainingCard(
+        config.arch, LABELS, config.spec, config.to_json(),
+        chosen_on="+".join(choose_on), data_digest=digest_of(used, root), data_counts=counts_of(used),
+        data_licences={**licences_of(used)},
+        versions={
+            "torch": torch.__version__, "device": device, "amp": amp, "compiled": compiled, "processes": ranks.world,
         },
-        **({"started_from": started_from} if started_from else {}),
-    }
+        epoch=0, metrics={}, weights="", weights_sha256="", started_from=started_from or None,
+    )  # fmt: skip
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from aivsreal.runtime.bundle.card import TrainingCard, training_card_from_json
 from aivsreal.runtime.errors import CheckpointError
+from aivsreal.runtime.fields import object_from_json
 from aivsreal.runtime.networks.vit import ProbedVit, trained_names
 
 STATE, METRICS, CURVES = "last.state.pt", "metrics.jsonl", "curves.png"
@@ -46,13 +48,13 @@ def check_unused(run: Path) -> None:
             raise CheckpointError(f"{run} already holds {name}: move it away, or give another folder with -o")
 
 
-def save_best(run: Path, network: nn.Module, card: dict[str, Any]) -> None:
+def save_best(run: Path, network: nn.Module, card: TrainingCard) -> None:
     """Write `best.safetensors`, then its card with the weights' digest; each file appears whole or not at all."""
     _save(run, "best", network, card)
 
 
 def save_last(
-    run: Path, learner: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, card: dict[str, Any],
+    run: Path, learner: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, card: TrainingCard,
     progress: Progress,
 ) -> None:  # fmt: skip
     """Write the newest weights with card, and the state that `load_progress` continues from."""
@@ -68,7 +70,7 @@ def save_last(
 
 
 def load_progress(
-    run: Path, card: dict[str, Any], learner: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+    run: Path, card: TrainingCard, learner: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
 ) -> Progress:
     """Restore everything from `last.state.pt`, so that training goes on as if it had not stopped.
 
@@ -108,22 +110,20 @@ def starting_point(path: Path, arch: str | None) -> tuple[dict[str, torch.Tensor
     """
     weights = path / "best.safetensors" if os.path.isdir(path) else path.with_suffix(".safetensors")
     try:
-        card = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
-        told = {name: card[name] for name in ("arch", "config", "epoch", "data_digest", "weights_sha256")}
-        if told["weights_sha256"] != hashlib.sha256(weights.read_bytes()).hexdigest():
+        card = training_card_from_json(object_from_json(weights.with_suffix(".json").read_bytes()))
+        if card.weights_sha256 != hashlib.sha256(weights.read_bytes()).hexdigest():
             raise CheckpointError(f"{weights}: not the weights that its card describes; copy both files again")
         values = load_file(weights)
     except OSError as error:
         raise CheckpointError(
             f"{error.filename or weights}: {error.strerror or error}; name a run with --init"
         ) from None
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{weights}: not a checkpoint of aivsreal-train ({type(error).__name__})") from None
-    if arch is not None and told["arch"] != arch:
-        raise CheckpointError(f"{weights} is a {told['arch']}, and this run trains a {arch}; give --arch")
-    if "started_from" in card:
-        told["started_from"] = card["started_from"]
-    return values, told
+    except (ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{weights}: not a checkpoint of aivsreal-train ({error})") from None
+    if arch is not None and card.arch != arch:
+        raise CheckpointError(f"{weights} is a {card.arch}, and this run trains a {arch}; give --arch")
+    names = ("arch", "config", "epoch", "data_digest", "weights_sha256", "started_from")
+    return values, {name: getattr(card, name) for name in names if getattr(card, name) is not None}
 
 
 def _kept(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -132,17 +132,17 @@ def _kept(network: nn.Module) -> dict[str, torch.Tensor]:
     return {name: values[name] for name in trained_names(network)} if isinstance(network, ProbedVit) else values
 
 
-def _digest_of_card(card: dict[str, Any]) -> str:
-    fixed = {name: card[name] for name in ("arch", "labels", "config", "data_digest")}
+def _digest_of_card(card: TrainingCard) -> str:
+    fixed = {"arch": card.arch, "labels": list(card.labels), "config": card.config, "data_digest": card.data_digest}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
-def _save(run: Path, name: str, network: nn.Module, card: dict[str, Any]) -> None:
+def _save(run: Path, name: str, network: nn.Module, card: TrainingCard) -> None:
     weights = run / f"{name}.safetensors"
     part = run / f"{name}.safetensors.part"
     save_file({key: value.contiguous().clone() for key, value in _kept(network).items()}, part)
-    full = {**card, "weights": weights.name, "weights_sha256": hashlib.sha256(part.read_bytes()).hexdigest()}
+    full = replace(card, weights=weights.name, weights_sha256=hashlib.sha256(part.read_bytes()).hexdigest())
     os.replace(part, weights)
     card_part = run / f"{name}.json.part"
-    card_part.write_text(json.dumps(full, indent=1) + "\n", encoding="utf-8")
+    card_part.write_text(json.dumps(full.to_json(), indent=1) + "\n", encoding="utf-8")
     os.replace(card_part, run / f"{name}.json")

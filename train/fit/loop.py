@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
 
+from aivsreal.runtime.bundle.card import TrainingCard
 from aivsreal.runtime.networks.mapped import logits_from_output
 from aivsreal.runtime.networks.vit import ProbedVit
 from aivsreal.runtime.networks.vit_weights import LOW_RANK
@@ -82,7 +83,7 @@ def fit(
     network: nn.Module,
     data: Data,
     run: Path,
-    card: dict[str, Any],
+    card: TrainingCard,
     *,
     resume: bool,
     teacher: Teacher | None = None,
@@ -95,7 +96,7 @@ def fit(
 
     Args:
         network: as `start.network_to_train` gives it; what needs no gradient stays as it is.
-        card: what the checkpoint's card says besides metrics and weights.
+        card: what the checkpoint's card says; epoch, metrics and weights are filled in.
         teacher: what `config.distil` learns from.
         on_step: called with epoch, step, steps in the epoch and loss.
         on_epoch: called with the epoch's metrics row, after the checkpoint is on disk.
@@ -145,10 +146,10 @@ def fit(
         if chosen:
             progress.best = row
         if ranks.first:
-            full = {**card, "epoch": row["epoch"], "metrics": row}
+            full = replace(card, epoch=row["epoch"], metrics=row)
             if chosen:
                 save_best(run, average, full)
-            save_last(run, learner, average, optimizer, {**full, "chosen_on": ""}, progress)
+            save_last(run, learner, average, optimizer, replace(full, chosen_on=""), progress)
             on_epoch(row)
 
     def validated() -> dict[str, Metrics]:
