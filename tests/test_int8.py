@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from conftest import write_image
+from pocket_vit import NAME, SIZE, pocket_vit
 
+from aivsreal.export.graph import onnx_from_network
 from aivsreal.export.half_graph import full_from_onnx
 from aivsreal.export.int8 import Int8Gate, auc, check_gate, int8_from_onnx, labelled_batches, measure, quantised_share
 from aivsreal.runtime.errors import DataError, ExportError
 from aivsreal.runtime.machine import has_int8_products
+from aivsreal.runtime.networks.arch import fused_network
 from aivsreal.runtime.spec import PreprocessSpec
 
 SPEC = PreprocessSpec(64)
@@ -49,6 +54,31 @@ def test_the_convolutions_become_int8_and_the_gate_measures_both_graphs(small_mo
     ]
     assert np.abs(outputs[0] - outputs[1]).max() > 0
     assert np.corrcoef(outputs[0].ravel(), outputs[1].ravel())[0, 1] > 0.9
+
+
+def test_a_vit_is_quantised_by_tokens_and_its_head_is_not() -> None:
+    fused = fused_network(pocket_vit(), NAME, SIZE)
+    full = full_from_onnx(onnx_from_network(fused, PreprocessSpec(SIZE))).SerializeToString()
+    rng = np.random.default_rng(0)
+    batch_BCHW = rng.normal(size=(64, 3, SIZE, SIZE)).astype(np.float32)
+    content = int8_from_onnx(full, [batch_BCHW])
+    model = onnx.load_from_string(content)
+    kinds = Counter(node.op_type for node in model.graph.node)
+    assert kinds["MatMulInteger"] == 4 * 3
+    assert {node.input[1] for node in model.graph.node if node.op_type == "Gemm"} <= {"hidden.weight", "whole.weight"}
+    levels = [tensor for tensor in model.graph.initializer if tensor.name.endswith(".levels")]
+    assert {tensor.data_type for tensor in levels} == {onnx.TensorProto.INT8}
+    session = onnxruntime.InferenceSession(content)
+    assert session.get_modelmeta().custom_metadata_map["precision"] == "int8"
+    expected_B1 = onnxruntime.InferenceSession(full).run(["logits"], {"pixels_BCHW": batch_BCHW})[0]
+    found_B1, maps_Bhw = session.run(["logits", "map"], {"pixels_BCHW": batch_BCHW})
+    assert np.abs(found_B1 - expected_B1).max() > 1e-4
+    assert np.corrcoef(found_B1.ravel(), expected_B1.ravel())[0, 1] > 0.99
+    seen = slice(None, None, 8)
+    assert (found_B1 - expected_B1)[seen].mean() == pytest.approx(0, abs=1e-4), "what INT8 moves all by is taken away"
+    np.testing.assert_allclose(maps_Bhw.mean(axis=(1, 2)), found_B1.ravel(), atol=1e-4)
+    alone_11 = session.run(["logits"], {"pixels_BCHW": batch_BCHW[5:6]})[0]
+    assert alone_11.item() == pytest.approx(found_B1[5].item(), abs=1e-5), "an image does not depend on those beside it"
 
 
 @pytest.mark.parametrize(
