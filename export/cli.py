@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ def _point(context: click.Context, option: click.Parameter, texts: tuple[str, ..
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Bundle folder to write.  [default: where it came from]"
 )
+@click.option("--accurate", metavar="ENCODER", help="Make the accurate model of its encoder's file; see the README.")
 @click.option("--reference", type=click.Path(path_type=Path), help="Folder of real images for the parity check.")
 @click.option("--fp16", is_flag=True, help="Add the half graph, and an engine of it where TensorRT and a GPU are here.")
 @click.option("--int8", is_flag=True, help="Add INT8 for CPUs, if it passes its gate on --data.")
@@ -74,7 +76,7 @@ def _point(context: click.Context, option: click.Parameter, texts: tuple[str, ..
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def main(
-    source: Path | None, out: Path | None, reference: Path | None, fp16: bool, int8: bool, data: Path | None,
+    source: Path | None, out: Path | None, accurate: str | None, reference: Path | None, fp16: bool, int8: bool, data: Path | None,
     engine: bool | None, max_batch: int, workspace: int | None, version_compatible: bool, timing_cache: Path | None,
     dla: int | None, rtx: tuple[str, ...], triton: Path | None, verify: bool, encoder: str | None, opset: str | None,
     crop_fraction: float | None, temperature: float | None, points: tuple[OperatingPoint, ...], card: Path | None,
@@ -85,6 +87,9 @@ def main(
     CHECKPOINT is a run's folder or its best.safetensors, or a bundle to add to; without it, it is the shipped bundle,
     and what is added lies in the user's data folder, where aivsreal-scan finds it by itself.
     """
+    if accurate is not None:
+        _make_accurate(accurate, source, out)
+        return
     from aivsreal.export.draft import BALANCED, Making
     from aivsreal.export.engine import BuildOptions
     from aivsreal.export.run import Wish, run
@@ -114,6 +119,16 @@ def main(
         click.echo(json.dumps(_result(draft, wish.target)))
     else:
         _show(draft)
+
+
+def _make_accurate(encoder: str, source: Path | None, out: Path | None) -> None:
+    from aivsreal.export.accurate.make import accurate_bundle
+
+    if source is not None:
+        raise click.UsageError("--accurate makes a bundle of its encoder alone: leave the CHECKPOINT out")
+    bundle = accurate_bundle(encoder, out)
+    click.echo(f"bundle {bundle.digest} written to {bundle.path}", err=True)
+    click.echo(f"try: aivsreal-scan --bundle {'accurate' if out is None else shlex.quote(str(out))} IMAGES", err=True)
 
 
 def _result(draft: Draft, target: Path | None) -> dict[str, object]:

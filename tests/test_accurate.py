@@ -138,3 +138,12 @@ def test_a_bundle_in_the_working_folder_comes_before_the_named_one_and_any_other
     (tmp_path / "accurate" / MANIFEST).write_bytes((tiny_bundle / MANIFEST).read_bytes())
     assert bundle_folder("accurate") == Path("accurate")
     assert bundle_folder(tmp_path / "accurate") == tmp_path / "accurate"
+
+
+def test_the_command_takes_the_encoder_that_was_measured_and_no_other(encoder: Path, home: Path) -> None:
+    other = CliRunner().invoke(export, ["--accurate", str(encoder)])
+    assert other.exit_code == 2
+    assert "SHA-256" in other.stderr
+    assert not home.exists()
+    both = CliRunner().invoke(export, ["--accurate", str(encoder), "run"])
+    assert (both.exit_code, "leave the CHECKPOINT out" in both.stderr) == (2, True)
