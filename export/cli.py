@@ -78,9 +78,9 @@ def _point(context: click.Context, option: click.Parameter, texts: tuple[str, ..
 def main(
     source: Path | None, out: Path | None, accurate: str | None, reference: Path | None, fp16: bool, int8: bool,
     data: Path | None, engine: bool | None, max_batch: int, workspace: int | None, version_compatible: bool,
-    timing_cache: Path | None, dla: int | None, rtx: tuple[str, ...], triton: Path | None, verify: bool, encoder: str | None,
-    opset: str | None, crop_fraction: float | None, temperature: float | None, points: tuple[OperatingPoint, ...],
-    card: Path | None, gradcam: str | None, as_json: bool,
+    timing_cache: Path | None, dla: int | None, rtx: tuple[str, ...], triton: Path | None, verify: bool,
+    encoder: str | None, opset: str | None, crop_fraction: float | None, temperature: float | None,
+    points: tuple[OperatingPoint, ...], card: Path | None, gradcam: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Export to a bundle that aivsreal-scan opens.
 
