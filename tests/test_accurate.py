@@ -8,18 +8,30 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 from pocket_vit import encoder_file
 from test_vit import run_of, vit
 
 from aivsreal.export.accurate.keep import keep
-from aivsreal.export.accurate.make import GRAPH, TRAINED, accurate_bundle
+from aivsreal.export.accurate.make import (
+    GRAPH,
+    PARTS,
+    TRAINED,
+    accurate_bundle,
+    encoder_of,
+    model_from_parts,
+    trained_from_file,
+)
 from aivsreal.export.cli import main as export
 from aivsreal.runtime.bundle.folder import HOW_TO_GET_ACCURATE, Bundle, bundle_folder, write_bundle
-from aivsreal.runtime.bundle.manifest import EVALUATION, MANIFEST, MODEL
+from aivsreal.runtime.bundle.manifest import EVALUATION, HALF_SUFFIX, MANIFEST, MODEL, manifest_from_json
 from aivsreal.runtime.commands import doctor
 from aivsreal.runtime.errors import BundleError, CheckpointError, ExportError
+from aivsreal.runtime.fields import object_from_json
+from aivsreal.runtime.networks.vit_weights import PREFIX
 from aivsreal.train.evaluate.recentre import recentred_model
 
 
@@ -69,6 +81,25 @@ def test_the_parts_and_the_encoder_make_the_model_that_was_measured(
     assert made.manifest.temperature == 2.5
     assert made.manifest.points == measured.manifest.points
     assert Bundle.open("accurate").digest == made.digest
+
+
+def test_what_is_shipped_fits_together_and_is_small() -> None:
+    values, told = (object_from_json((PARTS / name).read_bytes()) for name in (MANIFEST, EVALUATION))
+    manifest = manifest_from_json(values, told)
+    assert len(encoder_of(manifest)) == 64
+    assert "evaluation" in manifest.metrics
+    assert sum(file.stat().st_size for file in PARTS.iterdir() if file.is_file()) < 20e6
+    graph, trained = (PARTS / GRAPH).read_bytes(), trained_from_file(PARTS / TRAINED)
+    empty = [tensor for tensor in onnx.load_from_string(graph).graph.initializer if not tensor.raw_data]
+    encoder = {
+        name.removeprefix(PREFIX): np.zeros(tuple(tensor.dims), np.float32)
+        for tensor in empty
+        if (name := tensor.name.removesuffix(HALF_SUFFIX)).startswith(PREFIX)
+    }
+    encoder["cls_token"] = np.zeros((1, 1, encoder["pos_embed"].shape[-1]), np.float32)
+    model = onnx.load_from_string(model_from_parts(graph, trained, encoder, "zeros"))
+    onnx.checker.check_model(model)
+    assert all(tensor.raw_data for tensor in model.graph.initializer)
 
 
 def test_another_encoder_or_another_result_is_refused_and_nothing_is_written(
