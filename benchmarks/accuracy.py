@@ -1,54 +1,104 @@
-"""The README's accuracy table, from what `aivsreal-evaluate --record` wrote into a bundle.
+"""Accuracy tables, from what `aivsreal-evaluate --record` wrote into bundles.
 
-Run `python -m aivsreal.benchmarks.accuracy [BUNDLE]`.
+Run `python -m aivsreal.benchmarks.accuracy FOLDER` for all of one, with `--brief` for several beside each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
-from aivsreal.runtime.bundle.folder import Bundle
+from aivsreal.runtime.bundle.manifest import EVALUATION
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.errors import BundleError
+from aivsreal.runtime.fields import object_from_json
 from aivsreal.runtime.text import markdown_table
+from aivsreal.runtime.verdict import LABELS
 
+Result = Mapping[str, Any]
 HEADER = [
     "split", "delivery", "AUC", "AUC, sources alike", "AUC of the baseline", "accuracy", "TPR at 5 % FPR", "ECE",
-    "real called `ai`", "`unsure`",
+    "real called `ai`", "AI called `ai`", "`unsure`",
 ]  # fmt: skip
+# Sources that training held first, the ones that nothing was chosen on last.
+SPLITS = {
+    "val_seen": "of sources in its training (`val_seen`)",
+    "val_unseen": "of sources that only calibration saw (`val_unseen`)",
+    "test": "of sources that nothing saw (`test`)",
+}
+NOT_MEASURED = "not measured"
 
 
-def row_of(result: Mapping[str, Any]) -> list[str]:
-    """The cells of one split after one delivery."""
-    measures = result["measures"]
-    areas = (measures["auc"], result["macro"]["auc"], result["baseline_auc"], measures["accuracy"])
-    return [
-        result["split"],
-        result["tier"],
-        *(f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]" for value in areas),
-        *(f"{measures[name]['value']:.2f}" for name in ("tpr_at_5_fpr", "ece")),
-        *(f"{100 * result[name]:.0f} %" for name in ("real_called_ai", "unsure")),
-    ]
+def results_of(folder: Path) -> list[Result]:
+    """What was recorded for each split and delivery; empty where there is no evaluation.
+
+    Raises:
+        BundleError: what is there cannot be read.
+    """
+    file = folder / EVALUATION
+    try:
+        told: Mapping[str, Any] = object_from_json(file.read_bytes())
+        found = told["metrics"].get("evaluation", {}).get("results", [])
+        return sorted(found, key=lambda result: list(SPLITS).index(result["split"]))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise BundleError(f"{file}: not an evaluation; run aivsreal-evaluate DATA --bundle FOLDER --record") from None
 
 
-def table_from_results(results: list[Mapping[str, Any]]) -> str:
-    """Markdown: seen sources first, the ones that nothing was chosen on last."""
-    ordered = sorted(results, key=lambda result: ["val_seen", "val_unseen", "test"].index(result["split"]))
-    return markdown_table(HEADER, [row_of(result) for result in ordered])
+def table(results: Sequence[Result]) -> str:
+    """Each split after each delivery."""
+    rows = []
+    for result in results:
+        measures, macro = result["measures"], result.get("macro", {})
+        areas = (measures["auc"], macro.get("auc"), result.get("baseline_auc"), measures["accuracy"])
+        figures = (f"{measures[name]['value']:.2f}" for name in ("tpr_at_5_fpr", "ece"))
+        shares = (_share(result.get(name)) for name in ("real_called_ai", "ai_called_ai", "unsure"))
+        rows.append([result["split"], result["tier"], *(_interval(area) for area in areas), *figures, *shares])
+    return markdown_table(HEADER, rows)
+
+
+def brief_table(models: Mapping[str, Sequence[Result]]) -> str:
+    """A row a split, images as they are, with the same cells for each model; in AUC each source weighs alike."""
+    parts = ("AUC", "real called `ai`", "AI called `ai`")
+    header = ["images", *(f"{name}: {part}" for name in models for part in parts)]
+    rows = []
+    for split, meaning in SPLITS.items():
+        cells = [meaning]
+        for results in models.values():
+            found = [result for result in results if (result["split"], result["tier"]) == (split, "clean")]
+            cells += _brief(found[0]) if found else [NOT_MEASURED] * len(parts)
+        rows.append(cells)
+    return markdown_table(header, rows)
+
+
+def _brief(result: Result) -> list[str]:
+    shares = (_share(result.get(f"{label}_called_ai")) for label in LABELS)
+    return [_interval(result.get("macro", {}).get("auc")), *shares]
+
+
+def _interval(area: Mapping[str, float] | None) -> str:
+    return NOT_MEASURED if area is None else f"{area['value']:.2f} [{area['low']:.2f}, {area['high']:.2f}]"
+
+
+def _share(value: float | None) -> str:
+    return NOT_MEASURED if value is None else f"{100 * value:.0f} %"
 
 
 @command("accuracy")
-@click.argument("bundle", required=False)
-def main(bundle: str | None) -> None:
-    """Print the table of BUNDLE, by default the shipped one."""
-    opened = Bundle.open(bundle)
-    metrics: Mapping[str, Any] = opened.manifest.metrics
-    if "evaluation" not in metrics:
-        raise BundleError(f"{opened.path}: not evaluated; run aivsreal-evaluate DATA --bundle FOLDER --record")
-    click.echo(table_from_results(metrics["evaluation"]["results"]))
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--brief", is_flag=True, help="One table: a row a split, the folders' models beside each other.")
+def main(folders: Sequence[Path], brief: bool) -> None:
+    """Print the tables of FOLDERS, each a bundle or the parts of one."""
+    models = {folder.name: results_of(folder) for folder in folders}
+    if brief:
+        click.echo(brief_table(models))
+        return
+    for name, results in models.items():
+        click.echo(table(results) if results else f"`{name}`: {NOT_MEASURED} yet.")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def test_the_wheel_holds_every_module_and_the_shipped_bundle(wheel: zipfile.ZipF
     compiled = [path for path in (ROOT / "runtime" / "gpu").iterdir() if path.suffix in (".cu", ".fatbin")]
     kernels = {f"aivsreal/{path.relative_to(ROOT)}" for path in compiled}
     assert {Path(name).suffix for name in kernels} == {".cu", ".fatbin"}
-    data = {f"aivsreal/runtime/{name}" for name in ("py.typed", "results/report.html", "results/report.js")}
+    results = ("report.html", "report.js", "row.schema.json")
+    data = {"aivsreal/runtime/py.typed", *(f"aivsreal/runtime/results/{name}" for name in results)}
     assert packed == modules | bundle | kernels | data
 
 
@@ -49,6 +50,8 @@ def test_the_wheel_needs_four_small_packages_and_offers_the_extras(wheel: zipfil
     needed = {text.split(">")[0] for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text}
     assert needed == {"numpy", "pillow", "click", "rich"}
     extras = {
+        "accurate",
+        "ray",
         "openvino",
         "cpu",
         "gpu",

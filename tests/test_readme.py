@@ -1,4 +1,4 @@
-"""Runs what the README tells people to type, in its order."""
+"""Runs what README and docs tell people to type, in their order, and prints their numbers again."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ from pathlib import Path
 import pytest
 from conftest import write_image
 
-from aivsreal.benchmarks.accuracy import table_from_results
+from aivsreal.benchmarks.accuracy import brief_table, results_of, table
+from aivsreal.benchmarks.documents import commands, documents, output_of, rendered
+from aivsreal.runtime.errors import BundleError, ResultsError
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in documents(ROOT)}
+README = DOCUMENTS["README.md"]
 SETUP = ("python3 -m venv .venv && .venv/bin/pip install '.[cpu]' && .venv/bin/aivsreal-scan photos/", "make check")
 # A README's training takes hours; the same command is run with a smaller network for one epoch.
 SMALL = " --arch levit_128s --size 64 --epochs 1 --batch-size 8 --workers 0"
 
 
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.S | re.M)
+def _blocks(language: str, name: str = "README.md") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", DOCUMENTS[name], flags=re.S | re.M)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
-    """What the README's commands find: `photos/` and `data/`."""
+    """What the documents' commands find: `photos/` and `data/`."""
     folder = tmp_path_factory.mktemp("readme")
     for index in range(3):
         write_image(folder / "photos" / f"{index}.jpg", index, size=(320, 240))
@@ -46,8 +49,9 @@ def test_ci_runs_the_two_setup_commands() -> None:
     assert "install --disable-pip-version-check --quiet '.[cpu]'" in ci
 
 
-def test_the_commands_do_what_the_readme_says(folder: Path) -> None:
-    lines = [line for block in _blocks("sh")[2:] for line in block.replace("\\\n", "").splitlines() if line]
+def test_the_commands_do_what_the_documents_say(folder: Path) -> None:
+    blocks = [block for name in DOCUMENTS for block in _blocks("sh", name)][len(SETUP) :]
+    lines = [line for block in blocks for line in block.splitlines() if line]
     assert {line.split()[0] for line in lines} >= {
         f"aivsreal-{name}" for name in ("scan", "train", "export", "evaluate", "calibrate")
     }
@@ -59,29 +63,81 @@ def test_the_commands_do_what_the_readme_says(folder: Path) -> None:
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
 
 
-def test_the_library_example_runs(folder: Path) -> None:
-    (example,) = _blocks("python")
+@pytest.mark.parametrize("name", ["README.md", "docs/scan.md"])
+def test_the_library_example_runs(folder: Path, name: str) -> None:
+    (example,) = _blocks("python", name)
     result = subprocess.run([sys.executable, "-c", example], cwd=folder, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout
 
 
-def test_every_option_in_the_readme_exists() -> None:
+def test_every_option_in_the_documents_exists() -> None:
     from importlib.metadata import entry_points
 
+    from aivsreal.benchmarks.cli import main as bench
+
+    points = [point.load() for point in entry_points(group="console_scripts") if point.name.startswith("aivsreal-")]
     known = {
         option
-        for point in entry_points(group="console_scripts")
-        if point.name.startswith("aivsreal-")
-        for parameter in point.load().params
+        for one in [*points, *(bench.get_command(None, name) for name in bench.list_commands(None))]
+        for parameter in one.params
         for option in (*parameter.opts, *parameter.secondary_opts)
-    } | {"--help"}
-    used = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", README))
-    others = {"--quiet", "--system-site-packages", "--nproc-per-node"}  # other programs'
+    } | {"--help", "--brief"}
+    used = {option for text in DOCUMENTS.values() for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)}
+    # Of other programs.
+    others = {"--system-site-packages", "--nproc-per-node", "--no-deps", "--tmux"}
     assert used <= known | others, used - known
 
 
-def test_the_accuracy_is_what_the_shipped_bundle_records() -> None:
-    told = json.loads((ROOT / "runtime" / "models" / "levit192" / "evaluation.json").read_text(encoding="utf-8"))
-    shown = [line for line in README.splitlines() if line.startswith(("| val_", "| test "))]
-    assert shown == table_from_results(told["metrics"]["evaluation"]["results"]).splitlines()[2:]
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_what_is_made_by_a_command_is_what_it_prints(name: str) -> None:
+    text = DOCUMENTS[name]
+    assert text.count("\n<!-- made by: ") == text.count("\n<!-- made -->") == len(commands(text))
+    made = rendered(text, lambda line: output_of(line, ROOT))
+    assert made == text, f"{name} is not what its commands print: run python -m aivsreal.benchmarks.documents"
+
+
+def test_other_numbers_would_be_noticed() -> None:
+    text = "a\n<!-- made by: python -m x -->\n1\n<!-- made -->\nb\n"
+    assert rendered(text, lambda line: f"{line} 2\n") == text.replace("\n1\n", "\npython -m x 2\n")
+    with pytest.raises(ResultsError):
+        output_of("python -m aivsreal.benchmarks.report no-such-file", ROOT)
+
+
+def _anchors(text: str) -> set[str]:
+    """As GitHub makes them of headings."""
+    titles = re.findall(r"^#+ (.+)$", text, flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_documents_links_lead_somewhere() -> None:
+    for name, text in {**DOCUMENTS, "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")}.items():
+        for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+            file, _, anchor = target.partition("#")
+            path = ROOT / name if not file else (ROOT / name).parent / file
+            assert path.exists(), f"{name}: {target}"
+            if anchor:
+                assert anchor in _anchors(path.read_text(encoding="utf-8")), f"{name}: {target}"
+
+
+def test_the_tables_of_accuracy_hold_what_was_recorded_and_say_what_was_not(tmp_path: Path) -> None:
+    results = results_of(ROOT / "runtime" / "models" / "levit192")
+    assert [result["split"] for result in results] == [
+        name for name in ("val_seen", "val_unseen", "test") for _ in range(3)
+    ]
+    (row,) = (line for line in table(results).splitlines() if line.startswith("| test | clean"))
+    assert f"{results[6]['measures']['auc']['value']:.2f} [" in row
+    assert results_of(tmp_path) == []
+    brief = brief_table({"one": results, "two": []}).splitlines()[2:]
+    assert len(brief) == 3
+    assert all(line.count("not measured") == 3 for line in brief)
+    (tmp_path / "evaluation.json").write_text(json.dumps({"metrics": 1}))
+    with pytest.raises(BundleError, match=re.escape("evaluation.json")):
+        results_of(tmp_path)
+
+
+def test_ci_runs_on_the_oldest_and_the_newest_python() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert 'python: ["3.10", "3.13"]' in workflow
+    assert "run: .ci/run" in workflow
+    assert "3.10 to 3.13" in README
