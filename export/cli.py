@@ -39,7 +39,9 @@ def _point(context: click.Context, option: click.Parameter, texts: tuple[str, ..
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Bundle folder to write.  [default: where it came from]"
 )
-@click.option("--accurate", metavar="ENCODER", help="Make the accurate model of its encoder's file; see the README.")
+@click.option(
+    "--accurate", metavar="ENCODER", help="Make the accurate model of its encoder's file; see docs/accuracy.md."
+)
 @click.option("--reference", type=click.Path(path_type=Path), help="Folder of real images for the parity check.")
 @click.option("--fp16", is_flag=True, help="Add the half graph, and an engine of it where TensorRT and a GPU are here.")
 @click.option("--int8", is_flag=True, help="Add INT8 for CPUs, if it passes its gate on --data.")
