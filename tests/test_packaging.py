@@ -41,7 +41,9 @@ def test_the_wheel_holds_every_module_and_the_shipped_bundle(wheel: zipfile.ZipF
     assert {Path(name).suffix for name in kernels} == {".cu", ".fatbin"}
     results = ("report.html", "report.js", "row.schema.json")
     data = {"aivsreal/runtime/py.typed", *(f"aivsreal/runtime/results/{name}" for name in results)}
-    assert packed == modules | bundle | kernels | data
+    parts = ("graph.onnx", "trained.safetensors", "manifest.json", "evaluation.json")
+    accurate = {f"aivsreal/export/accurate/{name}" for name in parts}
+    assert packed == modules | bundle | kernels | data | accurate
 
 
 def test_the_wheel_needs_four_small_packages_and_offers_the_extras(wheel: zipfile.ZipFile) -> None:
