@@ -224,6 +224,12 @@ def test_two_folders_do_for_a_data_set(data: Path) -> None:
     assert "no baseline" in result.stderr
 
 
+def test_few_images_are_said_to_be_too_few(data: Path) -> None:
+    result = CliRunner().invoke(main, [str(data), "--split", "test", "--limit", "1", "--no-baseline"])
+    assert "split test: 1 real images are too few: a false-alarm rate of 1 % needs 100 or more" in result.stderr
+    assert "split test: 1 AI images are too few" in result.stderr
+
+
 def test_a_limit_counts_each_class(data: Path) -> None:
     line = json.loads(_run(data, "--split", "val", "--limit", 2, "--json").stdout)
     assert (line["real"], line["ai"]) == (2, 2)

@@ -118,6 +118,17 @@ def offset_from_logits(target_B: TargetB, logit_B: FloatB, weight_B: Floats) -> 
     return float(-shift / slope)
 
 
+def too_few(real: int, ai: int) -> list[str]:
+    """What so few images of a class cannot claim, in words; empty where there is nothing."""
+    doubts = []
+    if real < LEAST_REAL:
+        rate = f"a false-alarm rate of {100 * FALSE_ALARMS:.0f} %"
+        doubts.append(f"{real} real images are too few: {rate} needs {LEAST_REAL} or more")
+    if ai < LEAST_AI:
+        doubts.append(f"{ai} AI images are too few: a miss rate of {100 * MISSES:.0f} % needs {LEAST_AI} or more")
+    return doubts
+
+
 def doubts_of(real: int, ai: int, temperature: float) -> list[str]:
     """What a calibration cannot claim, in words; empty where there is nothing.
 
@@ -126,14 +137,7 @@ def doubts_of(real: int, ai: int, temperature: float) -> list[str]:
         ai: the same.
         temperature: what was fitted.
     """
-    doubts = []
-    if real < LEAST_REAL:
-        doubts.append(
-            f"{real} real images are too few: a false-alarm rate of {100 * FALSE_ALARMS:.0f} % needs {LEAST_REAL} "
-            "or more, so no rate is stated"
-        )
-    if ai < LEAST_AI:
-        doubts.append(f"{ai} AI images are too few: a miss rate of {100 * MISSES:.0f} % needs {LEAST_AI} or more")
+    doubts = [f"{doubt}, so no rate is stated" if "real" in doubt else doubt for doubt in too_few(real, ai)]
     if not 1.01 * COLDEST < temperature < HOTTEST / 1.01:
         doubts.append(
             f"the temperature {temperature:.3g} stands at its bound: p_ai is no probability, because the images are "

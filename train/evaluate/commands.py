@@ -11,6 +11,7 @@ import click
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.verdict import LABELS
+from aivsreal.train.evaluate.calibrate import too_few
 from aivsreal.train.evaluate.judging import judged_images
 from aivsreal.train.evaluate.result import BASELINE_IMAGES, baseline_from_samples, split_result
 from aivsreal.train.evaluate.tiers import Tier
@@ -77,6 +78,8 @@ def _evaluate(
         for name, part in chosen.items():
             judged = list(judged_images(detector, part, kinds, batch_size, tell, statistics=fitted is not None))
             results.append(split_result(name, part, judged, fitted))
+            for doubt in too_few(results[-1].tiers[0].real, results[-1].tiers[0].ai):
+                tell(f"split {name}: {doubt}")
         about: dict[str, object] = {
             "arch": what.manifest.arch, "bundle": what.digest, "backend": running.name, "precision": running.precision,
             "operating_point": detector.point.name, "baseline_fitted_on": fitted.images if fitted else 0,
