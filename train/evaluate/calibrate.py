@@ -118,12 +118,18 @@ def offset_from_logits(target_B: TargetB, logit_B: FloatB, weight_B: Floats) -> 
     return float(-shift / slope)
 
 
-def too_few(real: int, ai: int) -> list[str]:
-    """What so few images of a class cannot claim, in words; empty where there is nothing."""
+def too_few(real: int, ai: int, so: str = "") -> list[str]:
+    """What so few images of a class cannot claim, in words; empty where there is nothing.
+
+    Args:
+        real: images of that class, however often each was judged.
+        ai: the same.
+        so: what follows where the real ones are too few.
+    """
     doubts = []
     if real < LEAST_REAL:
         rate = f"a false-alarm rate of {100 * FALSE_ALARMS:.0f} %"
-        doubts.append(f"{real} real images are too few: {rate} needs {LEAST_REAL} or more")
+        doubts.append(f"{real} real images are too few: {rate} needs {LEAST_REAL} or more{so}")
     if ai < LEAST_AI:
         doubts.append(f"{ai} AI images are too few: a miss rate of {100 * MISSES:.0f} % needs {LEAST_AI} or more")
     return doubts
@@ -133,11 +139,11 @@ def doubts_of(real: int, ai: int, temperature: float) -> list[str]:
     """What a calibration cannot claim, in words; empty where there is nothing.
 
     Args:
-        real: images of that class, however often each was judged.
+        real: as of `too_few`.
         ai: the same.
         temperature: what was fitted.
     """
-    doubts = [f"{doubt}, so no rate is stated" if "real" in doubt else doubt for doubt in too_few(real, ai)]
+    doubts = too_few(real, ai, ", so no rate is stated")
     if not 1.01 * COLDEST < temperature < HOTTEST / 1.01:
         doubts.append(
             f"the temperature {temperature:.3g} stands at its bound: p_ai is no probability, because the images are "
