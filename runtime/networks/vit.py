@@ -124,8 +124,7 @@ class ProbedVit(MappedNetwork):
 
     def _whole(self, classes_BC: torch.Tensor) -> torch.Tensor:
         """`[B, 1]`: what standardised class tokens say."""
-        x = self.hidden(classes_BC)
-        return cast(torch.Tensor, self.whole(x * (1.702 * x).sigmoid()))  # the encoder's own approximation of GELU
+        return cast(torch.Tensor, self.whole(quick_gelu(self.hidden(classes_BC))))
 
     def logits_and_map(self, batch_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`[B, 1]` logits and `map_BHW` over the patches: a logit is the mean of its map."""
@@ -247,6 +246,11 @@ class LowRankLinear(torch.nn.Module):
             if self.bias is not None:
                 linear.bias.copy_(self.bias)
         return linear
+
+
+def quick_gelu(x: torch.Tensor) -> torch.Tensor:
+    """CLIP's approximation of GELU, which the head takes over from the encoder."""
+    return x * (1.702 * x).sigmoid()
 
 
 def is_vit(arch: str) -> bool:

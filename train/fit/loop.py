@@ -9,7 +9,6 @@ import contextlib
 import copy
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -136,7 +135,7 @@ def fit(
         progress = load_progress(run, card, learner, average, optimizer)
     elif isinstance(network, ProbedVit) and not config.init:
         features_NF = _kept(network, config.spec, config, machine, batches, kept or run, tell)
-        _begin_with_head(network, config, device, batches.samples, features_NF)
+        _begin_with_head(network, config, device, batches, features_NF)
         average.load_state_dict(network.state_dict())
 
     def keep(row: dict[str, Any]) -> None:
@@ -316,16 +315,12 @@ def _kept(
 
 
 def _begin_with_head(
-    network: ProbedVit, config: TrainConfig, device: torch.device, samples: Sequence[Sample],
+    network: ProbedVit, config: TrainConfig, device: torch.device, batches: TrainBatches,
     features_NF: npt.NDArray[np.float16],
 ) -> None:  # fmt: skip
-    """Fit the head over the encoder as it comes, to plain views of all sources."""
-    sizes = Counter((sample.label, sample.source) for sample in samples)
-    powers = [sizes[sample.label, sample.source] ** (config.source_power - 1) for sample in samples]
-    weight_N, target_N = torch.tensor(powers), torch.tensor([float(sample.target) for sample in samples])
-    for target in (0, 1):  # both classes alike
-        of_class = target_N == target
-        weight_N[of_class] /= 2 * weight_N[of_class].sum() / len(weight_N)
+    """Fit the head over the encoder as it comes, to plain views; an image counts as often as it would be drawn."""
+    weight_N = torch.from_numpy(batches.draws.weights * len(batches.samples)).float()
+    target_N = torch.tensor([float(sample.target) for sample in batches.samples])
     values_NF = torch.from_numpy(features_NF.astype(np.float32)).to(device)
     fit_head(network, values_NF, target_N.to(device), weight_N.to(device), config.seed)
 
