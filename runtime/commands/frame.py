@@ -40,12 +40,8 @@ def command(name: str, stopped: str = "stopped") -> Callable[[Callable[..., int 
     return made
 
 
-class Command(click.Command):
-    """A click command in the frame."""
-
-    def __init__(self, *values: Any, stopped: str, **named: Any) -> None:
-        super().__init__(*values, **named)
-        self._stopped = stopped
+class _Framed(click.Command):
+    """Reads what was typed in the frame."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -55,22 +51,22 @@ class Command(click.Command):
         with frame(self.name):
             return super().make_context(info_name, args, parent, **extra)
 
+
+class Command(_Framed):
+    """A click command in the frame."""
+
+    def __init__(self, *values: Any, stopped: str, **named: Any) -> None:
+        super().__init__(*values, **named)
+        self._stopped = stopped
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run it, and end the process."""
         with frame(self.name, self._stopped.format(**ctx.params)):
             sys.exit(super().invoke(ctx) or 0)
 
 
-class Group(click.Group):
+class Group(_Framed, click.Group):
     """A command of several commands, each of which ends in its frame."""
-
-    def make_context(
-        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
-    ) -> click.Context:
-        """Take the streams first, as `Command` does."""
-        take_streams()
-        with frame(self.name):
-            return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was chosen."""
