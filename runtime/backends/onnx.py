@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from aivsreal.runtime.backends.optimised import OptimisedModel
-from aivsreal.runtime.bundle.folder import Bundle, no_maps
+from aivsreal.runtime.backends.protocol import scores_from_graph
+from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import INPUT, INT8_MODEL, LOGITS, MAP, MODEL
 from aivsreal.runtime.cache import cache_folder
 from aivsreal.runtime.errors import BackendError, BundleError, MissingExtra
 from aivsreal.runtime.machine import has_int8_products, usable_cores
-from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, Scores, batch_from_squares
+from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, Scores
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -86,9 +87,9 @@ class OnnxBackend:
                 "update onnxruntime, or make the bundle again with aivsreal-export"
             ) from None
         self._bundle = bundle
-        self._spec = bundle.manifest.spec
+        spec = bundle.manifest.spec
         self.has_maps = MAP in {output.name for output in self._session.get_outputs()}
-        self._input, self.precision, self._dtype = _checked_input(self._session, self._spec.size, str(file))
+        self._input, self.precision, self._dtype = _checked_input(self._session, spec.size, str(file))
         self.precision = self._session.get_modelmeta().custom_metadata_map.get("precision", self.precision)
         running = self._session.get_providers()  # what runs, and not what the package was built with
         check_running(provider, running)
@@ -103,12 +104,7 @@ class OnnxBackend:
         Raises:
             BackendError: ONNX Runtime failed, for example because the GPU's memory is full; or there are no maps.
         """
-        if maps and not self.has_maps:
-            raise no_maps(self._bundle)
-        if not images:
-            return Scores(np.empty(0, np.float32), np.empty((0, 0, 0), np.float32) if maps else None)
-        logits_B1, *rest = self._run(batch_from_squares(images, self._spec), [LOGITS, MAP] if maps else [LOGITS])
-        return Scores(logits_B1.reshape(-1), rest[0] if maps else None)
+        return scores_from_graph(self._run, self._bundle, self.has_maps, images, maps)
 
     def close(self) -> None:
         """Free the session; a second call does nothing."""

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aivsreal.runtime.bundle.folder import Bundle, no_maps
+from aivsreal.runtime.backends.protocol import scores_from_graph
+from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import INPUT, LOGITS, MAP, MODEL
 from aivsreal.runtime.cache import usable_cache_folder
 from aivsreal.runtime.errors import BackendError, BundleError, MissingExtra
 from aivsreal.runtime.machine import usable_cores
-from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, Scores, batch_from_squares
+from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, Scores
 
 _PRODUCTS = ("Convolution", "FullyConnected", "MatMul")  # layers whose precision is the network's
 _SHORT = {"f32": "fp32", "f16": "fp16"}
@@ -90,12 +91,7 @@ class OpenvinoBackend:
         Raises:
             BackendError: OpenVINO failed; or the network gives no maps.
         """
-        if maps and not self.has_maps:
-            raise no_maps(self._bundle)
-        if not images:
-            return Scores(np.empty(0, np.float32), np.empty((0, 0, 0), np.float32) if maps else None)
-        logits_B1, *rest = self._run(batch_from_squares(images, self._spec), [LOGITS, MAP] if maps else [LOGITS])
-        return Scores(logits_B1.reshape(-1), rest[0] if maps else None)
+        return scores_from_graph(self._run, self._bundle, self.has_maps, images, maps)
 
     def close(self) -> None:
         """Free the compiled network; a second call does nothing."""

@@ -5,10 +5,15 @@ Legend: B image in a batch; H, W image height and width; C channel (3, RGB); S i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from aivsreal.runtime.preprocess import PixelsHWC, Scores
+import numpy as np
+import numpy.typing as npt
+
+from aivsreal.runtime.bundle.folder import Bundle, no_maps
+from aivsreal.runtime.bundle.manifest import LOGITS, MAP
+from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, Scores, batch_from_squares
 
 
 class Backend(Protocol):
@@ -35,3 +40,24 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give back what it holds; it is not used after that."""
+
+
+def scores_from_graph(
+    run: Callable[[BatchBCHW, list[str]], list[npt.NDArray[np.float32]]],
+    bundle: Bundle,
+    has_maps: bool,
+    squares: Sequence[PixelsHWC],
+    maps: bool,
+) -> Scores:
+    """Scores of `square_SSC` by what runs a bundle's graph: it takes a batch and names of outputs, and gives those.
+
+    Raises:
+        BackendError: maps are asked for and there are none; or what `run` raises.
+    """
+    if maps and not has_maps:
+        raise no_maps(bundle)
+    if not squares:
+        return Scores(np.empty(0, np.float32), np.empty((0, 0, 0), np.float32) if maps else None)
+    batch_BCHW = batch_from_squares(squares, bundle.manifest.spec)
+    logits_B1, *rest = run(batch_BCHW, [LOGITS, MAP] if maps else [LOGITS])
+    return Scores(logits_B1.reshape(-1), rest[0] if maps else None)
