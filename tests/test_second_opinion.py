@@ -132,7 +132,8 @@ class WholePixels(OnnxBackend):
     takes_squares = False
 
     def run(self, images: Sequence[PixelsHWC], maps: bool = False) -> Scores:
-        return super().run([square_from_pixels(pixels_HWC, self._spec) for pixels_HWC in images], maps)
+        spec = self._bundle.manifest.spec
+        return super().run([square_from_pixels(pixels_HWC, spec) for pixels_HWC in images], maps)
 
 
 @pytest.mark.parametrize("whole", [(True, False), (False, True), (True, True)])
