@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from aivsreal.benchmarks.cpu import compare, cpu, drift, memory, on_ray
+from aivsreal.benchmarks.cpu.commands import compare, cpu, drift, memory, on_ray
 from aivsreal.benchmarks.report import main as report
 from aivsreal.runtime.commands.frame import HELP, Group
 
@@ -40,9 +40,9 @@ def gpu(
 
     Exit status: 0 what must hold holds or could not be measured, 1 something does not hold, 2 no usable model.
     """
-    from aivsreal.benchmarks.gpu import OURS, Row, claims, measured, ours
-    from aivsreal.benchmarks.gpu_peers import ONNX, ROOFLINE, TORCH, onnx_rows, roofline_rows, torch_rows
     from aivsreal.benchmarks.machine import machine_facts
+    from aivsreal.benchmarks.proof.gpu import OURS, Row, claims, measured, ours
+    from aivsreal.benchmarks.proof.gpu_peers import ONNX, ROOFLINE, TORCH, onnx_rows, roofline_rows, torch_rows
     from aivsreal.runtime.bundle.folder import Bundle
 
     opened = Bundle.open(bundle)

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from aivsreal.benchmarks import cpu_tables
+from aivsreal.benchmarks.cpu import tables as cpu_tables
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.errors import ResultsError
 from aivsreal.runtime.text import markdown_table

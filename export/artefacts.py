@@ -13,9 +13,9 @@ from typing import Any
 
 from aivsreal.export.draft import Draft
 from aivsreal.export.engine import BuildOptions, engine_from_onnx
-from aivsreal.export.half_graph import full_from_onnx, half_from_onnx
-from aivsreal.export.parity import FULL_ENGINE, HALF
-from aivsreal.export.session import engine_logits, onnx_logits
+from aivsreal.export.graphs.half import full_from_onnx, half_from_onnx
+from aivsreal.export.graphs.parity import FULL_ENGINE, HALF
+from aivsreal.export.graphs.session import engine_logits, onnx_logits
 from aivsreal.runtime.bundle.engine_key import EngineKind
 from aivsreal.runtime.bundle.manifest import HALF_MODEL, INT8_MODEL, MODEL
 from aivsreal.runtime.errors import BackendError, ExportError, MissingExtra
@@ -48,7 +48,7 @@ def add_int8(draft: Draft, data: Path) -> None:
         ExportError: it lost too much accuracy, or is not fast enough; the message says by how much.
         DataError: `data` lacks a split.
     """
-    from aivsreal.export.int8 import check_gate, int8_from_onnx, labelled_batches, measure
+    from aivsreal.export.graphs.int8 import check_gate, int8_from_onnx, labelled_batches, measure
 
     spec = draft.manifest.spec
     full: bytes = full_from_onnx(_model(draft)).SerializeToString()

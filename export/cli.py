@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aivsreal.runtime.bundle.manifest import MODEL
-from aivsreal.runtime.commands.frame import command
-from aivsreal.runtime.commands.number import Number
+from aivsreal.runtime.commands.frame import Number, command
 from aivsreal.runtime.verdict import OperatingPoint
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from aivsreal.export.parity import SAME_WEIGHTS, STORED_WEIGHTS, Parity, Tolerance, check, parity, thresholds
-from aivsreal.export.reference import COUNT, Reference
-from aivsreal.export.session import SLOW_COUNT, has_onnxruntime, onnx_logits, torch_logits
+from aivsreal.export.graphs.parity import SAME_WEIGHTS, STORED_WEIGHTS, Parity, Tolerance, check, parity, thresholds
+from aivsreal.export.graphs.reference import COUNT, Reference
+from aivsreal.export.graphs.session import SLOW_COUNT, has_onnxruntime, onnx_logits, torch_logits
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import MODEL, Manifest
 from aivsreal.runtime.errors import ExportError, MissingExtra
@@ -137,7 +137,7 @@ def draft_from_checkpoint(path: Path, folder: Path | None, making: Making, tell:
     except ImportError as error:
         raise MissingExtra("export", error.name or "onnx", "export") from None
     from aivsreal.export.checkpoint import checkpoint_from_path, network_from_checkpoint
-    from aivsreal.export.graph import onnx_from_network, with_half_weights
+    from aivsreal.export.graphs.full import onnx_from_network, with_half_weights
     from aivsreal.runtime.networks.arch import fused_network
     from aivsreal.runtime.networks.mapped import round_to_half
 

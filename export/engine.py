@@ -16,7 +16,7 @@ from typing import Any
 from aivsreal.runtime.bundle.engine_key import EngineCard, EngineKey, EngineKind, this_platform
 from aivsreal.runtime.bundle.manifest import INPUT
 from aivsreal.runtime.errors import ExportError
-from aivsreal.runtime.files.kinds import HEAD, kind_of
+from aivsreal.runtime.pixels.kinds import HEAD, kind_of
 from aivsreal.runtime.spec import PreprocessSpec
 
 # A builder that ignores the wish for half leaves no half tensor at all, and one that heeds it leaves few layers without

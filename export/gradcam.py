@@ -49,7 +49,7 @@ def gradcam_graph_from_network(network: MappedNetwork, spec: PreprocessSpec, sta
     import torch
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    from aivsreal.export.graph import lift_constants
+    from aivsreal.export.graphs.full import lift_constants
 
     logits_and_gradcam = _logits_and_gradcam(network, stage)
     batch_BCHW = torch.zeros(2, 3, spec.size, spec.size)
@@ -82,7 +82,7 @@ def gradcam_from_network(
     import onnxruntime
     import torch
 
-    from aivsreal.export.graph import with_half_weights
+    from aivsreal.export.graphs.full import with_half_weights
     from aivsreal.runtime.networks.mapped import round_to_half
 
     rounded = round_to_half(network)

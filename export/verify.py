@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from aivsreal.export.draft import Draft, Tell, draft_from_bundle
-from aivsreal.export.parity import FULL_ENGINE, HALF, SAME_WEIGHTS
-from aivsreal.export.session import engine_logits, onnx_logits, torch_logits
+from aivsreal.export.graphs.parity import FULL_ENGINE, HALF, SAME_WEIGHTS
+from aivsreal.export.graphs.session import engine_logits, onnx_logits, torch_logits
 from aivsreal.runtime.bundle.engine_key import engines_of
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import CARD_SUFFIX, ENGINE_SUFFIX, HALF_MODEL, INT8_MODEL

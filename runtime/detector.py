@@ -22,8 +22,8 @@ from aivsreal.runtime.files.decode import Decoded, DecodePlan, reduced
 from aivsreal.runtime.files.given import AnyImage, AnyPath, kind_of, path_from_any, pixels_from_any
 from aivsreal.runtime.files.pipeline import judged_batches
 from aivsreal.runtime.files.pool import DecodePool
-from aivsreal.runtime.files.read import Reader, snapshot_from_file
 from aivsreal.runtime.options import ScanOptions
+from aivsreal.runtime.pixels.read import Reader, snapshot_from_file
 from aivsreal.runtime.preprocess import PixelsHWC, Scores, square_from_pixels
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import (

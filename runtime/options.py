@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aivsreal.runtime.files.images import MAX_PIXELS
 from aivsreal.runtime.files.pool import MAX_TIME_LIMIT_S, TIME_LIMIT_S
+from aivsreal.runtime.pixels.images import MAX_PIXELS
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ def small_model() -> Any:
     """`model.onnx` as it is stored, of a levit_128s at 64 px whose weights are noise: cheaper than a trained one."""
     import torch
 
-    from aivsreal.export.graph import onnx_from_network, with_half_weights
+    from aivsreal.export.graphs.full import onnx_from_network, with_half_weights
     from aivsreal.runtime.networks.arch import fused_network, network_from_arch
     from aivsreal.runtime.spec import PreprocessSpec
 
@@ -128,7 +128,7 @@ def map_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained levit_128s for 224 px, whose maps have 14x14, 7x7 and 4x4 cells that differ; it tells nothing."""
     import torch
 
-    from aivsreal.export.graph import onnx_from_network, with_half_weights
+    from aivsreal.export.graphs.full import onnx_from_network, with_half_weights
     from aivsreal.runtime.bundle.folder import write_bundle
     from aivsreal.runtime.bundle.manifest import Manifest
     from aivsreal.runtime.networks.arch import fused_network, network_from_arch

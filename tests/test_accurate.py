@@ -32,7 +32,7 @@ from aivsreal.runtime.commands import doctor
 from aivsreal.runtime.errors import BundleError, CheckpointError, ExportError
 from aivsreal.runtime.fields import object_from_json
 from aivsreal.runtime.networks.vit_weights import PREFIX
-from aivsreal.train.evaluate.recentre import recentred_model
+from aivsreal.train.calibrate.recentre import recentred_model
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from fake_gpu import bundle_with_engine, installed_gpu, small_bundle
 
 from aivsreal.benchmarks import report
 from aivsreal.benchmarks.cli import main
-from aivsreal.benchmarks.gpu import CLAIMS, OURS, claims
-from aivsreal.benchmarks.gpu_peers import ONNX, ROOFLINE, TORCH, operations_and_weights
+from aivsreal.benchmarks.proof.gpu import CLAIMS, OURS, claims
+from aivsreal.benchmarks.proof.gpu_peers import ONNX, ROOFLINE, TORCH, operations_and_weights
 from aivsreal.benchmarks.timing import rate, timed
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.gpu import driver as cuda
@@ -51,7 +51,7 @@ def test_on_a_gpu_each_part_is_timed_and_the_kernel_compared(tmp_path: Path, mon
     kernel = compiled_shim(tmp_path / "one.so", "-O2", "-DWARPS=1", "-fPIC", "-shared")
     bundle = bundle_with_engine(tmp_path / "bundle", small_bundle(tmp_path / "plain"), half=True)
     driver = installed_gpu(monkeypatch, kernel)
-    monkeypatch.setattr("aivsreal.benchmarks.gpu.open_driver", cuda.open_driver)
+    monkeypatch.setattr("aivsreal.benchmarks.proof.gpu.open_driver", cuda.open_driver)
     options = "--batch 1 --batch 4 --batch 64 --seconds 0.02 --size 60 40".split()
     result = CliRunner().invoke(main, ["gpu", "--bundle", str(bundle.path), *options])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception

@@ -20,7 +20,7 @@ from aivsreal.benchmarks import start as imports
 from aivsreal.benchmarks.machine import machine_facts
 from aivsreal.benchmarks.studies import ablation, geometry, onnx_graph, training
 from aivsreal.runtime.errors import DataError
-from aivsreal.runtime.files.images import pixels_from_file
+from aivsreal.runtime.pixels.images import pixels_from_file
 from aivsreal.runtime.spec import PreprocessSpec
 
 

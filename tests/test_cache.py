@@ -15,7 +15,7 @@ import torch
 from conftest import write_image
 
 from aivsreal.runtime.errors import DataError
-from aivsreal.runtime.files.images import pixels_from_file
+from aivsreal.runtime.pixels.images import pixels_from_file
 from aivsreal.train.config import TrainConfig
 from aivsreal.train.fit import cache as cache_module
 from aivsreal.train.fit.cache import CachedPixels, FilePixels, cached_pixels, reduced

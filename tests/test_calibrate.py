@@ -21,7 +21,8 @@ from aivsreal.runtime.errors import BundleError
 from aivsreal.runtime.results.facts import Ran, model_facts
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import LABELS, Label, OperatingPoint, Verdict, verdict_from_logit
-from aivsreal.train.evaluate.calibrate import (
+from aivsreal.train.calibrate.command import main
+from aivsreal.train.calibrate.points import (
     default_point_of,
     doubts_of,
     ece_alike,
@@ -32,9 +33,8 @@ from aivsreal.train.evaluate.calibrate import (
     temperature_from_logits,
     weights_alike,
 )
-from aivsreal.train.evaluate.calibrate_command import main
+from aivsreal.train.calibrate.recentre import recentred_model
 from aivsreal.train.evaluate.metrics import ece
-from aivsreal.train.evaluate.recentre import recentred_model
 
 Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
 Targets = np.ndarray[tuple[int], np.dtype[np.int64]]

@@ -13,9 +13,9 @@ from hostile import encoded, picture, with_chunk
 from icc import ADOBE, P3, SRGB, SRGB_CURVE, SRGB_TABLE, Xyz, cmyk_profile, gamma_curve, icc_profile, rgb_profile
 from PIL import Image, ImageCms
 
-from aivsreal.runtime.files.colour import MOST_PROFILE, is_srgb
 from aivsreal.runtime.files.decode import Decoded, DecodePlan, decoded_from_file
-from aivsreal.runtime.files.images import pixels_from_image
+from aivsreal.runtime.pixels.colour import MOST_PROFILE, is_srgb
+from aivsreal.runtime.pixels.images import pixels_from_image
 
 
 def _decoded(folder: Path, content: bytes) -> Decoded:
@@ -83,7 +83,7 @@ def test_a_profile_that_is_srgb_loads_no_library(tmp_path: Path) -> None:
     (tmp_path / "image.jpg").write_bytes(encoded("JPEG", icc_profile=rgb_profile(SRGB, SRGB_TABLE)))
     code = (
         "import sys\nfrom pathlib import Path\n"
-        "from aivsreal.runtime.files.images import pixels_from_file\n"
+        "from aivsreal.runtime.pixels.images import pixels_from_file\n"
         "pixels_from_file(Path(sys.argv[1]))\n"
         "assert 'PIL.ImageCms' not in sys.modules\n"
     )

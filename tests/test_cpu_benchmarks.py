@@ -13,13 +13,15 @@ from click.testing import CliRunner
 from conftest import write_image
 from test_cpu_choice import FakeBackend
 
-from aivsreal.benchmarks import compare, cpu_tables, many_files, network, report
+from aivsreal.benchmarks import report
 from aivsreal.benchmarks.cli import main
+from aivsreal.benchmarks.cpu.commands import compare, many_files, network
+from aivsreal.benchmarks.cpu.commands import tables as cpu_tables
+from aivsreal.benchmarks.cpu.photos import SHAPES, enlarged, spread, write_photos
 from aivsreal.benchmarks.pairs import ratio
-from aivsreal.benchmarks.photos import SHAPES, enlarged, spread, write_photos
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import AivsrealError, DataError
-from aivsreal.runtime.files.images import pixels_from_file
+from aivsreal.runtime.pixels.images import pixels_from_file
 
 
 @pytest.fixture(scope="module")

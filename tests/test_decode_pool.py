@@ -18,7 +18,7 @@ from aivsreal.runtime.files import pool as decode_pool
 from aivsreal.runtime.files import process as decode_process
 from aivsreal.runtime.files.decode import Decoded, DecodePlan, decoded_from_file
 from aivsreal.runtime.files.pool import DecodePool
-from aivsreal.runtime.files.read import Reader, Snapshot
+from aivsreal.runtime.pixels.read import Reader, Snapshot
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.uri import Uri
 from aivsreal.runtime.verdict import FileStamp

@@ -278,7 +278,7 @@ def test_a_pair_of_folders_needs_both(tmp_path: Path) -> None:
 def test_an_evaluation_needs_no_torch_and_loads_no_matplotlib() -> None:
     code = (
         "import sys, aivsreal.train.evaluate.commands, aivsreal.train.evaluate.report;"
-        "import aivsreal.train.evaluate.calibrate_command;"
+        "import aivsreal.train.calibrate.command;"
         "print([name for name in ('torch', 'timm', 'matplotlib') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"

@@ -17,10 +17,10 @@ from click.testing import CliRunner, Result
 from onnx import numpy_helper
 
 from aivsreal.export.cli import main
-from aivsreal.export.graph import onnx_from_network, with_half_weights
-from aivsreal.export.parity import Tolerance
-from aivsreal.export.reference import Reference
-from aivsreal.export.session import onnx_logits
+from aivsreal.export.graphs.full import onnx_from_network, with_half_weights
+from aivsreal.export.graphs.parity import Tolerance
+from aivsreal.export.graphs.reference import Reference
+from aivsreal.export.graphs.session import onnx_logits
 from aivsreal.runtime import Bundle
 from aivsreal.runtime.bundle.card import training_card_from_json
 from aivsreal.runtime.errors import ExportError

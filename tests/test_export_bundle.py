@@ -21,9 +21,9 @@ from google.protobuf import text_format
 from onnx import numpy_helper
 
 from aivsreal.export.cli import main
-from aivsreal.export.half_graph import half_from_onnx
-from aivsreal.export.int8 import Int8Gate
-from aivsreal.export.parity import Tolerance
+from aivsreal.export.graphs.half import half_from_onnx
+from aivsreal.export.graphs.int8 import Int8Gate
+from aivsreal.export.graphs.parity import Tolerance
 from aivsreal.runtime import Detector
 from aivsreal.runtime.backends.choose import open_backend
 from aivsreal.runtime.bundle.engine_key import engines_of
@@ -47,7 +47,7 @@ def folder(stored: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """A bundle to add to, on a machine with neither TensorRT nor a GPU."""
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setattr("aivsreal.export.reference.COUNT", 24)
+    monkeypatch.setattr("aivsreal.export.graphs.reference.COUNT", 24)
     monkeypatch.setattr("aivsreal.export.draft.COUNT", 24)
     write_bundle(tmp_path / "bundle", {"model.onnx": stored, "README.md": b"# card"}, MANIFEST)
     return tmp_path / "bundle"
@@ -237,7 +237,7 @@ def test_int8_is_in_the_bundle_only_past_its_gate_and_then_preferred(
             for index in range(3):
                 write_image(tmp_path / "data" / split / label / f"{index}.png", index, smooth=label == "ai")
     gate = GOOD if passes else replace(GOOD, auc_int8=0.7)
-    monkeypatch.setattr("aivsreal.export.int8.measure", lambda *arguments: gate)
+    monkeypatch.setattr("aivsreal.export.graphs.int8.measure", lambda *arguments: gate)
     assert "--int8 needs --data" in _export(folder, "--int8").stderr
     result = _export(folder, "--int8", "--data", tmp_path / "data")
     assert result.exit_code == (0 if passes else 2), result.output

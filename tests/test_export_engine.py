@@ -16,7 +16,7 @@ from fake_tensorrt import fake_tensorrt
 from onnx import TensorProto, helper, numpy_helper
 
 from aivsreal.export.engine import BuildOptions, engine_from_onnx, layers_from_inspection
-from aivsreal.export.half_graph import full_from_onnx, half_from_onnx
+from aivsreal.export.graphs.half import full_from_onnx, half_from_onnx
 from aivsreal.runtime.bundle.engine_key import EngineKind, card_from_json
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import ExportError

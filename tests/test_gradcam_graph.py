@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from aivsreal.export.gradcam import gradcam_from_network, gradcam_graph_from_network
-from aivsreal.export.graph import with_half_weights
+from aivsreal.export.graphs.full import with_half_weights
 from aivsreal.runtime.backends.torch import network_from_bundle
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import ExportError

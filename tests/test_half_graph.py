@@ -10,10 +10,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from aivsreal.export.half_graph import check_half, full_from_onnx, half_from_onnx
-from aivsreal.export.parity import HALF, check, parity
-from aivsreal.export.reference import Reference
-from aivsreal.export.session import onnx_logits
+from aivsreal.export.graphs.half import check_half, full_from_onnx, half_from_onnx
+from aivsreal.export.graphs.parity import HALF, check, parity
+from aivsreal.export.graphs.reference import Reference
+from aivsreal.export.graphs.session import onnx_logits
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import ExportError
 from aivsreal.runtime.spec import PreprocessSpec

@@ -15,7 +15,7 @@ from PIL import Image
 
 from aivsreal.runtime.errors import ImageError
 from aivsreal.runtime.files.find import image_paths
-from aivsreal.runtime.files.images import pixels_from_array, pixels_from_file, pixels_from_image
+from aivsreal.runtime.pixels.images import pixels_from_array, pixels_from_file, pixels_from_image
 
 LOSSLESS = ("png", "bmp", "tiff", "webp")
 

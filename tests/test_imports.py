@@ -64,9 +64,9 @@ def test_a_stage_imports_the_runtime_and_itself_and_no_other_stage(stage: str) -
 # From the values at the bottom to the commands on top; a room imports only what stands lower, and its own files.
 FLOORS = (
     ("errors", "spec", "preprocess", "verdict", "uri", "machine", "text", "cache", "fields", "locks", "telemetry"),
-    ("bundle", "files"),
-    ("gpu", "networks"),
-    ("backends",),
+    ("bundle", "pixels"),
+    ("evidence", "gpu", "networks"),
+    ("backends", "files"),
     ("options",),
     ("detector",),
     ("explain", "results"),
@@ -89,8 +89,8 @@ HOMES = {
     "pytorch_grad_cam": {"runtime/explain.py"},
     "ray": {f"runtime/scale/{name}.py" for name in ("cluster", "judging", "listing")},
     "boto3": {"runtime/scale/storage.py"},
-    "c2pa": {"runtime/files/c2pa.py"},
-    "pillow_heif": {"runtime/files/images.py"},
+    "c2pa": {"runtime/evidence/c2pa.py"},
+    "pillow_heif": {"runtime/pixels/images.py"},
 }
 
 

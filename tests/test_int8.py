@@ -14,9 +14,17 @@ import pytest
 from conftest import write_image
 from pocket_vit import NAME, SIZE, pocket_vit
 
-from aivsreal.export.graph import onnx_from_network
-from aivsreal.export.half_graph import full_from_onnx
-from aivsreal.export.int8 import Int8Gate, auc, check_gate, int8_from_onnx, labelled_batches, measure, quantised_share
+from aivsreal.export.graphs.full import onnx_from_network
+from aivsreal.export.graphs.half import full_from_onnx
+from aivsreal.export.graphs.int8 import (
+    Int8Gate,
+    auc,
+    check_gate,
+    int8_from_onnx,
+    labelled_batches,
+    measure,
+    quantised_share,
+)
 from aivsreal.runtime.errors import DataError, ExportError
 from aivsreal.runtime.machine import has_int8_products
 from aivsreal.runtime.networks.arch import fused_network

@@ -12,7 +12,7 @@ from hostile import encoded, marked, picture
 
 from aivsreal.runtime.errors import Fault
 from aivsreal.runtime.files.decode import DecodePlan, decoded_from_file
-from aivsreal.runtime.files.images import pixels_from_file
+from aivsreal.runtime.pixels.images import pixels_from_file
 
 OPTIONS = ({}, {"progressive": True}, {"restart_marker_blocks": 2}, {"subsampling": 0}, {"optimize": True})
 VIDEO = np.random.default_rng(1).integers(0, 256, 20_000, np.uint8).tobytes()  # it has 78 markers, by chance

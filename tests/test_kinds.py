@@ -8,8 +8,8 @@ import pytest
 from hostile import encoded
 
 from aivsreal.runtime.errors import Fault, ImageError
-from aivsreal.runtime.files.images import pixels_from_file
-from aivsreal.runtime.files.kinds import HEAD, kind_of
+from aivsreal.runtime.pixels.images import pixels_from_file
+from aivsreal.runtime.pixels.kinds import HEAD, kind_of
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 

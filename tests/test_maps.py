@@ -15,7 +15,7 @@ from aivsreal.runtime.backends.choose import open_backend
 from aivsreal.runtime.bundle.folder import Bundle, write_bundle
 from aivsreal.runtime.errors import BackendError
 from aivsreal.runtime.explain import Explainer
-from aivsreal.runtime.files.images import pixels_from_file
+from aivsreal.runtime.pixels.images import pixels_from_file
 from aivsreal.runtime.verdict import Label
 
 

@@ -7,7 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from aivsreal.export.parity import HALF, SAME_WEIGHTS, STORED_WEIGHTS, Tolerance, check, parity, refusal, thresholds
+from aivsreal.export.graphs.parity import (
+    HALF,
+    SAME_WEIGHTS,
+    STORED_WEIGHTS,
+    Tolerance,
+    check,
+    parity,
+    refusal,
+    thresholds,
+)
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import ExportError
 from aivsreal.runtime.verdict import OperatingPoint

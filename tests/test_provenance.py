@@ -16,9 +16,9 @@ from signing import TRAINED, signed
 
 from aivsreal.runtime import ScanOptions
 from aivsreal.runtime.detector import Detector
-from aivsreal.runtime.files.c2pa import has_manifest
+from aivsreal.runtime.evidence.c2pa import has_manifest
+from aivsreal.runtime.evidence.provenance import IPTC_EXTENSION, origin_from_source_type, texts_from_xmp
 from aivsreal.runtime.files.decode import DecodePlan, decoded_from_file
-from aivsreal.runtime.files.provenance import IPTC_EXTENSION, origin_from_source_type, texts_from_xmp
 from aivsreal.runtime.verdict import Evidence, Label, Origin, Verdict, verdict_from_declared
 
 SETTINGS = "a cat\nNegative prompt: dog\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 96x72"

@@ -10,10 +10,10 @@ import pytest
 from hostile import marked
 from PIL import Image
 
-from aivsreal.benchmarks.photos import enlarged, jpeg_from_pixels
+from aivsreal.benchmarks.cpu.photos import enlarged, jpeg_from_pixels
 from aivsreal.runtime.errors import Fault
 from aivsreal.runtime.files.decode import DecodePlan, decoded_from_file
-from aivsreal.runtime.files.images import pixels_from_file
+from aivsreal.runtime.pixels.images import pixels_from_file
 from aivsreal.runtime.preprocess import square_from_image, square_from_pixels
 from aivsreal.runtime.spec import Geometry, PreprocessSpec
 

@@ -18,7 +18,7 @@ import pytest
 from hostile import encoded, picture
 
 from aivsreal.runtime.errors import Fault, ResultsError
-from aivsreal.runtime.files.read import stamp_of
+from aivsreal.runtime.pixels.read import stamp_of
 from aivsreal.runtime.results.file import ResultsFile, rows_from_file
 from aivsreal.runtime.results.row import latest_rows
 from aivsreal.runtime.verdict import Judge, Label, Scanned, Verdict

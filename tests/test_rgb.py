@@ -14,7 +14,7 @@ from PIL import Image
 
 from aivsreal.runtime.errors import Fault, ImageError
 from aivsreal.runtime.files.decode import Decoded, DecodePlan, decoded_from_file
-from aivsreal.runtime.files.images import pixels_from_array, pixels_from_image
+from aivsreal.runtime.pixels.images import pixels_from_array, pixels_from_image
 
 GREY = np.asarray(picture().convert("L"))
 COLOURS = np.asarray(picture())

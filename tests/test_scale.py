@@ -132,7 +132,7 @@ def test_each_file_has_one_row_though_driver_and_actor_are_killed(
 
 @pytest.mark.skipif(FILES < 2000, reason="50,000 files take minutes: make soak")
 def test_memory_does_not_grow_with_the_files(tmp_path: Path, tiny_bundle: Path) -> None:
-    from aivsreal.benchmarks.on_ray import MEMORY_BOUND, memory_row
+    from aivsreal.benchmarks.cpu.on_ray import MEMORY_BOUND, memory_row
 
     sources = [write_image(tmp_path / f"{index}.jpg", index) for index in range(50)]
     row = memory_row(sources, 25 * FILES, 5 * FILES // 2, "onnx-cpu", str(tiny_bundle))

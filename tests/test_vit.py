@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 
 from aivsreal.export.cli import main as export
 from aivsreal.export.gradcam import gradcam_graph_from_network
-from aivsreal.export.graph import onnx_from_network, with_half_weights
-from aivsreal.export.half_graph import half_from_onnx
-from aivsreal.export.parity import HALF, SAME_WEIGHTS, check, parity
-from aivsreal.export.reference import Reference
-from aivsreal.export.session import onnx_logits, torch_logits
+from aivsreal.export.graphs.full import onnx_from_network, with_half_weights
+from aivsreal.export.graphs.half import half_from_onnx
+from aivsreal.export.graphs.parity import HALF, SAME_WEIGHTS, check, parity
+from aivsreal.export.graphs.reference import Reference
+from aivsreal.export.graphs.session import onnx_logits, torch_logits
 from aivsreal.runtime.backends.torch import network_from_bundle
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.explain import Layer, Method, map_from_network

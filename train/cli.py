@@ -11,8 +11,7 @@ from typing import Any
 import click
 
 from aivsreal.runtime.bundle.card import TrainingCard
-from aivsreal.runtime.commands.frame import command
-from aivsreal.runtime.commands.number import Number
+from aivsreal.runtime.commands.frame import Number, command
 from aivsreal.runtime.errors import DataError, MissingExtra
 from aivsreal.runtime.verdict import LABELS
 from aivsreal.train.config import PRESETS

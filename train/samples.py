@@ -15,7 +15,7 @@ from pathlib import Path
 
 from aivsreal.runtime.errors import DataError, ImageError
 from aivsreal.runtime.files.find import image_paths
-from aivsreal.runtime.files.images import pixels_from_file
+from aivsreal.runtime.pixels.images import pixels_from_file
 from aivsreal.runtime.verdict import LABELS
 
 _TAKEN = "it needs an images.csv, or the folders train/real and train/ai, or real and ai (whatever their case)"

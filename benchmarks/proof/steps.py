@@ -246,8 +246,8 @@ def _images(proof: Proof) -> Path | None:
         return folder
     from PIL import Image
 
-    from aivsreal.benchmarks.gpu import photographs
-    from aivsreal.benchmarks.photos import enlarged
+    from aivsreal.benchmarks.cpu.photos import enlarged
+    from aivsreal.benchmarks.proof.gpu import photographs
 
     folder = proof.wish.work / "images"
     folder.mkdir(exist_ok=True)
@@ -338,8 +338,8 @@ def _rows(printed: str) -> Iterator[dict[str, Any]]:
 
 
 def _claims(proof: Proof) -> list[dict[str, Any]]:
-    from aivsreal.benchmarks.gpu import claims
     from aivsreal.benchmarks.machine import machine_facts
+    from aivsreal.benchmarks.proof.gpu import claims
 
     facts = {"seconds": proof.wish.seconds, "image": list(proof.wish.size), "machine": machine_facts()}
     return [{"benchmark": "gpu", **row, **facts} for row in claims(proof.rows)]

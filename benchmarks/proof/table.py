@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from aivsreal.benchmarks.gpu import claims
+from aivsreal.benchmarks.proof.gpu import claims
 
 Row = dict[str, Any]
 _LEFT_OUT = {"benchmark", "what", "batch", "machine", "gpu", "binding", "kernel", "bundle", "image", "seconds"}

@@ -21,7 +21,7 @@ from aivsreal.runtime.backends.protocol import Backend
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.detector import Detector
 from aivsreal.runtime.errors import BackendError
-from aivsreal.runtime.files.images import pixels_from_file
+from aivsreal.runtime.pixels.images import pixels_from_file
 from aivsreal.runtime.preprocess import PixelsHWC, square_from_pixels
 from aivsreal.runtime.spec import Box, Geometry, PreprocessSpec
 from aivsreal.train.evaluate.bootstrap import measures

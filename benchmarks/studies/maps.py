@@ -28,7 +28,7 @@ from aivsreal.benchmarks.studies.faithfulness import FloatHW, Probabilities, del
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.explain import Explainer, Layer, Method, map_from_network
-from aivsreal.runtime.files.images import pixels_from_file
+from aivsreal.runtime.pixels.images import pixels_from_file
 from aivsreal.runtime.preprocess import PixelsHWC, batch_from_squares, square_from_pixels
 from aivsreal.runtime.results.heatmap import resized_map
 from aivsreal.runtime.spec import PreprocessSpec

@@ -77,7 +77,7 @@ def _explain(
     explained: Callable[[PixelsHWC], Explanation], bundle: Bundle, paths: tuple[str, ...], out: Path, overwrite: bool
 ) -> int:
     from aivsreal.runtime.files.find import Search, argument_paths
-    from aivsreal.runtime.files.images import pixels_from_file
+    from aivsreal.runtime.pixels.images import pixels_from_file
     from aivsreal.runtime.text import escaped
 
     drawn, failed, notes, search = 0, 0, list[str](), Search()

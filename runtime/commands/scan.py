@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aivsreal.runtime.backends import BACKENDS
-from aivsreal.runtime.commands.frame import command
-from aivsreal.runtime.commands.number import Number
+from aivsreal.runtime.commands.frame import Number, command
 from aivsreal.runtime.commands.scan_options import Options
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from aivsreal.runtime.errors import Fault, ImageError
-from aivsreal.runtime.files.images import MAX_PIXELS, opened
-from aivsreal.runtime.files.provenance import evidence_from_image
-from aivsreal.runtime.files.read import Reader, snapshot_from_file, stamp_of
+from aivsreal.runtime.evidence.provenance import evidence_from_image
+from aivsreal.runtime.pixels.images import MAX_PIXELS, opened
+from aivsreal.runtime.pixels.read import Reader, snapshot_from_file, stamp_of
 from aivsreal.runtime.preprocess import PixelsHWC, square_from_image, square_from_pixels
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import Evidence, FileStamp, Origin

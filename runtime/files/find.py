@@ -178,7 +178,7 @@ def count_if_few(arguments: Iterable[str], limit: int, search: Search | None = N
 
 def _is_picture(entry: os.DirEntry[str]) -> bool:
     """Whether its content is a picture that is decoded here; what cannot be read is taken too, to become an error."""
-    from aivsreal.runtime.files.kinds import HEAD, kind_of
+    from aivsreal.runtime.pixels.kinds import HEAD, kind_of
 
     if not entry.is_file():
         return False

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from aivsreal.runtime.errors import Fault, ImageError
-from aivsreal.runtime.files.images import pixels_from_array, pixels_from_file, pixels_from_image, pixels_from_snapshot
-from aivsreal.runtime.files.read import MAX_BYTES, Snapshot, check_content
+from aivsreal.runtime.pixels.images import pixels_from_array, pixels_from_file, pixels_from_image, pixels_from_snapshot
+from aivsreal.runtime.pixels.read import MAX_BYTES, Snapshot, check_content
 from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.runtime.verdict import FileStamp
 

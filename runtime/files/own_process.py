@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, _imaging
 
-from aivsreal.runtime.files.images import MAX_PIXELS
+from aivsreal.runtime.pixels.images import MAX_PIXELS
 
 _HANDLERS = ("TIFFSetErrorHandler", "TIFFSetErrorHandlerExt", "TIFFSetWarningHandler", "TIFFSetWarningHandlerExt")
 

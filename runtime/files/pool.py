@@ -17,8 +17,8 @@ from typing import Protocol
 
 from aivsreal.runtime.errors import BackendError, Fault
 from aivsreal.runtime.files.decode import Decoded, DecodePlan, decoded_from_file, undecoded
-from aivsreal.runtime.files.read import Reader, snapshot_from_file, stamp_of
 from aivsreal.runtime.machine import usable_cores
+from aivsreal.runtime.pixels.read import Reader, snapshot_from_file, stamp_of
 
 TIME_LIMIT_S = 60.0  # a progressive JPEG of 178 megapixels took 4.0 s of a core where this was written
 NO_THREAD = "no thread that decodes can be started: allow more (a container's limit of processes)"

@@ -26,7 +26,7 @@ import numpy as np
 from aivsreal.runtime.errors import BackendError, Fault, ImageError
 from aivsreal.runtime.files.decode import Decoded, DecodePlan, decoded_from_file, undecoded
 from aivsreal.runtime.files.own_process import set_up_pillow
-from aivsreal.runtime.files.read import Reader, Snapshot, snapshot_from_file, stamp_of
+from aivsreal.runtime.pixels.read import Reader, Snapshot, snapshot_from_file, stamp_of
 from aivsreal.runtime.spec import spec_from_json
 from aivsreal.runtime.verdict import Evidence, FileStamp, Origin
 

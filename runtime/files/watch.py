@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from aivsreal.runtime.files.find import Search
-from aivsreal.runtime.files.read import stamp_of
+from aivsreal.runtime.pixels.read import stamp_of
 from aivsreal.runtime.verdict import FileStamp
 
 LOOK_EVERY_S = 1.0

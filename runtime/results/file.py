@@ -16,9 +16,9 @@ from pathlib import Path
 from types import TracebackType
 
 from aivsreal.runtime.errors import ResultsError
-from aivsreal.runtime.files.kinds import HEAD, kind_of
-from aivsreal.runtime.files.read import stamp_of
 from aivsreal.runtime.locks import locked
+from aivsreal.runtime.pixels.kinds import HEAD, kind_of
+from aivsreal.runtime.pixels.read import stamp_of
 from aivsreal.runtime.results.row import Row, absolute, line_from_row, row_from_line
 from aivsreal.runtime.verdict import FileStamp, Judge, Scanned
 

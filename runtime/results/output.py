@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from aivsreal.runtime.errors import OutputError
-from aivsreal.runtime.files.kinds import kind_of
+from aivsreal.runtime.pixels.kinds import kind_of
 from aivsreal.runtime.text import escaped
 
 _HEAD = 1 << 16

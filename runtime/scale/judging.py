@@ -15,8 +15,8 @@ from aivsreal.runtime.detector import Detector
 from aivsreal.runtime.errors import AivsrealError, BundleError
 from aivsreal.runtime.files.own_process import set_up_pillow
 from aivsreal.runtime.files.pool import DecodePool
-from aivsreal.runtime.files.read import Snapshot, snapshot_from_file
 from aivsreal.runtime.options import ScanOptions
+from aivsreal.runtime.pixels.read import Snapshot, snapshot_from_file
 from aivsreal.runtime.results.row import Row
 from aivsreal.runtime.scale.listing import entries_from_table
 from aivsreal.runtime.scale.output import table_from_rows

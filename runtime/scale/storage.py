@@ -18,7 +18,7 @@ from pyarrow import fs
 
 from aivsreal.runtime.errors import DataError, Fault, ImageError, ResultsError
 from aivsreal.runtime.files.find import Search, has_image_name
-from aivsreal.runtime.files.read import check_content, stamp_of
+from aivsreal.runtime.pixels.read import check_content, stamp_of
 from aivsreal.runtime.uri import is_uri
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from aivsreal.runtime.errors import ImageError
-from aivsreal.runtime.files.images import pixels_from_file
+from aivsreal.runtime.pixels.images import pixels_from_file
 from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.runtime.verdict import Verdict
 from aivsreal.train.evaluate.shortcuts import Floats, statistics_from_pixels

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aivsreal.runtime.errors import DataError, ImageError
-from aivsreal.runtime.files.images import pixels_from_file
+from aivsreal.runtime.pixels.images import pixels_from_file
 from aivsreal.runtime.verdict import LABELS, Label
 from aivsreal.train.evaluate.bootstrap import Measure, measures, share
 from aivsreal.train.evaluate.judging import Judged

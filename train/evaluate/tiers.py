@@ -11,7 +11,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from aivsreal.runtime.files.images import MIN_SIDE
+from aivsreal.runtime.pixels.images import MIN_SIDE
 from aivsreal.runtime.preprocess import PixelsHWC
 
 

@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 
 from aivsreal.runtime.errors import DataError, ImageError
-from aivsreal.runtime.files.images import pixels_from_file
 from aivsreal.runtime.locks import locked
+from aivsreal.runtime.pixels.images import pixels_from_file
 from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.train.samples import Sample
 

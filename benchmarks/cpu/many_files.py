@@ -11,8 +11,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from aivsreal.benchmarks.photos import write_photos
-from aivsreal.benchmarks.scanning import peak_of_process_mib
+from aivsreal.benchmarks.cpu.photos import write_photos
+from aivsreal.benchmarks.cpu.scanning import peak_of_process_mib
 from aivsreal.runtime.errors import BackendError
 
 MEMORY_BOUND = 1.2

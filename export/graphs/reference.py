@@ -14,7 +14,7 @@ import numpy as np
 
 from aivsreal.runtime.errors import ExportError
 from aivsreal.runtime.files.find import image_paths
-from aivsreal.runtime.files.images import pixels_from_file
+from aivsreal.runtime.pixels.images import pixels_from_file
 from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, batch_from_squares, square_from_pixels
 from aivsreal.runtime.spec import PreprocessSpec
 

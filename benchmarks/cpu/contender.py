@@ -127,7 +127,7 @@ def _one_by_one(judge: Each) -> Judge:
 def main() -> None:
     """Serve until stdin ends."""
     # By path, as everything here: the environment may lack aivsreal, and its packages report all the same.
-    runpy.run_path(str(Path(__file__).parents[1] / "runtime" / "telemetry.py"))["opt_out"]()
+    runpy.run_path(str(Path(__file__).parents[2] / "runtime" / "telemetry.py"))["opt_out"]()
     name, _, detail = sys.argv[1].partition(":")
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a package prints must not land among the answers

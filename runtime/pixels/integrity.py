@@ -15,7 +15,7 @@ import zlib
 from PIL import Image
 
 from aivsreal.runtime.errors import Fault
-from aivsreal.runtime.files.containers import (
+from aivsreal.runtime.pixels.containers import (
     END_OF_IMAGE,
     START_OF_SCAN,
     announced_format,

@@ -19,13 +19,13 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from aivsreal.runtime.errors import Fault, ImageError
-from aivsreal.runtime.files.colour import coded_colours
-from aivsreal.runtime.files.containers import announced_format, is_heif, png_chunks
-from aivsreal.runtime.files.integrity import Unfit, check_filled, sound_content, still_picture, without_excess
-from aivsreal.runtime.files.kinds import HEAD, kind_of
-from aivsreal.runtime.files.read import Snapshot, snapshot_from_file
-from aivsreal.runtime.files.rgb import FLAT, raw_mode, rgb_from_image
-from aivsreal.runtime.files.tiff import check_kind, kind_of_samples, shown_pages
+from aivsreal.runtime.pixels.colour import coded_colours
+from aivsreal.runtime.pixels.containers import announced_format, is_heif, png_chunks
+from aivsreal.runtime.pixels.integrity import Unfit, check_filled, sound_content, still_picture, without_excess
+from aivsreal.runtime.pixels.kinds import HEAD, kind_of
+from aivsreal.runtime.pixels.read import Snapshot, snapshot_from_file
+from aivsreal.runtime.pixels.rgb import FLAT, raw_mode, rgb_from_image
+from aivsreal.runtime.pixels.tiff import check_kind, kind_of_samples, shown_pages
 from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.runtime.spec import halvings
 

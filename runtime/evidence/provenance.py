@@ -14,8 +14,8 @@ from xml.parsers import expat
 from PIL import ExifTags, Image
 from PIL.ExifTags import Base
 
-from aivsreal.runtime.files.c2pa import c2pa_evidence
-from aivsreal.runtime.files.generators import shortened, statements_of
+from aivsreal.runtime.evidence.c2pa import c2pa_evidence
+from aivsreal.runtime.evidence.generators import shortened, statements_of
 from aivsreal.runtime.verdict import Evidence, Origin
 
 IPTC_EXTENSION = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"

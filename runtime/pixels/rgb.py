@@ -14,9 +14,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from aivsreal.runtime.errors import Fault
-from aivsreal.runtime.files.colour import from_coded, from_profile
-from aivsreal.runtime.files.containers import Coded
-from aivsreal.runtime.files.integrity import Unfit
+from aivsreal.runtime.pixels.colour import from_coded, from_profile
+from aivsreal.runtime.pixels.containers import Coded
+from aivsreal.runtime.pixels.integrity import Unfit
 
 FLAT = "nothing can be seen: every pixel has one colour"
 _WHITE_IS_ZERO, _PHOTOMETRIC = 0, 262

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from aivsreal.benchmarks.gpu import Row
+from aivsreal.benchmarks.proof.gpu import Row
 from aivsreal.benchmarks.timing import rate, timed
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import LOGITS

@@ -22,8 +22,8 @@ import numpy.typing as npt
 from aivsreal.runtime.bundle.manifest import INPUT, LOGITS
 from aivsreal.runtime.errors import DataError, ExportError, MissingExtra
 from aivsreal.runtime.files.find import image_paths
-from aivsreal.runtime.files.images import pixels_from_file
 from aivsreal.runtime.machine import has_int8_products
+from aivsreal.runtime.pixels.images import pixels_from_file
 from aivsreal.runtime.preprocess import BatchBCHW, batch_from_squares, square_from_pixels
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import LABELS
@@ -180,7 +180,7 @@ def int8_from_onnx(full: bytes, batches: Iterable[BatchBCHW]) -> bytes:
         raise MissingExtra("export", error.name or "onnxruntime", "quantise the network") from None
     import onnx
 
-    from aivsreal.export.int8_rows import has_linear_layers, rows_quantised
+    from aivsreal.export.graphs.int8_rows import has_linear_layers, rows_quantised
 
     model = onnx.load_from_string(full)
     if has_linear_layers(model):

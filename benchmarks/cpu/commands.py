@@ -40,8 +40,8 @@ def cpu(
 
     Exit status: 0 what must hold holds, 1 something does not, 2 wrong use or no usable model.
     """
-    from aivsreal.benchmarks.network import CPU_BACKENDS, network_rows, paired_rows
-    from aivsreal.benchmarks.scanning import memory_rows, scan_row, start_row
+    from aivsreal.benchmarks.cpu.network import CPU_BACKENDS, network_rows, paired_rows
+    from aivsreal.benchmarks.cpu.scanning import memory_rows, scan_row, start_row
     from aivsreal.runtime.bundle.folder import Bundle
 
     chosen = backends or CPU_BACKENDS
@@ -79,8 +79,8 @@ def compare(
 
     Exit status: 0 what must hold holds, 1 something does not, 2 wrong use or no usable model.
     """
-    from aivsreal.benchmarks.compare import PEERS, PLAIN, compare_rows, peer_python
-    from aivsreal.benchmarks.photos import SHAPES
+    from aivsreal.benchmarks.cpu.compare import PEERS, PLAIN, compare_rows, peer_python
+    from aivsreal.benchmarks.cpu.photos import SHAPES
     from aivsreal.runtime.bundle.folder import Bundle
 
     wanted = shapes or ("12-megapixel", "1024px")
@@ -115,8 +115,8 @@ def drift(data: Path, bundle: str | None, backend: str, images: int, grain: floa
 
     Exit status: 0 it is within its bound, 1 it is not, 2 wrong use or no usable model.
     """
-    from aivsreal.benchmarks.drift import drift_row
-    from aivsreal.benchmarks.photos import spread
+    from aivsreal.benchmarks.cpu.photos import spread
+    from aivsreal.benchmarks.studies.drift import drift_row
     from aivsreal.runtime.detector import Detector
 
     with _told() as tell, Detector.open(bundle, backend) as detector:
@@ -135,8 +135,8 @@ def memory(data: Path, bundle: str | None, backend: str, files: int, against: in
 
     Exit status: 0 both stay within their bounds, 1 they do not, 2 wrong use or no usable model.
     """
-    from aivsreal.benchmarks.many_files import many_files_row
-    from aivsreal.benchmarks.photos import spread
+    from aivsreal.benchmarks.cpu.many_files import many_files_row
+    from aivsreal.benchmarks.cpu.photos import spread
     from aivsreal.runtime.bundle.folder import Bundle
 
     with _told() as tell:
@@ -160,8 +160,8 @@ def on_ray(
 
     Exit status: 0 both are within their bounds, 1 they are not, 2 wrong use or no usable model.
     """
-    from aivsreal.benchmarks.on_ray import memory_row, speed_row
-    from aivsreal.benchmarks.photos import spread
+    from aivsreal.benchmarks.cpu.on_ray import memory_row, speed_row
+    from aivsreal.benchmarks.cpu.photos import spread
     from aivsreal.runtime.bundle.folder import Bundle
 
     sources = spread(data, 50)
@@ -194,7 +194,7 @@ def _told() -> Iterator[_Telling]:
 
 
 def _photos(data: Path, count: int, folder: Path, shapes: Iterable[str]) -> dict[str, list[Path]]:
-    from aivsreal.benchmarks.photos import spread, write_photos
+    from aivsreal.benchmarks.cpu.photos import spread, write_photos
 
     sources = spread(data, count)
     return {shape: write_photos(sources, folder / shape, shape) for shape in shapes}

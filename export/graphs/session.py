@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aivsreal.export.reference import Reference
+from aivsreal.export.graphs.reference import Reference
 from aivsreal.runtime.bundle.manifest import LOGITS
 from aivsreal.runtime.errors import ExportError
 from aivsreal.runtime.preprocess import BatchBCHW, LogitsB

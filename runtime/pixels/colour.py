@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from aivsreal.runtime.files.containers import Coded, bmff_colour, png_chunks
+from aivsreal.runtime.pixels.containers import Coded, bmff_colour, png_chunks
 
 if TYPE_CHECKING:
     from PIL.ImageCms import ImageCmsTransform

@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from aivsreal.benchmarks.cpu.photos import write_photos
+from aivsreal.benchmarks.cpu.scanning import peak_of_process_mib
 from aivsreal.benchmarks.pairs import ratio, rounded
-from aivsreal.benchmarks.photos import write_photos
-from aivsreal.benchmarks.scanning import peak_of_process_mib
 from aivsreal.runtime.errors import BackendError
 
 SPEED_BOUND, MEMORY_BOUND = 0.8, 1.2

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-from aivsreal.runtime.files.containers import (
+from aivsreal.runtime.pixels.containers import (
     bmff_boxes,
     jpeg_segments,
     png_chunks,

@@ -17,7 +17,7 @@ from aivsreal.runtime.bundle.model_card import rewritten
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.verdict import LABELS, p_ai_from_logit
-from aivsreal.train.evaluate.calibrate import (
+from aivsreal.train.calibrate.points import (
     LEAST_REAL,
     default_point_of,
     doubts_of,
@@ -28,8 +28,8 @@ from aivsreal.train.evaluate.calibrate import (
     temperature_from_logits,
     weights_alike,
 )
+from aivsreal.train.calibrate.recentre import recentred_model
 from aivsreal.train.evaluate.judging import judged_images
-from aivsreal.train.evaluate.recentre import recentred_model
 from aivsreal.train.evaluate.tiers import Tier
 from aivsreal.train.samples import in_split, limited, samples_from_data
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aivsreal.runtime.errors import Fault
-from aivsreal.runtime.files.containers import TiffDirectory, camera_raw, is_tiff, tiff_directory, tiff_pages
-from aivsreal.runtime.files.integrity import Unfit
+from aivsreal.runtime.pixels.containers import TiffDirectory, camera_raw, is_tiff, tiff_directory, tiff_pages
+from aivsreal.runtime.pixels.integrity import Unfit
 
 _NEW_SUBFILE_TYPE, _OLD_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 254, 255, 256, 257, 258, 262
 _SAMPLES, _SUB_DIRECTORIES, _SAMPLE_FORMAT, _DNG_VERSION = 277, 330, 339, 50706

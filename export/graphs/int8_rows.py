@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aivsreal.export.half_graph import IN_FULL
+from aivsreal.export.graphs.half import IN_FULL
 from aivsreal.runtime.bundle.manifest import INPUT, LOGITS
 from aivsreal.runtime.preprocess import BatchBCHW
 

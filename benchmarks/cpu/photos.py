@@ -15,7 +15,7 @@ from PIL import Image
 
 from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.files.find import image_paths
-from aivsreal.runtime.files.images import pixels_from_file
+from aivsreal.runtime.pixels.images import pixels_from_file
 from aivsreal.runtime.preprocess import PixelsHWC
 
 GRAIN = 6.0  # standard deviation of the noise in 8-bit values: a 12-megapixel file then has 3 to 4 MB, as cameras write

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aivsreal.runtime.files.containers import announced_format, camera_raw, is_heif
+from aivsreal.runtime.pixels.containers import announced_format, camera_raw, is_heif
 
 HEAD = 4096  # bytes that are enough to tell
 

@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from aivsreal.benchmarks.network import runner
+from aivsreal.benchmarks.cpu.network import runner
+from aivsreal.benchmarks.cpu.photos import SHAPES
 from aivsreal.benchmarks.pairs import rounded
-from aivsreal.benchmarks.photos import SHAPES
 from aivsreal.benchmarks.start import best_ms
 from aivsreal.runtime.detector import AS_USUAL, Detector
 from aivsreal.runtime.errors import BackendError
 from aivsreal.runtime.files.decode import DecodePlan, decoded_from_file
-from aivsreal.runtime.files.images import opened
-from aivsreal.runtime.files.read import snapshot_from_file
 from aivsreal.runtime.machine import usable_cores
+from aivsreal.runtime.pixels.images import opened
+from aivsreal.runtime.pixels.read import snapshot_from_file
 from aivsreal.runtime.preprocess import square_from_image
 
 BOUND_SHARE = 0.85  # of the bound, on two cores

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from aivsreal.benchmarks.photos import enlarged, jpeg_from_pixels
+from aivsreal.benchmarks.cpu.photos import enlarged, jpeg_from_pixels
 from aivsreal.runtime.detector import Detector
-from aivsreal.runtime.files.images import pixels_from_file, pixels_from_image
+from aivsreal.runtime.pixels.images import pixels_from_file, pixels_from_image
 from aivsreal.runtime.verdict import Label
 
 MEAN_BOUND = 3e-3

@@ -1,0 +1,1 @@
+"""What is measured on a CPU, and beside what a user would pick instead."""

@@ -1,0 +1,1 @@
+"""What a file's metadata declare of its origin."""

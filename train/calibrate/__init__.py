@@ -1,0 +1,1 @@
+"""Which bounds a bundle gets; needs no torch."""
