@@ -15,7 +15,7 @@ from aivsreal.runtime.bundle.manifest import EVALUATION
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.errors import BundleError
 from aivsreal.runtime.fields import object_from_json
-from aivsreal.runtime.text import markdown_table
+from aivsreal.runtime.text import NOT_MEASURED, interval, markdown_table, share
 from aivsreal.runtime.verdict import LABELS
 
 Result = Mapping[str, Any]
@@ -29,7 +29,6 @@ SPLITS = {
     "val_unseen": "of sources that only calibration saw (`val_unseen`)",
     "test": "of sources that nothing saw (`test`)",
 }
-NOT_MEASURED = "not measured"
 
 
 def results_of(folder: Path) -> list[Result]:
@@ -55,9 +54,9 @@ def table(results: Sequence[Result]) -> str:
     for result in results:
         measures, macro = result["measures"], result.get("macro", {})
         areas = (measures["auc"], macro.get("auc"), result.get("baseline_auc"), measures["accuracy"])
-        figures = (f"{measures[name]['value']:.2f}" for name in ("tpr_at_5_fpr", "ece"))
-        shares = (_share(result.get(name)) for name in ("real_called_ai", "ai_called_ai", "unsure"))
-        rows.append([result["split"], result["tier"], *(_interval(area) for area in areas), *figures, *shares])
+        figures = (f"{measures[name]['value']:.3f}" for name in ("tpr_at_5_fpr", "ece"))
+        shares = (share(result.get(name)) for name in ("real_called_ai", "ai_called_ai", "unsure"))
+        rows.append([result["split"], result["tier"], *(interval(**(area or {})) for area in areas), *figures, *shares])
     return markdown_table(HEADER, rows)
 
 
@@ -76,16 +75,8 @@ def brief_table(models: Mapping[str, Sequence[Result]]) -> str:
 
 
 def _brief(result: Result) -> list[str]:
-    shares = (_share(result.get(f"{label}_called_ai")) for label in LABELS)
-    return [_interval(result.get("macro", {}).get("auc")), *shares]
-
-
-def _interval(area: Mapping[str, float] | None) -> str:
-    return NOT_MEASURED if area is None else f"{area['value']:.2f} [{area['low']:.2f}, {area['high']:.2f}]"
-
-
-def _share(value: float | None) -> str:
-    return NOT_MEASURED if value is None else f"{100 * value:.0f} %"
+    shares = (share(result.get(f"{label}_called_ai")) for label in LABELS)
+    return [interval(**result.get("macro", {}).get("auc", {})), *shares]
 
 
 @command("accuracy")

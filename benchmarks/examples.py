@@ -19,7 +19,7 @@ from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.errors import Fault
 from aivsreal.runtime.files.find import SUFFIXES
 from aivsreal.runtime.results.writers import CsvWriter, JsonLinesWriter, TableWriter, TabWriter, Tally, Writer
-from aivsreal.runtime.text import markdown_table
+from aivsreal.runtime.text import markdown_table, share
 from aivsreal.runtime.verdict import Evidence, FileStamp, Judge, OperatingPoint, Origin, Scanned, verdict_from_logit
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -105,9 +105,8 @@ def points() -> str:
     lines = []
     for point in manifest.points:
         default = " (default)" if point.name == manifest.default_point else ""
-        alarm = "not measured" if point.false_alarm_rate is None else f"{100 * point.false_alarm_rate:.0f} %"
         bounds = (f"{point.ai_at_or_above:.2f}", f"{point.real_below:.2f}")
-        lines.append((f"`{point.name}`{default}", _MEANING.get(point.name, ""), *bounds, alarm))
+        lines.append((f"`{point.name}`{default}", _MEANING.get(point.name, ""), *bounds, share(point.false_alarm_rate)))
     return markdown_table(("operating point", "what it does", "`ai` from", "`real` below", "real called `ai`"), lines)
 
 

@@ -17,7 +17,7 @@ import click
 from aivsreal.benchmarks.cpu import tables as cpu_tables
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.errors import ResultsError
-from aivsreal.runtime.text import markdown_table
+from aivsreal.runtime.text import interval, markdown_table
 
 Row = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]  # header, rows
@@ -48,7 +48,7 @@ def ablation_over_seeds(rows: Sequence[Row]) -> Table:
             continue
         aucs = [fmean(row["last"][split][measure] for row in group) for measure, split in columns]
         changes = [[row[f"{measure}_change"][split] for row in group] for measure, split in columns]
-        ranges = [_interval((fmean(values), min(values), max(values)), "+") for values in changes]
+        ranges = [interval(fmean(values), min(values), max(values), form="+.3f") for values in changes]
         found.append((aucs[-1], [f"`{preset}`", str(len(group)), *(f"{auc:.3f}" for auc in aucs), *ranges]))
     return header, [line for _, line in sorted(found, reverse=True)]
 
@@ -67,7 +67,13 @@ def _ablation_columns(rows: Sequence[Row], seeds: str) -> tuple[list[tuple[str, 
 def geometry(rows: Sequence[Row]) -> Table:
     """Views of an image, with the gain over the spec's own."""
     return ["split", "geometry", "views", "AUC", "gain"], [
-        [row["split"], row["geometry"], str(row["views"]), _interval(row["auc"]), _interval(row["auc_gain"], "+")]
+        [
+            row["split"],
+            row["geometry"],
+            str(row["views"]),
+            interval(*row["auc"]),
+            interval(*row["auc_gain"], form="+.3f"),
+        ]
         for row in rows
     ]
 
@@ -135,7 +141,7 @@ def maps(rows: Sequence[Row]) -> Table:
     """Whether a map names what moved the score: high insertion, low deletion, and pointing at what was changed."""
     names = ["deletion", "insertion", "road", "pointing_generated", "iou_generated"]
     return ["map", "layer", *(name.replace("_", " ") for name in names)], [
-        [row["map"], row.get("layer") or "-", *(_interval(row[name]) if row.get(name) else "-" for name in names)]
+        [row["map"], row.get("layer") or "-", *(interval(*row[name]) if row.get(name) else "-" for name in names)]
         for row in rows
     ]
 
@@ -197,11 +203,6 @@ def rows_from_files(paths: Iterable[Path]) -> dict[str, list[Row]]:
         except (ValueError, KeyError, TypeError):
             raise ResultsError(f"{path}: holds a line that no benchmark wrote; give files of results") from None
     return found
-
-
-def _interval(values: Sequence[float], sign: str = "") -> str:
-    value, low, high = (format(number, f"{sign}.3f") for number in values)
-    return f"{value} [{low}, {high}]"
 
 
 def _rate(value: float | None) -> str:

@@ -1,12 +1,14 @@
-"""Text for people: names that cannot steer a terminal, and Markdown tables."""
+"""Text for people: names that cannot steer a terminal, Markdown tables, and measured numbers in one style."""
 
 from __future__ import annotations
 
+import math
 import shlex
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
+NOT_MEASURED = "not measured"
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\"}
 
@@ -16,6 +18,31 @@ def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     titles = list(header)
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def interval(value: float = math.nan, low: float = math.nan, high: float = math.nan, *, form: str = ".3f") -> str:
+    """`0.852 [0.831, 0.872]`, a measured value and what it may lie between; without one `not measured`.
+
+    Args:
+        value: what was measured.
+        low: the lower end of its interval.
+        high: the upper end.
+        form: of each number; `+.3f` suits differences, `.2f` ratios.
+    """
+    if math.isnan(value):
+        return NOT_MEASURED
+    middle, *ends = (format(number, form) for number in (value, low, high))
+    return f"{middle} [{', '.join(ends)}]"
+
+
+def share(value: float | None) -> str:
+    """`5.1 %` of 0.051; `not measured` of None."""
+    return NOT_MEASURED if value is None else f"{100 * value:.1f} %"
+
+
+def share_interval(value: float, low: float, high: float) -> str:
+    """`5.1 % [4.0, 6.3]`: a share and what it may lie between."""
+    return f"{share(value)} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def escaped(text: Path | str) -> str:

@@ -15,8 +15,8 @@ from test_cpu_choice import FakeBackend
 
 from aivsreal.benchmarks import report
 from aivsreal.benchmarks.cli import main
-from aivsreal.benchmarks.cpu.commands import compare, many_files, network
-from aivsreal.benchmarks.cpu.commands import tables as cpu_tables
+from aivsreal.benchmarks.cpu import compare, many_files, network
+from aivsreal.benchmarks.cpu import tables as cpu_tables
 from aivsreal.benchmarks.cpu.photos import SHAPES, enlarged, spread, write_photos
 from aivsreal.benchmarks.pairs import ratio
 from aivsreal.runtime.bundle.folder import Bundle

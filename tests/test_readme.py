@@ -128,7 +128,7 @@ def test_the_tables_of_accuracy_hold_what_was_recorded_and_say_what_was_not(tmp_
     )
     (clean,) = (result for result in results if (result["split"], result["tier"]) == ("test", "clean"))
     (row,) = (line for line in table(results).splitlines() if line.startswith("| test | clean"))
-    assert f"{clean['measures']['auc']['value']:.2f} [" in row
+    assert f"{clean['measures']['auc']['value']:.3f} [" in row
     assert results_of(tmp_path) == []
     brief = brief_table({"one": results, "two": []}).splitlines()[2:]
     assert len(brief) == 3

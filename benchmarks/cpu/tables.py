@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from aivsreal.runtime.text import interval
+
 Row = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]  # header, rows
 
@@ -37,7 +39,7 @@ def paired(rows: Sequence[Row]) -> Table:
     return header, [
         [
             row["backend"], row["precision"], f"{row['ms_per_image']:.2f}",
-            _interval(row["times_as_fast_as_onnx_fp32"]), f"{row['bound']:g}" if "bound" in row else "",
+            interval(*row["times_as_fast_as_onnx_fp32"], form=".2f"), f"{row['bound']:g}" if "bound" in row else "",
             f"{row['p_ai_difference']['mean']:.4f}, {row['p_ai_difference']['max']:.4f}",
         ]
         for row in _only(rows, "paired")
@@ -51,7 +53,8 @@ def scan(rows: Sequence[Row]) -> Table:
         [
             row["shape"], f"{row['backend']} {row['precision']}",
             *(f"{row['cpu_ms'][name]:.2f} ms" for name in ("read", "decode", "preprocess", "inference")),
-            f"{row['images_per_s']:.0f}", f"{_interval(row['share_of_bound'])} (at least {row['bound_share']})",
+            f"{row['images_per_s']:.0f}",
+            interval(*row["share_of_bound"], form=".2f") + f" (at least {row['bound_share']})",
         ]
         for row in _only(rows, "scan")
     ]  # fmt: skip
@@ -85,10 +88,17 @@ def compare(rows: Sequence[Row]) -> Table:
             lines.append([row.get("shape", ""), row["contender"], f"not measured: {row['not_measured']}", *[""] * 6])
             continue
         bound, whole_bound = (f"{row[name]:g}" if name in row else "" for name in ("bound", "whole_run_bound"))
-        warm = (f"{row['ms_per_image']:.1f}", _interval(row["times_ours"]), bound)
+        warm = (f"{row['ms_per_image']:.1f}", interval(*row["times_ours"], form=".2f"), bound)
         cold = (f"{row['first_image_s']:.2f} s", f"{row['files']} in {row['whole_run_s']:.2f} s")
         lines.append(
-            [row["shape"], row["contender"], *warm, *cold, _interval(row["whole_run_times_ours"]), whole_bound]
+            [
+                row["shape"],
+                row["contender"],
+                *warm,
+                *cold,
+                interval(*row["whole_run_times_ours"], form=".2f"),
+                whole_bound,
+            ]
         )
     return header, lines
 
@@ -126,9 +136,9 @@ def ray_speed(rows: Sequence[Row]) -> Table:
         [
             f"{row['files']:,}", row["shape"], row["backend"],
             *(", ".join(f"{rate:.0f}" for rate in row[name]) for name in ("rate_plain", "rate")),
-            _interval(row["share"]), f"{row['bound']:g}",
+            interval(*row["share"], form=".2f"), f"{row['bound']:g}",
             *(", ".join(f"{ms:.1f}" for ms in row[name]) for name in ("cpu_ms_plain", "cpu_ms")),
-            _interval(row["cpu_share"]),
+            interval(*row["cpu_share"], form=".2f"),
         ]
         for row in _only(rows, "speed")
     ]  # fmt: skip
@@ -194,8 +204,3 @@ def _done(rows: dict[str, list[Row]], name: str) -> list[Row]:
 
 def _only(rows: Sequence[Row], what: str) -> list[Row]:
     return [row for row in rows if row["what"] == what]
-
-
-def _interval(values: Sequence[float]) -> str:
-    value, low, high = (f"{number:.2f}" for number in values)
-    return f"{value} [{low}, {high}]"

@@ -8,7 +8,7 @@ from typing import Any
 
 from aivsreal.runtime.bundle.folder import Bundle, write_bundle
 from aivsreal.runtime.bundle.manifest import Manifest
-from aivsreal.runtime.text import markdown_table
+from aivsreal.runtime.text import NOT_MEASURED, interval, markdown_table, share, share_interval
 
 Json = Mapping[str, Any]  # what the commands wrote into the manifest; this is where it leaves JSON
 
@@ -102,8 +102,8 @@ def _numbers(evaluation: Json | None) -> Iterable[str]:
     rows = [
         [
             result["split"], result["tier"], f"{result['real']} / {result['ai']}",
-            *(_interval(result["measures"][name]) for name in _MEASURES),
-            _interval(result["baseline_auc"]), _share(result["real_called_ai"]), _share(result["unsure"]),
+            *(interval(**result["measures"][name]) for name in _MEASURES),
+            interval(**(result["baseline_auc"] or {})), share(result["real_called_ai"]), share(result["unsure"]),
         ]
         for result in results
     ]  # fmt: skip
@@ -129,9 +129,9 @@ def _numbers(evaluation: Json | None) -> Iterable[str]:
             row["source"],
             row["label"],
             str(row["images"]),
-            _share_interval(row["right"]),
-            _interval(row["auc"]),
-            _share(row["called_ai"]),
+            share_interval(**row["right"]),
+            interval(**row["auc"]),
+            share(row["called_ai"]),
         ]
         for result in results
         if result["tier"] == first
@@ -144,7 +144,7 @@ def _numbers(evaluation: Json | None) -> Iterable[str]:
     failing = sorted(
         (
             row["right"]["value"],
-            f"- `{row['source']}` ({row['label']}, {result['split']}): {_share(row['right']['value'])} right",
+            f"- `{row['source']}` ({row['label']}, {result['split']}): {share(row['right']['value'])} right",
         )
         for result in results
         if result["tier"] == first
@@ -162,13 +162,13 @@ def _macro(results: Sequence[Json]) -> str:
     rows = []
     for result in results:
         called: Json = result.get("macro_called", {})  # earlier evaluations had none
-        shares = [called.get(name) for name in ("real_called_ai", "ai_called_ai")]
+        shares = (share(called.get(name)) for name in ("real_called_ai", "ai_called_ai"))
         rows.append(
             [
                 result["split"],
                 result["tier"],
-                *(_interval(result["macro"][name]) for name in _MEASURES),
-                *("-" if share is None else _share(share) for share in shares),
+                *(interval(**result["macro"][name]) for name in _MEASURES),
+                *shares,
             ]
         )
     header = ["split", "delivery", *_MEASURES.values(), "real called ai", "ai called ai"]
@@ -182,7 +182,7 @@ def _kinds(results: Sequence[Json], tier: str) -> Iterable[str]:
     rows = [
         [
             result["split"], row["kind"], row["label"], str(row["images"]), str(row["sources"]),
-            _share_interval(row["called_ai"]), _share(row["called_ai_macro"]), _share(row["unsure"]),
+            share_interval(**row["called_ai"]), share(row["called_ai_macro"]), share(row["unsure"]),
         ]
         for result in results
         if result["tier"] == tier
@@ -230,8 +230,8 @@ def _points(manifest: Manifest, calibration: Json | None) -> str:
             [
                 point.name + (" (default)" if point.name == manifest.default_point else ""),
                 f"{point.ai_at_or_above:.3f}", f"{point.real_below:.3f}",
-                "not measured" if point.false_alarm_rate is None else _share(point.false_alarm_rate),
-                *((_share(row["miss_rate"]), _share(1 - row["coverage"])) if row else ("not measured", "not measured")),
+                share(point.false_alarm_rate),
+                *((share(row["miss_rate"]), share(1 - row["coverage"])) if row else (NOT_MEASURED, NOT_MEASURED)),
             ]
         )  # fmt: skip
     header = ["point", "ai from p_ai", "real below", "real called ai", "ai called real", "unsure"]
@@ -270,15 +270,3 @@ def _data(provenance: Json) -> str:
     ]
     header = ["split / label", "source", "images", "licence as its source states it"]
     return f"## Data\n\n{markdown_table(header, rows)}\n\nSHA-256 of the data list: `{provenance['data_digest']}`."
-
-
-def _interval(measure: Json | None) -> str:
-    return "-" if measure is None else f"{measure['value']:.3f} [{measure['low']:.3f}, {measure['high']:.3f}]"
-
-
-def _share_interval(measure: Json) -> str:
-    return f"{_share(measure['value'])} [{100 * measure['low']:.0f}, {100 * measure['high']:.0f}]"
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.1f} %"

@@ -9,6 +9,7 @@ from typing import Any
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import MODEL, Manifest
 from aivsreal.runtime.spec import Geometry
+from aivsreal.runtime.text import interval, share
 from aivsreal.runtime.verdict import Judge, OperatingPoint
 
 Json = Mapping[str, Any]  # what the commands wrote into the manifest; a bundle of another may lack any of it
@@ -94,9 +95,9 @@ def accuracy(manifest: Manifest) -> dict[str, object]:
     rows = [
         [
             str(result["split"]), str(result["tier"]), f"{result['real']} / {result['ai']}",
-            _interval(result["measures"]["auc"]), _interval(result["macro"]["auc"]),
-            _interval(result["measures"]["accuracy"]),
-            _interval(result["measures"]["tpr_at_5_fpr"]), _share(result["real_called_ai"]), _share(result["unsure"]),
+            interval(**result["measures"]["auc"]), interval(**result["macro"]["auc"]),
+            interval(**result["measures"]["accuracy"]),
+            interval(**result["measures"]["tpr_at_5_fpr"]), share(result["real_called_ai"]), share(result["unsure"]),
         ]
         for result in evaluation["results"]
     ]  # fmt: skip
@@ -131,11 +132,3 @@ def _of_hundred(rate: float) -> str:
     if rate == 0.0:
         return "none of the"
     return f"about {round(1000 * rate)} of 1,000" if rate < 0.02 else f"about {round(100 * rate)} of 100"
-
-
-def _interval(measure: Json) -> str:
-    return f"{measure['value']:.2f} [{measure['low']:.2f}, {measure['high']:.2f}]"
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.0f} %"

@@ -16,6 +16,7 @@ from aivsreal.runtime.bundle.manifest import EVALUATION, MODEL
 from aivsreal.runtime.bundle.model_card import rewritten
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.errors import DataError
+from aivsreal.runtime.text import share
 from aivsreal.runtime.verdict import LABELS, p_ai_from_logit
 from aivsreal.train.calibrate.points import (
     LEAST_REAL,
@@ -121,8 +122,8 @@ def _calibrate(
         tell(f"warning: {doubt}")
     point = measured[chosen]
     tell(
-        f"default point {chosen}: {100 * (point.point.false_alarm_rate or 0):.1f} % of the real images are called ai, "
-        f"{100 * point.miss_rate:.1f} % of the AI images real, {100 * (1 - point.coverage):.0f} % of all are unsure, "
+        f"default point {chosen}: {share(point.point.false_alarm_rate)} of the real images are called ai, "
+        f"{share(point.miss_rate)} of the AI images real, {share(1 - point.coverage)} of all are unsure, "
         "each source weighing alike"
     )
     click.echo(json.dumps({"temperature": temperature, "default_operating_point": chosen, **calibration}))

@@ -15,8 +15,7 @@ from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.model_card import rewritten
 from aivsreal.runtime.errors import DataError, MissingExtra
 from aivsreal.runtime.results.output import DRAWING, EVALUATION, SOFTWARE, check_replaceable, replacing
-from aivsreal.runtime.text import markdown_table
-from aivsreal.train.evaluate.bootstrap import Measure
+from aivsreal.runtime.text import interval, markdown_table, share, share_interval
 
 if TYPE_CHECKING:
     from aivsreal.train.evaluate.result import SplitResult, TierResult
@@ -159,24 +158,27 @@ def _tables(split: SplitResult, point: str) -> Iterable[Table]:
     rows = [["images, real / ai", *(f"{tier.real} / {tier.ai}" for tier in tiers)]]
     for name, title in _NAMES.items():
         rows += [
-            [title, *(_interval(tier.measures[name]) for tier in tiers)],
-            [f"{title}, sources alike", *(_interval(tier.macro[name]) for tier in tiers)],
+            [title, *(interval(**asdict(tier.measures[name])) for tier in tiers)],
+            [f"{title}, sources alike", *(interval(**asdict(tier.macro[name])) for tier in tiers)],
         ]
     rows += [
-        ["baseline AUC (pixel statistics)", *(_interval(tier.baseline_auc) for tier in tiers)],
-        ["real images right", *(_share(tier.real_right) for tier in tiers)],
-        ["real called ai", *(_share(tier.real_called_ai) for tier in tiers)],
-        ["real called ai, sources alike", *(_share(tier.macro_called.real_called_ai) for tier in tiers)],
-        ["ai called ai", *(_share(tier.ai_called_ai) for tier in tiers)],
-        ["ai called ai, sources alike", *(_share(tier.macro_called.ai_called_ai) for tier in tiers)],
-        ["unsure", *(_share(tier.unsure) for tier in tiers)],
+        [
+            "baseline AUC (pixel statistics)",
+            *(interval(**(asdict(tier.baseline_auc) if tier.baseline_auc else {})) for tier in tiers),
+        ],
+        ["real images right", *(share(tier.real_right) for tier in tiers)],
+        ["real called ai", *(share(tier.real_called_ai) for tier in tiers)],
+        ["real called ai, sources alike", *(share(tier.macro_called.real_called_ai) for tier in tiers)],
+        ["ai called ai", *(share(tier.ai_called_ai) for tier in tiers)],
+        ["ai called ai, sources alike", *(share(tier.macro_called.ai_called_ai) for tier in tiers)],
+        ["unsure", *(share(tier.unsure) for tier in tiers)],
     ]
     note = (
         f"split {split.split}: 95 % intervals; accuracies at p_ai 0.5, 'called' and 'unsure' at point {point}; "
         "'sources alike': each source of a class weighs the same, so that the AUC is the mean over pairs of sources"
     )
     if split.stability is not None:
-        note += f"; {_share(split.stability)} of the images keep their label in every delivery"
+        note += f"; {share(split.stability)} of the images keep their label in every delivery"
     if split.skipped:
         note += f"; {split.skipped} images skipped"
     yield note, ["", *(tier.tier.value for tier in tiers)], rows
@@ -195,7 +197,12 @@ def _by_source(tiers: Sequence[TierResult]) -> tuple[list[str], list[list[str]]]
     for alike in zip(*(tier.sources for tier in tiers), strict=True):
         row = [alike[0].source, alike[0].label, str(alike[0].images)]
         for one in alike:
-            row += [_share(one.called_ai), _share(one.unsure), _share_interval(one.right), _interval(one.auc)]
+            row += [
+                share(one.called_ai),
+                share(one.unsure),
+                share_interval(**asdict(one.right)),
+                interval(**asdict(one.auc)),
+            ]
         rows.append(row)
     return header, rows
 
@@ -208,21 +215,9 @@ def _by_kind(tiers: Sequence[TierResult]) -> tuple[list[str], list[list[str]]]:
     for alike in zip(*(tier.kinds for tier in tiers), strict=True):
         row = [alike[0].kind, alike[0].label, str(alike[0].images), str(alike[0].sources)]
         for one in alike:
-            row += [_share_interval(one.called_ai), _share(one.called_ai_macro), _share(one.unsure)]
+            row += [share_interval(**asdict(one.called_ai)), share(one.called_ai_macro), share(one.unsure)]
         rows.append(row)
     return header, rows
-
-
-def _interval(measure: Measure | None) -> str:
-    return "-" if measure is None else f"{measure.value:.3f} [{measure.low:.3f}, {measure.high:.3f}]"
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
-def _share_interval(measure: Measure) -> str:
-    return f"{_share(measure.value)} [{100 * measure.low:.0f}, {100 * measure.high:.0f}]"
 
 
 def _markdown(about: Mapping[str, object], splits: Sequence[SplitResult], plots: bool) -> str:
