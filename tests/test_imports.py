@@ -73,6 +73,13 @@ FLOORS = (
     ("scale",),
     ("commands",),
 )
+TRAIN_FLOORS = (
+    ("config", "samples", "plot", "progress"),
+    ("evaluate",),
+    ("calibrate", "fit"),
+    ("start",),
+    ("cli", "pack"),
+)
 # Each heavy library has one file that names it; the export and the training are made of torch and onnx.
 HOMES = {
     "onnxruntime": {"runtime/backends/onnx.py"},
@@ -110,29 +117,32 @@ def _edges() -> dict[str, set[str]]:
     return edges
 
 
-def _floor(module: str) -> tuple[int, str]:
-    inside = module.removeprefix("aivsreal.runtime.")
+def _floor(inside: str, floors: tuple[tuple[str, ...], ...]) -> tuple[int, str]:
     places = [
         (len(room), floor, room)
-        for floor, rooms in enumerate(FLOORS)
+        for floor, rooms in enumerate(floors)
         for room in rooms
         if f"{inside}.".startswith(f"{room}.")
     ]
-    assert places, f"{module} is in no room"
+    assert places, f"{inside} is in no room"
     _, floor, room = max(places)
     return floor, room
 
 
-def test_the_rooms_of_the_runtime_import_only_what_stands_below_them() -> None:
+@pytest.mark.parametrize(("stage", "floors"), [("runtime", FLOORS), ("train", TRAIN_FLOORS)])
+def test_the_rooms_of_a_stage_import_only_what_stands_below_them(
+    stage: str, floors: tuple[tuple[str, ...], ...]
+) -> None:
     edges = _edges()
     assert len(edges) > 100
     assert edges["aivsreal.runtime.detector"] >= {"aivsreal.runtime.verdict", "aivsreal.runtime.backends.choose"}
+    above = f"aivsreal.{stage}."
     for module, imported in edges.items():
-        if not module.startswith("aivsreal.runtime.") or module.endswith("__init__"):
+        if not module.startswith(above) or module.endswith("__init__"):
             continue
-        floor, room = _floor(module)
-        for other in sorted(imported):
-            below, beside = _floor(other)
+        floor, room = _floor(module.removeprefix(above), floors)
+        for other in sorted(name for name in imported if name.startswith(above)):
+            below, beside = _floor(other.removeprefix(above), floors)
             assert below < floor or beside == room or below == floor == 0, f"{module} imports {other}"
 
 

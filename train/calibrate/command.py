@@ -19,7 +19,6 @@ from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.text import share
 from aivsreal.runtime.verdict import LABELS, p_ai_from_logit
 from aivsreal.train.calibrate.points import (
-    LEAST_REAL,
     default_point_of,
     doubts_of,
     ece_alike,
@@ -30,7 +29,7 @@ from aivsreal.train.calibrate.points import (
     weights_alike,
 )
 from aivsreal.train.calibrate.recentre import recentred_model
-from aivsreal.train.evaluate.judging import judged_images
+from aivsreal.train.evaluate.judging import LEAST_REAL, judged_images
 from aivsreal.train.evaluate.tiers import Tier
 from aivsreal.train.samples import in_split, limited, samples_from_data
 

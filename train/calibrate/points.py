@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aivsreal.runtime.verdict import OperatingPoint
+from aivsreal.train.evaluate.judging import too_few
 from aivsreal.train.evaluate.metrics import BINS, FloatB, TargetB, roc
 
 Floats = npt.NDArray[np.float64]
@@ -27,8 +28,6 @@ MISSES = 0.05  # of `sensitive`: at most this share of AI images is called real
 DEFAULT_ALARMS = 0.05  # of `balanced`, where it is the default: more would be a nuisance
 BAND_ERROR = 0.5  # the band grows until the error outside is at most this share of the error without a band ...
 LEAST_COVERAGE = 0.5  # ... but never so far that fewer images than this get an answer
-LEAST_REAL = 100  # images: 1 % of fewer is less than one
-LEAST_AI = 20  # images: 5 % of fewer is less than one
 _WIDTHS = 200  # bands that are tried for each point
 
 
@@ -116,23 +115,6 @@ def offset_from_logits(target_B: TargetB, logit_B: FloatB, weight_B: Floats) -> 
     if slope <= 0:
         raise ValueError("higher logits do not mean ai on these images: there is nothing to calibrate")
     return float(-shift / slope)
-
-
-def too_few(real: int, ai: int, so: str = "") -> list[str]:
-    """What so few images of a class cannot claim, in words; empty where there is nothing.
-
-    Args:
-        real: images of that class, however often each was judged.
-        ai: the same.
-        so: what follows where the real ones are too few.
-    """
-    doubts = []
-    if real < LEAST_REAL:
-        rate = f"a false-alarm rate of {100 * FALSE_ALARMS:.0f} %"
-        doubts.append(f"{real} real images are too few: {rate} needs {LEAST_REAL} or more{so}")
-    if ai < LEAST_AI:
-        doubts.append(f"{ai} AI images are too few: a miss rate of {100 * MISSES:.0f} % needs {LEAST_AI} or more")
-    return doubts
 
 
 def doubts_of(real: int, ai: int, temperature: float) -> list[str]:

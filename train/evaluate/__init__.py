@@ -1,1 +1,1 @@
-"""How good a bundle is, and which bounds it gets; needs no torch."""
+"""How good a bundle is; needs no torch."""

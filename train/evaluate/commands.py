@@ -11,8 +11,7 @@ import click
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.verdict import LABELS
-from aivsreal.train.calibrate.points import too_few
-from aivsreal.train.evaluate.judging import judged_images
+from aivsreal.train.evaluate.judging import judged_images, too_few
 from aivsreal.train.evaluate.result import BASELINE_IMAGES, baseline_from_samples, split_result
 from aivsreal.train.evaluate.tiers import Tier
 from aivsreal.train.samples import Sample, in_split, limited, samples_from_data, samples_from_pair

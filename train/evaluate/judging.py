@@ -18,6 +18,9 @@ from aivsreal.train.evaluate.shortcuts import Floats, statistics_from_pixels
 from aivsreal.train.evaluate.tiers import Tier, delivered
 from aivsreal.train.samples import Sample
 
+LEAST_REAL = 100  # images: of fewer, 1 % is less than one
+LEAST_AI = 20  # images: of fewer, 5 % is less than one
+
 
 class Judge(Protocol):
     """The part of `runtime.detector.Detector` that an evaluation needs."""
@@ -65,3 +68,20 @@ def judged_images(
     for verdict in judge.judge_many(deliveries(), batch_size=batch_size):
         sample, tier, statistics_F = waiting.popleft()
         yield Judged(sample, tier, verdict, statistics_F)
+
+
+def too_few(real: int, ai: int, so: str = "") -> list[str]:
+    """What so few images of a class cannot claim, in words; empty where there is nothing.
+
+    Args:
+        real: images of that class, however often each was judged.
+        ai: the same.
+        so: what follows where the real ones are too few.
+    """
+    doubts = []
+    if real < LEAST_REAL:
+        rate = f"a false-alarm rate of {100 / LEAST_REAL:g} %"
+        doubts.append(f"{real} real images are too few: {rate} needs {LEAST_REAL} or more{so}")
+    if ai < LEAST_AI:
+        doubts.append(f"{ai} AI images are too few: a miss rate of {100 / LEAST_AI:g} % needs {LEAST_AI} or more")
+    return doubts
