@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 from urllib.parse import quote
 
 from PIL import Image
@@ -71,9 +70,7 @@ class HtmlReport:
     def __enter__(self) -> HtmlReport:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(complete=kind is None)
 
     def write(self, scanned: Scanned) -> None:
