@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
+from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -21,7 +22,7 @@ _KINDS: dict[type, tuple[tuple[type, ...], str]] = {
 }
 
 
-def object_from_json(content: bytes | str) -> dict[str, Any]:
+def object_from_json(content: bytes | bytearray | str) -> dict[str, Any]:
     """A JSON object that has finite numbers only.
 
     Raises:
@@ -51,46 +52,52 @@ def from_json(kind: type[T], values: object, what: str, lenient: bool = False) -
         kind: the dataclass. A value that is of its field's kind already is taken as it is.
         values: as JSON gave them.
         what: it is, for messages.
-        lenient: fields with a default may be missing, and unknown ones are passed over, as a later version may write.
+        lenient: fields with a default may be missing, and unknown ones are passed over, as a later version may write;
+            in what is within too.
 
     Raises:
         ValueError: a field is missing, unknown, of another kind or, as the dataclass says, out of range.
     """
-    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    kinds, needed = _fields(kind)  # type: ignore[arg-type]
     found = _plain(dict, values, what)
-    if lenient:
-        needed = {
-            name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING
-        }
-        if absent := sorted(needed - set(found)):
-            raise ValueError(f"{what} lacks {', '.join(absent)}")
-        found = {name: value for name, value in found.items() if name in known}
-    else:
-        check_fields(found, set(known), what)
-    kinds = get_type_hints(kind)
-    return kind(**{name: _value(kinds[name], value, name) for name, value in found.items()})
+    if not lenient:
+        check_fields(found, set(kinds), what)
+    elif absent := sorted(needed - set(found)):
+        raise ValueError(f"{what} lacks {', '.join(absent)}")
+    return kind(**{name: _value(kinds[name], found[name], name, lenient) for name in kinds if name in found})
 
 
-def _value(kind: Any, value: object, name: str) -> Any:
-    if kind in (Any, object):
+@lru_cache(maxsize=64)
+def _fields(kind: Any) -> tuple[dict[str, Any], set[str]]:
+    """The kind of each field of a dataclass by its name, and which have no default."""
+    without = {one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING}
+    hints = get_type_hints(kind)
+    return {one.name: hints[one.name] for one in fields(kind)}, without
+
+
+def _value(kind: Any, value: object, name: str, lenient: bool) -> Any:
+    if kind in (Any, object) or (type(value) is kind and kind is not float):
         return value
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        return None if value is None else _value(next(one for one in inner if one is not NoneType), value, name)
+        some = next(one for one in inner if one is not NoneType)
+        return None if value is None else _value(some, value, name, lenient)
     if origin is tuple:
         items = _plain(list, value, name)
         if inner[-1] is not Ellipsis and len(items) != len(inner):
             raise ValueError(f"{name} needs {len(inner)} values, not {value!r}")
-        return tuple(_value(inner[0], item, f"a value of {name}") for item in items)
+        return tuple(_value(inner[0], item, f"a value of {name}", lenient) for item in items)
     if origin is dict:
-        return {key: _value(inner[1], item, f"{name}.{key}") for key, item in _plain(dict, value, name).items()}
+        found = _plain(dict, value, name)
+        return {key: _value(inner[1], item, f"{name}.{key}", lenient) for key, item in found.items()}
     if is_dataclass(kind):
-        return value if isinstance(value, kind) else from_json(kind, value, name)  # type: ignore[arg-type]
+        return from_json(kind, value, name, lenient)  # type: ignore[arg-type]
     if issubclass(kind, Enum):
-        known = [choice.value for choice in kind]
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, not {value!r}")
-        return kind(value)
+        try:
+            return kind(value)
+        except ValueError:
+            known = ", ".join(str(choice.value) for choice in kind)
+            raise ValueError(f"{name} must be one of {known}, not {value!r}") from None
     return _plain(kind, value, name)
 
 

@@ -39,8 +39,9 @@ from pathlib import Path
 from typing import Any
 
 from aivsreal.runtime.errors import Fault
+from aivsreal.runtime.fields import from_json, object_from_json
 from aivsreal.runtime.uri import path_from_text
-from aivsreal.runtime.verdict import Evidence, FileStamp, Judge, Label, Origin, Scanned, Verdict
+from aivsreal.runtime.verdict import Evidence, FileStamp, Judge, Scanned, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +64,11 @@ def row_from_line(line: str | bytes) -> Row:
         ValueError: it is no row.
     """
     try:
-        values = json.loads(line)
-    except (ValueError, RecursionError):
+        return row_from_json(object_from_json(line))
+    except (json.JSONDecodeError, UnicodeDecodeError):
         raise ValueError("no JSON") from None
-    try:
-        return row_from_json(values)
-    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"not a row of results: {type(error).__name__} {error}") from None
+    except ValueError as error:
+        raise ValueError(f"not a row of results: {error}") from None
 
 
 def latest_rows(rows: Iterable[Row]) -> Iterator[Row]:
@@ -119,40 +118,46 @@ def row_from_json(values: Mapping[str, Any]) -> Row:
     """Read what `json_from_row` gave.
 
     Raises:
-        KeyError, TypeError, ValueError and others: it is no row.
+        ValueError: it is no row.
     """
-    verdict = _verdict_from_json(values) if "label" in values else None
-    stamp = None
-    if values["size"] is not None:
-        stamp = FileStamp(int(values["size"]), int(values["mtime_ns"]), values.get("sha256"), values.get("etag"))
+    told = from_json(_Told, values, "a row", lenient=True)
+    verdict = from_json(Verdict, values, "a verdict", lenient=True) if "label" in values else None
     scanned = Scanned(
-        path_from_text(values["path"]),
+        path_from_text(told.path),
         verdict,
-        error=None if verdict else str(values["error"]),
-        fault=None if verdict else Fault(values["fault"]),
-        evidence=tuple(
-            Evidence(str(one["source"]), Origin(one["origin"]), str(one["detail"]))
-            for one in values.get("evidence", ())
-        ),
-        stamp=stamp,
-        frames=tuple((int(one["frame"]), float(one["p_ai"])) for one in values.get("frames", ())),
-        first=_verdict_from_json(values["first"]) if "first" in values else None,
+        error=None if verdict else told.error,
+        fault=None if verdict else told.fault,
+        evidence=told.evidence,
+        stamp=None if told.size is None else from_json(FileStamp, values, "the state of a file", lenient=True),
+        frames=tuple((one.frame, one.p_ai) for one in told.frames),
+        first=told.first,
     )
-    second = _judge_from_json(values["second_opinion"]) if "second_opinion" in values else None
-    return Row(scanned, replace(_judge_from_json(values), second=second))
+    return Row(scanned, replace(from_json(Judge, values, "a judge", lenient=True), second=told.second_opinion))
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    frame: int
+    p_ai: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a row has beside the fields of `Verdict`, `FileStamp` and `Judge`."""
+
+    path: str
+    size: int | None
+    error: str | None = None
+    fault: Fault | None = None
+    evidence: tuple[Evidence, ...] = ()
+    frames: tuple[_Frame, ...] = ()
+    first: Verdict | None = None
+    second_opinion: Judge | None = None
 
 
 def _json_from_verdict(verdict: Verdict) -> dict[str, object]:
     return {"label": verdict.label.value, "p_ai": verdict.p_ai, "logit": verdict.logit, "reason": verdict.reason}
 
 
-def _verdict_from_json(values: Mapping[str, Any]) -> Verdict:
-    return Verdict(Label(values["label"]), float(values["p_ai"]), float(values["logit"]), str(values["reason"]))
-
-
 def _json_from_judge(judge: Judge) -> dict[str, object]:
     return {"bundle": judge.bundle, "operating_point": judge.operating_point, "backend": judge.backend}
-
-
-def _judge_from_json(values: Mapping[str, Any]) -> Judge:
-    return Judge(str(values["bundle"]), str(values["operating_point"]), str(values["backend"]))
