@@ -157,7 +157,8 @@ def test_what_a_process_announces_is_not_believed(monkeypatch: pytest.MonkeyPatc
     liar = (
         "import sys, json, os\n"
         "os.write(1, b'ready'); os.read(0, 4096)\n"
-        "header = {'stamp': None, 'error': None, 'shapes': [[10**6, 10**6]], 'frames': [0], 'evidence': []}\n"
+        "told = {'stamp': None, 'error': None, 'fault': None, 'frames': [0], 'evidence': []}\n"
+        "header = {**told, 'shapes': [[10**6, 10**6]]}\n"
         "header = json.dumps(header)\n"
         "os.write(1, len(header).to_bytes(4, 'big') + header.encode())\n"
     )

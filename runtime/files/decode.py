@@ -92,6 +92,12 @@ def undecoded(path: Path, error: str, fault: Fault, stamp: FileStamp | None) -> 
     return Decoded(path, stamp, error=error.removeprefix(f"{path}: "), fault=fault)
 
 
+def decoded_too_late(path: Path, limit_s: float, stamp: FileStamp | None) -> Decoded:
+    """A file that took longer than it may."""
+    message = f"decoding took more than {limit_s:g} s: allow more with --time-limit"
+    return undecoded(path, message, Fault.TIME_LIMIT, stamp)
+
+
 def reduced(pixels_HWC: PixelsHWC, spec: PreprocessSpec | None) -> PixelsHWC:
     """The square that the network sees, owning its memory; the pixels as they are where there is no spec."""
     if spec is None:

@@ -12,21 +12,19 @@ import time
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from aivsreal.runtime.errors import BackendError, Fault
-from aivsreal.runtime.files.decode import Decoded, DecodePlan, decoded_from_file, undecoded
+from aivsreal.runtime.errors import BackendError
+from aivsreal.runtime.files.decode import Decoded, DecodePlan, decoded_from_file, decoded_too_late
 from aivsreal.runtime.machine import usable_cores
 from aivsreal.runtime.pixels.read import Reader, snapshot_from_file, stamp_of
+
+if TYPE_CHECKING:
+    from aivsreal.runtime.files.process import DecodeProcess
 
 TIME_LIMIT_S = 60.0  # a progressive JPEG of 178 megapixels took 4.0 s of a core where this was written
 NO_THREAD = "no thread that decodes can be started: allow more (a container's limit of processes)"
 MAX_TIME_LIMIT_S = 86400.0  # what waits for a process counts milliseconds in 32 bits
-
-
-class _Decoder(Protocol):
-    def decode(self, path: Path) -> Decoded: ...
-    def close(self) -> None: ...
 
 
 class Task:
@@ -64,7 +62,7 @@ class DecodePool:
         self._isolate = isolate
         self._read = read
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self._decoders: list[_Decoder] = []
+        self._processes: list[DecodeProcess] = []
         self._closed = False
         self._lock = threading.Lock()
         self.workers = 0
@@ -113,8 +111,8 @@ class DecodePool:
             self._tasks.get()
         for _ in range(self.workers):
             self._tasks.put(None)
-        for decoder in self._decoders:
-            decoder.close()
+        for process in self._processes:
+            process.close()
 
     def _started(self) -> bool:
         # Daemons: a thread that hangs in a decoder must not keep the process from ending.
@@ -126,13 +124,15 @@ class DecodePool:
         return True
 
     def _run(self) -> None:
-        decoder = self._decoder()
-        self._decoders.append(decoder)
+        process = self._process() if self._isolate else None
         try:
             while not self._closed and (task := self._tasks.get()) is not None:
                 task.begun_s = time.monotonic()
                 try:
-                    outcome = decoder.decode(task.path)
+                    if process is not None:
+                        outcome = process.decode(task.path)
+                    else:
+                        outcome = decoded_from_file(task.path, self.plan, self._read)
                 except BaseException as error:
                     if isinstance(error, BackendError) and self._leaves(error, task):
                         return
@@ -144,7 +144,8 @@ class DecodePool:
                 except InvalidStateError:
                     return  # given up, and another thread has this one's place
         finally:
-            decoder.close()
+            if process is not None:
+                process.close()
 
     def _leaves(self, error: BackendError, task: Task) -> bool:
         """Whether this thread ends and leaves its file to others, as the system allows it no process."""
@@ -158,32 +159,18 @@ class DecodePool:
         self._tasks.put(task)
         return True
 
-    def _decoder(self) -> _Decoder:
-        if not self._isolate:
-            return _InThread(self.plan, self._read)
+    def _process(self) -> DecodeProcess:
         from aivsreal.runtime.files.process import DecodeProcess  # 15 ms of imports that a plain scan does not need
 
-        return DecodeProcess(self.plan, self._limit_s, self._read)
+        process = DecodeProcess(self.plan, self._limit_s, self._read)
+        self._processes.append(process)
+        return process
 
     def _give_up(self, task: Task) -> None:
-        message = f"decoding took more than {self._limit_s:g} s: allow more with --time-limit"
+        stamp = stamp_of(task.path, self.plan.by_content)
         try:
-            task.future.set_result(
-                undecoded(task.path, message, Fault.TIME_LIMIT, stamp_of(task.path, self.plan.by_content))
-            )
+            task.future.set_result(decoded_too_late(task.path, self._limit_s, stamp))
         except InvalidStateError:
             return  # it came in after all
         if not self._started():
             raise BackendError(NO_THREAD)
-
-
-class _InThread:
-    def __init__(self, plan: DecodePlan, read: Reader) -> None:
-        self._plan = plan
-        self._read = read
-
-    def decode(self, path: Path) -> Decoded:
-        return decoded_from_file(path, self._plan, self._read)
-
-    def close(self) -> None:
-        pass

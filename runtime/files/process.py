@@ -17,18 +17,18 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 
 from aivsreal.runtime.errors import BackendError, Fault, ImageError
-from aivsreal.runtime.files.decode import Decoded, DecodePlan, decoded_from_file, undecoded
+from aivsreal.runtime.fields import from_json, object_from_json
+from aivsreal.runtime.files.decode import Decoded, DecodePlan, decoded_from_file, decoded_too_late, undecoded
 from aivsreal.runtime.files.own_process import set_up_pillow
 from aivsreal.runtime.pixels.read import Reader, Snapshot, snapshot_from_file, stamp_of
-from aivsreal.runtime.spec import spec_from_json
-from aivsreal.runtime.verdict import Evidence, FileStamp, Origin
+from aivsreal.runtime.verdict import Evidence, FileStamp
 
 BOOT = "import sys; sys.path[:] = sys.argv[2:]; from aivsreal.runtime.files.process import main; main()"
 _START_S = 60.0
@@ -40,6 +40,18 @@ _MAX_HEADER = 1 << 24
 
 class NoProcess(BackendError):
     """The system lets no further process be started, or none that it could be talked to."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """What the child says of a file, before its pixels."""
+
+    stamp: FileStamp | None
+    error: str | None
+    fault: Fault | None
+    shapes: tuple[tuple[int, int], ...]
+    frames: tuple[int, ...]
+    evidence: tuple[Evidence, ...]
 
 
 class _Gone(Exception):
@@ -73,10 +85,11 @@ class DecodeProcess:
             NoProcess: the system does not let it be started; another may decode the file.
             BackendError: it does not start.
         """
+        by_content = self._plan.by_content
         try:
-            snapshot = self._read and self._read(path, self._plan.by_content)
+            snapshot = self._read and self._read(path, by_content)
         except ImageError as error:
-            return undecoded(path, str(error), error.fault, stamp_of(path, self._plan.by_content))
+            return undecoded(path, str(error), error.fault, stamp_of(path, by_content))
         child = self._child or self._started()
         name, content = os.fsencode(path), snapshot.content if snapshot else b""
         try:
@@ -85,20 +98,17 @@ class DecodeProcess:
             decoded = self._received(path, child, time.monotonic() + self._limit_s)
             return replace(decoded, stamp=snapshot.stamp) if snapshot else decoded
         except _Late:
-            message, fault = (
-                f"decoding took more than {self._limit_s:g} s: allow more with --time-limit",
-                Fault.TIME_LIMIT,
-            )
-        except (_Gone, ValueError, KeyError, TypeError, RecursionError):
-            message, fault = "its decoder crashed", Fault.CRASHED
+            crash = None
+        except (_Gone, ValueError):
             child.kill()
             code = child.wait()
-            if code < 0 and code != -signal.SIGKILL:
-                message += f" ({signal.Signals(-code).name})"
+            by_signal = f" ({signal.Signals(-code).name})" if code < 0 and code != -signal.SIGKILL else ""
+            crash = f"its decoder crashed{by_signal}"
         self._end()
-        return undecoded(
-            path, message, fault, snapshot.stamp if snapshot else stamp_of(path, self._plan.by_content)
-        )  # fmt: skip
+        stamp = snapshot.stamp if snapshot else stamp_of(path, by_content)
+        if crash is None:
+            return decoded_too_late(path, self._limit_s, stamp)
+        return undecoded(path, crash, Fault.CRASHED, stamp)
 
     def close(self) -> None:
         """Kill the child. Any thread may call it."""
@@ -115,15 +125,14 @@ class DecodeProcess:
                     pipe.close()
 
     def _started(self) -> subprocess.Popen[bytes]:
-        own, second = (spec and spec.to_json() for spec in (self._plan.spec, self._plan.second))
-        plan = {**asdict(self._plan), "spec": own, "second": second, "limit_s": self._limit_s}
+        task = json.dumps({"plan": asdict(self._plan), "limit_s": self._limit_s})
         spare = list[int]()
         with _STARTING:  # one after the other: a start needs for a moment what several would only lack together
             try:
                 spare += [os.open(os.devnull, os.O_RDONLY) for _ in range(_SPARE)]
                 # A session of its own: Ctrl-C in the terminal is for the parent, which finishes the batch in hand.
                 child = subprocess.Popen(
-                    [sys.executable, "-c", BOOT, json.dumps(plan), *sys.path], bufsize=0, start_new_session=True,
+                    [sys.executable, "-c", BOOT, task, *sys.path], bufsize=0, start_new_session=True,
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 )  # fmt: skip
             except OSError as error:
@@ -147,21 +156,18 @@ class DecodeProcess:
         length = int.from_bytes(_read(child, 4, deadline_s), "big")
         if length > _MAX_HEADER:
             raise ValueError("a header of that length is none")
-        values: dict[str, Any] = json.loads(_read(child, length, deadline_s))
-        stamp = None if values["stamp"] is None else FileStamp(*values["stamp"])
-        if values["error"] is not None:
-            return undecoded(path, str(values["error"]), Fault(values["fault"]), stamp)
+        reply = from_json(_Reply, object_from_json(_read(child, length, deadline_s)), "a reply")
+        if reply.error is not None:
+            return undecoded(path, reply.error, Fault(reply.fault), reply.stamp)
         pixels = []
         most = max([self._plan.max_pixels, *(spec.size**2 for spec in self._plan.squares)])
-        for height, width in values["shapes"]:
+        for height, width in reply.shapes:
             if height < 1 or width < 1 or height * width > most:
                 raise ValueError("pixels of that size were not asked for")
             raw = _read(child, 3 * height * width, deadline_s)
             pixels.append(np.frombuffer(raw, np.uint8).reshape(height, width, 3))
-        evidence = tuple(Evidence(str(a), Origin(b), str(c)) for a, b, c in values["evidence"])
-        frames = tuple(int(index) for index in values["frames"])
-        first, second = tuple(pixels[: len(frames)]), tuple(pixels[len(frames) :])
-        return Decoded(path, stamp, first, frames, evidence, second=second)
+        first, second = tuple(pixels[: len(reply.frames)]), tuple(pixels[len(reply.frames) :])
+        return Decoded(path, reply.stamp, first, reply.frames, reply.evidence, second=second)
 
 
 def _write(child: subprocess.Popen[bytes], content: bytes) -> None:
@@ -198,11 +204,8 @@ def main() -> None:
     """The child's side: decode what stdin names until it ends."""
     import resource
 
-    values = json.loads(sys.argv[1])
-    limit_s = values.pop("limit_s")
-    for name in ("spec", "second"):
-        values[name] = values[name] and spec_from_json(values[name])
-    plan = DecodePlan(**values)
+    task = object_from_json(sys.argv[1])
+    plan, limit_s = from_json(DecodePlan, task["plan"], "a plan"), task["limit_s"]
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # when memory runs out, this process goes, not the scan
@@ -217,7 +220,7 @@ def main() -> None:
             content = requests.read(int.from_bytes(requests.read(8), "big"))
             # The parent may be gone when a decoder hangs: the kernel ends this process then.
             signal.setitimer(signal.ITIMER_REAL, limit_s + 5.0)
-            _reply(out.write, _decoded(path, content, plan))
+            _reply(out, _decoded(path, content, plan))
             out.flush()
             signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -228,18 +231,11 @@ def _decoded(path: Path, content: bytes, plan: DecodePlan) -> Decoded:
     return decoded_from_file(path, plan, lambda *_: Snapshot(path, content, FileStamp(len(content), 0)))
 
 
-def _reply(write: Any, decoded: Decoded) -> None:
-    stamp = decoded.stamp
-    header = json.dumps(
-        {
-            "stamp": stamp and [stamp.size, stamp.mtime_ns, stamp.sha256],
-            "error": decoded.error,
-            "fault": decoded.fault and decoded.fault.value,
-            "shapes": [pixels_HWC.shape[:2] for pixels_HWC in (*decoded.pixels, *decoded.second)],
-            "frames": decoded.frames,
-            "evidence": [(one.source, one.origin.value, one.detail) for one in decoded.evidence],
-        }
-    ).encode()
-    write(len(header).to_bytes(4, "big") + header)
-    for pixels_HWC in (*decoded.pixels, *decoded.second):
-        write(np.ascontiguousarray(pixels_HWC))
+def _reply(out: BinaryIO, decoded: Decoded) -> None:
+    pixels = (*decoded.pixels, *decoded.second)
+    shapes = tuple((len(pixels_HWC), len(pixels_HWC[0])) for pixels_HWC in pixels)
+    reply = _Reply(decoded.stamp, decoded.error, decoded.fault, shapes, decoded.frames, decoded.evidence)
+    header = json.dumps(asdict(reply)).encode()
+    out.write(len(header).to_bytes(4, "big") + header)
+    for pixels_HWC in pixels:
+        out.write(np.ascontiguousarray(pixels_HWC).data)
