@@ -17,7 +17,8 @@ from signing import TRAINED, signed
 from aivsreal.runtime import ScanOptions
 from aivsreal.runtime.detector import Detector
 from aivsreal.runtime.evidence.c2pa import has_manifest
-from aivsreal.runtime.evidence.provenance import IPTC_EXTENSION, origin_from_source_type, texts_from_xmp
+from aivsreal.runtime.evidence.generators import origin_from_source_type
+from aivsreal.runtime.evidence.provenance import IPTC_EXTENSION, texts_from_xmp
 from aivsreal.runtime.files.decode import DecodePlan, decoded_from_file
 from aivsreal.runtime.verdict import Evidence, Label, Origin, Verdict, verdict_from_declared
 

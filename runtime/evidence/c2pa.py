@@ -7,17 +7,11 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-from aivsreal.runtime.pixels.containers import (
-    bmff_boxes,
-    jpeg_segments,
-    png_chunks,
-    riff_chunks,
-    tiff_pages,
-)
+from aivsreal.runtime.evidence.generators import origin_from_source_type, shortened
+from aivsreal.runtime.pixels.containers import bmff_boxes, jpeg_segments, png_chunks, riff_chunks, tiff_pages
 from aivsreal.runtime.verdict import Evidence, Origin
 
 _MIME = {
@@ -31,19 +25,17 @@ _MIME = {
 }
 _BMFF_UUID = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
 _TIFF_TAG = 0xCD41
-_SHOWN = 200
 # No manifest, certificate status or trust list is fetched from anywhere. Without a list of trusted signers, the state
 # of a signature is at best "valid": the file is as its signer left it, whoever that is.
 _OFFLINE = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
 
 
-def c2pa_evidence(kind: str, content: bytes, origin_from_source_type: Callable[[str], Origin]) -> list[Evidence]:
+def c2pa_evidence(kind: str, content: bytes) -> list[Evidence]:
     """At most one statement. Nothing is raised: what cannot be read is said in its detail.
 
     Args:
         kind: Pillow's name of the format.
         content: the whole file.
-        origin_from_source_type: reads the IPTC term that a manifest's actions carry.
     """
     if not has_manifest(kind, content):
         return []
@@ -57,9 +49,9 @@ def c2pa_evidence(kind: str, content: bytes, origin_from_source_type: Callable[[
         with c2pa.Reader(_MIME[kind], io.BytesIO(content), context=context) as reader:
             store = json.loads(reader.json())
             state = str(reader.get_validation_state() or "unknown").lower()
-        return [_evidence_from_store(store, state, origin_from_source_type)]
+        return [_evidence_from_store(store, state)]
     except Exception as error:  # c2pa's errors, and whatever the manifest's JSON lacks: it is only a statement
-        return [Evidence("c2pa", Origin.UNSTATED, _short(f"a C2PA manifest that cannot be read: {error}"))]
+        return [Evidence("c2pa", Origin.UNSTATED, shortened(f"a C2PA manifest that cannot be read: {error}"))]
 
 
 def has_manifest(kind: str, content: bytes) -> bool:
@@ -76,9 +68,7 @@ def has_manifest(kind: str, content: bytes) -> bool:
     return kind == "TIFF" and any(_TIFF_TAG in page.tags for page in islice(tiff_pages(content), 1))
 
 
-def _evidence_from_store(
-    store: dict[str, Any], state: str, origin_from_source_type: Callable[[str], Origin]
-) -> Evidence:
+def _evidence_from_store(store: dict[str, Any], state: str) -> Evidence:
     manifest = store["manifests"][store["active_manifest"]]
     makers = manifest.get("claim_generator_info") or [{"name": manifest.get("claim_generator", "not named")}]
     maker = " ".join(str(makers[0][key]) for key in ("name", "version") if makers[0].get(key))
@@ -96,14 +86,9 @@ def _evidence_from_store(
     stated = next((origin for origin in (Origin.AI, Origin.AI_PARTS, Origin.CAPTURE) if origin in origins), None)
     origin = stated if stated is not None and state in ("valid", "trusted") else Origin.UNSTATED
     source = f"; source {', '.join(dict.fromkeys(term.rsplit('/', 1)[-1] for term in terms))}" if terms else ""
-    return Evidence("c2pa", origin, _short(f"signature {state}, by {signer}; made with {maker}{source}"))
+    return Evidence("c2pa", origin, shortened(f"signature {state}, by {signer}; made with {maker}{source}"))
 
 
 def _is_c2pa_box(box: bytes) -> bool:
     """A JUMBF superbox whose description box has the type of a C2PA manifest store."""
     return box[4:8] == b"jumb" and box[12:16] == b"jumd" and box[16:20] == b"c2pa"
-
-
-def _short(text: str) -> str:
-    plain = " ".join(text.split())
-    return plain if len(plain) <= _SHOWN else plain[: _SHOWN - 1] + "…"

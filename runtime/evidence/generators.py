@@ -1,4 +1,4 @@
-"""Where generators of pictures write what they did: one table, read by `provenance`."""
+"""Where generators of pictures write what they did, one table, and the terms of IPTC for where a picture is from."""
 
 from __future__ import annotations
 
@@ -31,6 +31,16 @@ _PARAMETERS = frozenset(
     "negative_prompt sampler sampler_name scheduler steps num_inference_steps seed cfg cfg_scale guidance_scale "
     "model base_model use_stable_diffusion_model".split()
 )
+_VOCABULARY = re.compile(r"(?:https?://cv\.iptc\.org/newscodes/digitalsourcetype/)?(\w+)")
+_ORIGINS = {
+    "trainedAlgorithmicMedia": Origin.AI,
+    "compositeWithTrainedAlgorithmicMedia": Origin.AI_PARTS,
+    "digitalCapture": Origin.CAPTURE,
+    "computationalCapture": Origin.CAPTURE,
+    "negativeFilm": Origin.CAPTURE,
+    "positiveFilm": Origin.CAPTURE,
+    "print": Origin.CAPTURE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,12 @@ def shortened(text: str) -> str:
     """On one line, and cut to `SHOWN` characters."""
     plain = " ".join(text.strip("\0 ").split())
     return plain if len(plain) <= SHOWN else plain[: SHOWN - 1] + "…"
+
+
+def origin_from_source_type(value: str) -> Origin:
+    """Origin of an IPTC `DigitalSourceType`, given as its URI or its bare name."""
+    match = _VOCABULARY.fullmatch(value.strip())
+    return _ORIGINS.get(match.group(1), Origin.UNSTATED) if match else Origin.UNSTATED
 
 
 def _settings(text: str, values: Json) -> str | None:

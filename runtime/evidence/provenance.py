@@ -7,7 +7,6 @@ is worth what its writer is, and its absence says nothing.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from xml.parsers import expat
 
@@ -15,7 +14,7 @@ from PIL import ExifTags, Image
 from PIL.ExifTags import Base
 
 from aivsreal.runtime.evidence.c2pa import c2pa_evidence
-from aivsreal.runtime.evidence.generators import shortened, statements_of
+from aivsreal.runtime.evidence.generators import origin_from_source_type, shortened, statements_of
 from aivsreal.runtime.verdict import Evidence, Origin
 
 IPTC_EXTENSION = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
@@ -28,16 +27,6 @@ _XMP_FIELDS = {
     "http://ns.adobe.com/photoshop/1.0/ Credit": "xmp:Credit",
     "http://ns.adobe.com/exif/1.0/ UserComment": "xmp:UserComment",
     "http://purl.org/dc/elements/1.1/ description": "xmp:description",
-}
-_VOCABULARY = re.compile(r"(?:https?://cv\.iptc\.org/newscodes/digitalsourcetype/)?(\w+)")
-_ORIGINS = {
-    "trainedAlgorithmicMedia": Origin.AI,
-    "compositeWithTrainedAlgorithmicMedia": Origin.AI_PARTS,
-    "digitalCapture": Origin.CAPTURE,
-    "computationalCapture": Origin.CAPTURE,
-    "negativeFilm": Origin.CAPTURE,
-    "positiveFilm": Origin.CAPTURE,
-    "print": Origin.CAPTURE,
 }
 _MOST = 1 << 24  # characters of one text; ComfyUI workflows reach hundreds of kilobytes
 _UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, SyntaxError, RecursionError)
@@ -57,14 +46,8 @@ def evidence_from_image(image: Image.Image, content: bytes) -> tuple[Evidence, .
                 found.extend(_said(place, text) if len(text) <= _MOST else ())
         except (*_UNREADABLE, MemoryError):
             continue
-    found.extend(c2pa_evidence(image.format or "", content, origin_from_source_type))
+    found.extend(c2pa_evidence(image.format or "", content))
     return tuple(dict.fromkeys(found))
-
-
-def origin_from_source_type(value: str) -> Origin:
-    """Origin of an IPTC `DigitalSourceType`, given as its URI or its bare name."""
-    match = _VOCABULARY.fullmatch(value.strip())
-    return _ORIGINS.get(match.group(1), Origin.UNSTATED) if match else Origin.UNSTATED
 
 
 def _said(place: str, text: str) -> Iterator[Evidence]:
