@@ -152,7 +152,7 @@ def test_a_file_that_is_no_results_file_is_left_alone(tmp_path: Path) -> None:
     notes.write_text("mine\nmy own\n")
     for resume in (False, True):
         with pytest.raises(ResultsError, match=r"notes\.txt"):
-            ResultsFile(notes, JUDGE, resume)
+            ResultsFile(notes, JUDGE, resume=resume)
     assert notes.read_text() == "mine\nmy own\n"
     with pytest.raises(ResultsError, match="not a regular file"):
         ResultsFile(Path("/dev/null"), JUDGE)

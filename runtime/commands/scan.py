@@ -15,14 +15,16 @@ import click
 
 from aivsreal.runtime.backends import BACKENDS
 from aivsreal.runtime.commands.frame import Number, command
-from aivsreal.runtime.commands.scan_options import Options
+from aivsreal.runtime.commands.scan_options import Known, Options, ended
 
 if TYPE_CHECKING:
     from aivsreal.runtime.commands.stop import Stop
     from aivsreal.runtime.detector import Detector
     from aivsreal.runtime.files.find import Search
     from aivsreal.runtime.results.file import ResultsFile
-    from aivsreal.runtime.results.writers import Writer
+    from aivsreal.runtime.results.heatmap import HeatMaps
+    from aivsreal.runtime.results.html import HtmlReport
+    from aivsreal.runtime.results.writers import Tally, Writer
 
 
 @command("aivsreal-scan")
@@ -113,14 +115,12 @@ def _opened(options: Options) -> Detector:
         from aivsreal.runtime.backends.choose import WORTH_A_SLOW_START
         from aivsreal.runtime.detector import Detector
         from aivsreal.runtime.files.find import Search, count_if_few
-        from aivsreal.runtime.files.own_process import load_decoders
 
         opened = bundle.result()
         # Only auto chooses, and only it needs the folders looked at.
         choose = options.backend == "auto" and not options.watch
         search = Search(options.all_files, options.exclude)
         few = count_if_few(options.paths, WORTH_A_SLOW_START, search) if choose else None
-        beside.submit(load_decoders)  # while the network is loaded, which for the most part is not Python
         return Detector.open(
             opened, options.backend, options.operating_point, options.threads, few, options.second_opinion
         )
@@ -130,55 +130,84 @@ def _scan(detector: Detector, options: Options) -> int:
     from aivsreal.runtime.commands.stop import Stop
     from aivsreal.runtime.files.find import Search
     from aivsreal.runtime.files.own_process import set_up_pillow
-    from aivsreal.runtime.results.artefacts import Artefacts
+    from aivsreal.runtime.results.output import check_apart
     from aivsreal.runtime.results.writers import Tally
     from aivsreal.runtime.text import escaped
 
     tally, notes, begin = Tally(), list[str](), time.perf_counter()
-    search = Search(options.all_files, options.exclude)
-    how = options.how()
+    search, how = Search(options.all_files, options.exclude), options.how()
     set_up_pillow(how.max_pixels)
     named = (("--output", options.output), ("--html", options.html), ("--heatmaps", options.heatmaps))
-    if outputs := {option: Path(name) for option, name in named if name is not None}:
-        from aivsreal.runtime.results.output import check_apart
-
-        check_apart(outputs)
+    check_apart({option: Path(name) for option, name in named if name is not None})
     with ExitStack() as stack:
-        results = None
-        if options.output is not None:
-            from aivsreal.runtime.results.file import ResultsFile
-
-            resumed = (options.resume, options.by_content, options.retry_errors, options.overwrite)
-            results = stack.enter_context(ResultsFile(Path(options.output), detector.judge_of_rows, *resumed))
-        artefacts = stack.enter_context(
-            Artefacts(detector, options.paths, options.html, options.assets, options.heatmaps, options.overwrite)
-        )  # fmt: skip
-        writer = _writer(stack, detector, options, results)
-        pool = stack.enter_context(detector.decode_pool(how))
-        stop, last = stack.enter_context(Stop()), None
-        try:
-            for paths in _rounds(options, search, stop, results, notes):
-                for batch in detector.scan_batches(paths, how, pool):
-                    for last in batch:
+        results = _results(stack, detector, options)
+        maps, report = _beside(stack, detector, options)
+        rows = _writer(stack, detector, options, results, tally)
+        writers = [rows, *(one for one in (maps, report) if one is not None)]
+        pool, stop, last = stack.enter_context(detector.decode_pool(how)), stack.enter_context(Stop()), None
+        for paths in _rounds(options, search, stop, results, notes):
+            for batch in detector.scan_batches(paths, how, pool):
+                for last in batch:
+                    tally.add(last)
+                    for writer in writers:
                         writer.write(last)
-                        tally.add(last)
-                        artefacts.write(last)
-                    if stop.signal is not None:
-                        break
-        finally:
-            if stop.signal is not None:
-                artefacts.complete = False
-                where = f"after {escaped(last.path)}" if last else "before the first file"
-                notes.append(f"stopped by {stop.signal.name} {where}; {options.how_to_go_on()}")
+                if stop.signal is not None:
+                    break
+        if stop.signal is not None:
+            where = f"after {escaped(last.path)}" if last else "before the first file"
+            notes.append(f"stopped by {stop.signal.name} {where}; {options.how_to_go_on()}")
+            if report is not None:
+                report.complete = False
     # Only now is all written, and the running count gone from the terminal.
-    known, failed = (results.skipped, results.skipped_errors) if results is not None else (0, 0)
-    told = [f"in {escaped(options.output or '')} already: {known} files, errors {failed}"] if known else []
-    told += [passed] if not options.watch and (passed := search.told()) else []
-    for note in [*notes, *told, *artefacts.told(), tally.summary(time.perf_counter() - begin)]:
-        click.echo(note, err=True)
-    if stop.signal is not None:
-        return 128 + stop.signal  # as a shell reports a command that a signal ended
-    return 1 if notes or tally.errors or failed else 0
+    passed = None if options.watch else search.told()
+    told = [*([passed] if passed else []), *_told(detector, options, maps), tally.summary(time.perf_counter() - begin)]
+    known = None if results is None else Known(str(options.output), results.skipped, results.skipped_errors)
+    return ended(stop, tally, notes, told, known)
+
+
+def _results(stack: ExitStack, detector: Detector, options: Options) -> ResultsFile | None:
+    if options.output is None:
+        return None
+    from aivsreal.runtime.results.file import ResultsFile
+
+    results = ResultsFile(
+        Path(options.output), detector.judge_of_rows, resume=options.resume, by_content=options.by_content,
+        retry_errors=options.retry_errors, overwrite=options.overwrite,
+    )  # fmt: skip
+    return stack.enter_context(results)
+
+
+def _beside(stack: ExitStack, detector: Detector, options: Options) -> tuple[HeatMaps | None, HtmlReport | None]:
+    """Writers of what was asked for beside the rows."""
+    maps = report = None
+    if options.heatmaps is not None:
+        from aivsreal.runtime.bundle.folder import no_maps
+        from aivsreal.runtime.results.heatmap import HeatMaps
+
+        if not detector.backend.has_maps:
+            raise no_maps(detector.bundle)
+        maps = HeatMaps(Path(options.heatmaps), detector.bundle, options.overwrite)
+    if options.html is not None:
+        from aivsreal.runtime.results.facts import Ran
+        from aivsreal.runtime.results.html import HtmlReport
+
+        backend, second = detector.backend, detector.judge_of_rows.second
+        ran = Ran(detector.bundle, detector.point, backend.name, backend.precision, detector.why, options.paths, second)
+        inputs = [Path(name) for name in options.paths]
+        report = stack.enter_context(HtmlReport(Path(options.html), ran, options.assets, inputs, options.overwrite))
+    return maps, report
+
+
+def _told(detector: Detector, options: Options, maps: HeatMaps | None) -> Iterator[str]:
+    """What was written beside the rows, once it is."""
+    from aivsreal.runtime.text import escaped
+
+    if maps is not None:
+        where = escaped(options.heatmaps or "")
+        yield f"drew {maps.count} heat maps in {where}: what moved the score, not what was edited"
+    if options.html is not None:
+        without = "" if detector.backend.has_maps else "; without heat maps, which this bundle's network does not give"
+        yield f"report in {escaped(options.html)}{without}"
 
 
 def _rounds(
@@ -216,9 +245,11 @@ def _description(detector: Detector, asked_point: str | None) -> str:
     return f"{told}\nsecond opinion: {_description(detector.second, asked_point if same else None)}"
 
 
-def _writer(stack: ExitStack, detector: Detector, options: Options, results: ResultsFile | None) -> Writer:
+def _writer(
+    stack: ExitStack, detector: Detector, options: Options, results: ResultsFile | None, tally: Tally
+) -> Writer:
     """Rows for a program or a table for a terminal, with a running count on whichever stream is a terminal."""
-    from aivsreal.runtime.results.writers import CountingWriter, CsvWriter, JsonLinesWriter, TableWriter, TabWriter
+    from aivsreal.runtime.results.writers import CsvWriter, JsonLinesWriter, TableWriter, TabWriter, shown_count
 
     plain: Writer
     if results is not None:
@@ -233,7 +264,8 @@ def _writer(stack: ExitStack, detector: Detector, options: Options, results: Res
     from rich.console import Console
 
     console = Console(stderr=not table)
-    return stack.enter_context(CountingWriter(TableWriter(console) if table else plain, console))
+    stack.enter_context(shown_count(console, lambda: f"{tally.total:,} files"))
+    return TableWriter(console) if table else plain
 
 
 if __name__ == "__main__":

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
+    from aivsreal.runtime.commands.stop import Stop
     from aivsreal.runtime.options import ScanOptions
+    from aivsreal.runtime.results.writers import Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,3 +122,34 @@ class Options:
         added = [] if self.resume else ["--resume"]
         listed = ", with the same list on standard input" if "-" in self.paths else ""
         return f"go on with: {typed('aivsreal-scan', *sys.argv[1:], *added)}{listed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What an output had before the scan, of the files that were asked for."""
+
+    place: str
+    files: int
+    errors: int
+
+
+def ended(stop: Stop, tally: Tally, notes: Iterable[str], told: Iterable[str], known: Known | None) -> int:
+    """Tell how a scan ended, and give its exit status.
+
+    Args:
+        stop: what may have ended it.
+        tally: what it judged.
+        notes: what went otherwise than was asked for; any makes the status 1.
+        told: what else is to be said.
+        known: what was not judged, as it is there already.
+    """
+    from aivsreal.runtime.text import escaped
+
+    wrong, already = list(notes), list[str]()
+    if known is not None and known.files:
+        already = [f"in {escaped(known.place)} already: {known.files} files, errors {known.errors}"]
+    for note in [*wrong, *already, *told]:
+        click.echo(note, err=True)
+    if stop.signal is not None:
+        return 128 + stop.signal  # as a shell reports a command that a signal ended
+    return 1 if wrong or tally.errors or (known is not None and known.errors) else 0

@@ -14,11 +14,6 @@ from aivsreal.runtime.pixels.images import MAX_PIXELS
 _HANDLERS = ("TIFFSetErrorHandler", "TIFFSetErrorHandlerExt", "TIFFSetWarningHandler", "TIFFSetWarningHandlerExt")
 
 
-def load_decoders() -> None:
-    """Pillow's plugins for the common formats, which it would load at the first image: 8 ms."""
-    Image.preinit()
-
-
 def set_up_pillow(max_pixels: int) -> None:
     """Let Pillow open images of so many pixels; keep it and libtiff from writing to stderr: what they say is raised."""
     logging.getLogger("PIL").addHandler(logging.NullHandler())

@@ -64,7 +64,7 @@ class ResultsFile:
     """
 
     def __init__(
-        self, path: Path, judge: Judge, resume: bool = False, by_content: bool = False, retry_errors: bool = False,
+        self, path: Path, judge: Judge, *, resume: bool = False, by_content: bool = False, retry_errors: bool = False,
         overwrite: bool = False,
     ) -> None:  # fmt: skip
         self.path = path

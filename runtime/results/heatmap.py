@@ -1,4 +1,4 @@
-"""Colours of a map over an image, and where its files go: numpy and Pillow alone.
+"""Colours of a map over an image, and where its files go.
 
 A map shows what moved the score, never what was edited. Its values are signed: above 0 towards `ai`, below 0 towards
 `real`. Orange and blue are told apart with any colour vision; what moved little stays the image itself.
@@ -16,14 +16,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import OutputError
 from aivsreal.runtime.preprocess import MapHW, PixelsHWC
 from aivsreal.runtime.results.output import DRAWING, MAP, SOFTWARE, check_replaceable, replacing
 from aivsreal.runtime.spec import Box
+from aivsreal.runtime.verdict import Scanned
 
 TOWARDS_AI = np.array([232, 89, 12], dtype=np.float32)
 TOWARDS_REAL = np.array([25, 113, 194], dtype=np.float32)
 STRONGEST = 0.62  # opacity of the largest value: the image stays to be seen under it
+LEAST_SIDE = 448  # of a heat map of a scan: twice the usual input, so that its picture can be looked at
 FLAT = 1.0  # logit; a map whose values all lie below it is not blown up to full colour
 SHOWN_SIDE = 1024  # longest side of an overlay in pixels; 4 x 4 values need no more
 _SOURCE = re.compile(rb"iTXtSource\0{5}([0-9a-f]{12})")
@@ -117,6 +120,44 @@ def write_map(
     with replacing(npy) as stream:
         np.save(stream, map_hw)
     return png
+
+
+class HeatMaps:
+    """A `Writer` that draws the network's own map of each result that has one.
+
+    Args:
+        folder: where they go, as of `write_map`.
+        bundle: whose maps they are.
+        overwrite: as of `write_map`.
+    """
+
+    def __init__(self, folder: Path, bundle: Bundle, overwrite: bool = False) -> None:
+        self._folder, self._overwrite = folder, overwrite
+        self._software = f"{SOFTWARE}, bundle {bundle.manifest.arch} {bundle.digest}"
+        self.count = 0
+        """Maps that were drawn."""
+
+    def write(self, scanned: Scanned) -> None:
+        """Draw the map of one result.
+
+        Raises:
+            OutputError: the disk is full, or a file cannot be written.
+        """
+        view, verdict = scanned.view, scanned.verdict
+        if view is None or view.map_hw is None or verdict is None:
+            return
+        side = max(LEAST_SIDE, len(view.square_SSC))
+        square = Image.fromarray(view.square_SSC).resize((side, side), Image.Resampling.BICUBIC)
+        about = {
+            "Software": self._software,
+            "Title": f"What moved the score of {scanned.path.name}",
+            "Description": "Orange towards ai, blue towards real; the mean of the values is the logit. "
+            "What moved the score, not what was edited.",
+            "Comment": f"{verdict.label.value}: {verdict.reason}",
+        }
+        picture = overlay(np.asarray(square), view.map_hw, floor=FLAT)
+        write_map(self._folder, scanned.path, picture, view.map_hw, about, overwrite=self._overwrite)
+        self.count += 1
 
 
 def _source_of(png: Path) -> str | None:

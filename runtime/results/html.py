@@ -52,6 +52,8 @@ class HtmlReport:
     def __init__(
         self, target: Path, ran: Ran, assets: bool = False, inputs: Iterable[Path] = (), overwrite: bool = False
     ) -> None:
+        self.complete = True
+        """To be set to False where the scan is stopped before its end; the report says so."""
         self._target, self._ran = target, ran
         self._assets = target.with_name(f"{target.stem}_files") if assets else None
         self._rows = self._pictures = 0
@@ -71,7 +73,8 @@ class HtmlReport:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.close(complete=kind is None)
+        self.complete = self.complete and kind is None
+        self.close()
 
     def write(self, scanned: Scanned) -> None:
         """Keep one result.
@@ -90,11 +93,8 @@ class HtmlReport:
         except OSError as error:
             raise OutputError(f"{self._target}: cannot be written: {error.strerror}; free some space") from None
 
-    def close(self, complete: bool = True) -> None:
+    def close(self) -> None:
         """Write the report of what was kept.
-
-        Args:
-            complete: False where the scan was stopped before its end; the report says so.
 
         Raises:
             OutputError: it cannot be written.
@@ -105,7 +105,7 @@ class HtmlReport:
         head, tail = template.replace("%SCRIPT_SHA256%", digest).split("%DATA%")
         with self._spool, self._errors, replacing(self._target) as stream:
             stream.write(head.encode("ascii", "xmlcharrefreplace"))
-            for part in self._data(complete):
+            for part in self._data():
                 stream.write(part.replace("<", "\\u003c").encode("ascii"))
             stream.write(tail.replace("%SCRIPT%", script).encode("ascii"))
 
@@ -135,12 +135,12 @@ class HtmlReport:
         (self._assets / name).write_bytes(_jpeg(Image.fromarray(square_SSC), 2 * _STORED_SIDE, SOFTWARE.encode()))
         return name.encode()
 
-    def _data(self, complete: bool) -> Iterator[str]:
+    def _data(self) -> Iterator[str]:
         manifest, seconds = self._ran.bundle.manifest, (datetime.now(timezone.utc) - self._begun).total_seconds()
         when = f"{self._begun:%-d %B %Y, %H:%M} UTC"
         made = f"Made by aivsreal {version('aivsreal')}, {when}, in {seconds:.0f} s. It loads nothing from anywhere."
         about = {
-            "complete": complete,
+            "complete": self.complete,
             "subtitle": f"{', '.join(escaped(name) for name in self._ran.arguments)} · {when}",
             "made": made,
             "assets": None if self._assets is None else quote(os.fsencode(self._assets.name)) + "/",

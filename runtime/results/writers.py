@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from aivsreal.runtime.errors import ResultsError
@@ -116,55 +117,51 @@ class TableWriter:
         self._console.print(line, soft_wrap=True)
 
 
-class CountingWriter:
-    """Passes results on and keeps a running count under them; a context manager, gone from the screen at its end.
+@contextmanager
+def shown_count(console: Console, told: Callable[[], str]) -> Iterator[None]:
+    """A line under the rows, gone from the screen at the end, that says how far a scan is.
 
     A scan streams its files and does not know how many there will be, so there is a count and no bar.
     """
+    from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TimeElapsedColumn
+    from rich.text import Text
 
-    def __init__(self, writer: Writer, console: Console) -> None:
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    class Told(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(told())
 
-        self._writer = writer
-        # Rich would otherwise catch what is written to stdout, and print results on stderr.
-        self._display = Progress(
-            SpinnerColumn(), TextColumn("{task.completed:,.0f} files"), TimeElapsedColumn(),
-            console=console, transient=True, redirect_stdout=False, redirect_stderr=False,
-        )  # fmt: skip
-        self._task = self._display.add_task("scan", total=None)
-
-    def __enter__(self) -> CountingWriter:
-        self._display.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._display.stop()
-
-    def write(self, scanned: Scanned) -> None:
-        """Write one result and count it."""
-        self._writer.write(scanned)
-        self._display.advance(self._task)
+    columns = (SpinnerColumn(), Told(), TimeElapsedColumn())
+    # Rich would otherwise catch what is written to stdout, and print results on stderr.
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as display:
+        display.add_task("scan", total=None)
+        yield
 
 
 class Tally:
     """Counts of a scan."""
 
     def __init__(self) -> None:
-        self._labels: Counter[str] = Counter()
-        self.errors = self.second_opinions = 0
+        self._labels: Counter[str | None] = Counter()  # None for errors
+        self.second_opinions = 0
 
     def add(self, scanned: Scanned) -> None:
         """Count one result."""
-        if scanned.verdict is None:
-            self.errors += 1
-        else:
-            self._labels[scanned.verdict.label.value] += 1
-            self.second_opinions += scanned.first is not None
+        self.add_labels([None if scanned.verdict is None else scanned.verdict.label.value])
+        self.second_opinions += scanned.first is not None
+
+    def add_labels(self, labels: Iterable[str | None]) -> None:
+        """Count results by their labels, None for an error."""
+        self._labels.update(labels)
+
+    @property
+    def errors(self) -> int:
+        """How many could not be judged."""
+        return self._labels[None]
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self._labels.total() + self.errors
+        return self._labels.total()
 
     def counts(self) -> str:
         """How many of each label, and errors."""
@@ -172,12 +169,15 @@ class Tally:
             f"{self._labels[label.value]} {label.value}" for label in (Label.AI, Label.REAL, Label.UNSURE)
         )
         asked = f", {self.second_opinions} of them a second opinion" if self.second_opinions else ""
-        return f"judged {self._labels.total()}: {labels}{asked}; errors {self.errors}"
+        return f"judged {self.total - self.errors}: {labels}{asked}; errors {self.errors}"
+
+    def rate(self, seconds: float) -> str:
+        """How fast they were judged, in words."""
+        return f"{(self.total - self.errors) / seconds if seconds > 0 else 0.0:.1f} images/s"
 
     def summary(self, seconds: float) -> str:
         """One line for the end of a scan."""
-        rate = self._labels.total() / seconds if seconds > 0 else 0.0
-        return f"{self.counts()}; {seconds:.1f} s, {rate:.1f} images/s"
+        return f"{self.counts()}; {seconds:.1f} s, {self.rate(seconds)}"
 
 
 def strongest_origin(evidence: Sequence[Evidence]) -> Origin | None:
