@@ -9,19 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import numpy as np
-import onnx
 import pytest
 from click.testing import CliRunner
-from conftest import write_image
 
 from aivsreal.benchmarks import report
 from aivsreal.benchmarks import start as imports
 from aivsreal.benchmarks.machine import machine_facts
-from aivsreal.benchmarks.studies import ablation, geometry, onnx_graph, training
+from aivsreal.benchmarks.studies import ablation
 from aivsreal.runtime.errors import DataError
-from aivsreal.runtime.pixels.images import pixels_from_file
-from aivsreal.runtime.spec import PreprocessSpec
 
 
 def test_the_machine_is_described_without_its_name() -> None:
@@ -149,77 +144,6 @@ def test_an_ablation_gives_the_teacher_to_those_that_ask_one(tmp_path: Path) -> 
     _finished_run(tmp_path, "labels", [0.5, 0.7])
     with pytest.raises(DataError, match="levit_192 at 224 px"):
         ablation.row_from_run(tmp_path / "labels-0", tmp_path, "labels", 0, scale)
-
-
-def test_views_are_squares_of_the_input_in_their_places(tmp_path: Path) -> None:
-    pixels_HWC = pixels_from_file(write_image(tmp_path / "wide.png", 1, size=(90, 64)))
-    spec = PreprocessSpec(56, crop_fraction=0.875)
-    for name, views in geometry.GEOMETRIES.items():
-        squares = views(pixels_HWC, spec)
-        assert {square.shape for square in squares} == {(56, 56, 3)}, name
-    (centre,) = geometry.one(pixels_HWC, spec)
-    five = geometry.five_crops(pixels_HWC, spec)
-    np.testing.assert_array_equal(five[0], pixels_HWC[:56, :56])
-    np.testing.assert_array_equal(five[3], pixels_HWC[-56:, -56:])
-    np.testing.assert_array_equal(five[4], centre)
-    np.testing.assert_array_equal(geometry.mirrored(pixels_HWC, spec)[1], centre[:, ::-1])
-    assert len(geometry.ten_crops(pixels_HWC, spec)) == 10
-
-
-def test_an_auc_gain_is_paired() -> None:
-    rng = np.random.default_rng(0)
-    target_B = np.repeat([0, 1], 200)
-    base_B = rng.normal(size=400) + 0.3 * target_B
-    assert geometry.auc_gain(target_B, base_B, base_B) == (0.0, 0.0, 0.0)
-    gain, low, high = geometry.auc_gain(target_B, base_B, base_B + target_B)
-    assert 0 < low < gain < high
-
-
-def test_geometries_are_compared_on_a_bundle(tiny_data: Path, tiny_bundle: Path) -> None:
-    arguments = [str(tiny_data), "--bundle", str(tiny_bundle), "--split", "val_unseen"]
-    result = CliRunner().invoke(geometry.main, arguments)
-    assert result.exit_code == 0, result.output
-    rows = _lines(result.stdout)
-    assert [row["geometry"] for row in rows] == list(geometry.GEOMETRIES)
-    assert rows[0]["auc_gain"] == [0.0, 0.0, 0.0]
-    assert rows[-1]["views"] == 10
-
-
-def test_training_is_timed(tiny_data: Path) -> None:
-    options = "--arch levit_128s --size 64 --images 16 --steps 1 --workers 0 --no-compile".split()
-    result = CliRunner().invoke(training.main, [str(tiny_data), *options])
-    assert result.exit_code == 0, result.output
-    (row,) = _lines(result.stdout)
-    assert row["images"] == 16
-    assert row["loading_images_per_s"].keys() == {"files", "cache"}
-    assert min(*row["loading_images_per_s"].values(), *row["step_images_per_s"].values()) > 0
-
-
-@pytest.mark.parametrize(
-    ("plain", "openvino", "holds"), [(10.0, 9.2, True), (9.9, 10.0, False), (10.0, 9.0, False), (12.0, 12.0, True)]
-)
-def test_our_graph_is_held_against_a_plain_export_and_openvino(plain: float, openvino: float, holds: bool) -> None:
-    times = {"ours": 10.0, "plain": plain, "plain_conv": 12.0, "openvino": openvino}
-    result = onnx_graph.judged({name: np.full(50, value) for name, value in times.items()})
-    assert result["holds"] is holds
-    assert result["ours_over"]["openvino"]["value"] == pytest.approx(10.0 / openvino)  # type: ignore[index]
-
-
-def test_contenders_take_turns_on_the_same_batch() -> None:
-    called: list[str] = []
-    runs = {name: lambda batch, name=name: called.append(name) for name in ("ours", "plain")}
-    times = onnx_graph.timed(runs, np.zeros((1, 3, 8, 8), np.float32), 0.01, 0.05)
-    assert len(times["ours"]) == len(times["plain"]) > 10
-    assert called[:4] == ["ours", "plain", "plain", "ours"]
-
-
-def test_the_plain_export_is_plain(tmp_path: Path) -> None:
-    kinds = {}
-    for fuse in (False, True):
-        content = onnx_graph._plain_export("levit_128s", 64, tmp_path / "plain.onnx", fuse)
-        kinds[fuse] = [node.op_type for node in onnx.load_from_string(content).graph.node]
-    assert kinds[False].count("BatchNormalization") > 20
-    assert "BatchNormalization" not in kinds[True]
 
 
 def test_a_report_shows_what_was_recorded(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Decoded training images in one memory-mapped file, so that an epoch decodes nothing and workers share the pages.
 
-Decoding is most of the work of a loader: see `python -m aivsreal.benchmarks.studies.training`.
+Decoding is most of the work of a loader: see `benchmarks/results/training.jsonl`.
 Legend: H, W image height and width; C channel (3, RGB).
 """
 
