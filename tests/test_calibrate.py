@@ -25,7 +25,6 @@ from aivsreal.train.calibrate.command import main
 from aivsreal.train.calibrate.points import (
     default_point_of,
     doubts_of,
-    ece_alike,
     measured_point,
     nll,
     offset_from_logits,
@@ -34,7 +33,7 @@ from aivsreal.train.calibrate.points import (
     weights_alike,
 )
 from aivsreal.train.calibrate.recentre import recentred_model
-from aivsreal.train.evaluate.metrics import ece
+from aivsreal.train.evaluate.metrics import value_of
 
 Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
 Targets = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -169,8 +168,12 @@ def test_many_copies_of_a_source_change_no_calibration() -> None:
     )
     assert one == pytest.approx(other, rel=1e-5)
     p_ai_B = 1 / (1 + np.exp(-logit_B))
-    assert ece_alike(target_B, p_ai_B, weights[0]) == pytest.approx(ece_alike(target_B[at], p_ai_B[at], weights[1]))
-    assert ece_alike(target_B, p_ai_B, np.ones(600)) == pytest.approx(ece(target_B, p_ai_B))
+    whole, doubled = (
+        value_of("ece", target_B, p_ai_B, weights[0]),
+        value_of("ece", target_B[at], p_ai_B[at], weights[1]),
+    )
+    assert whole == pytest.approx(doubled)
+    assert value_of("ece", target_B, p_ai_B, np.ones(600)) == pytest.approx(value_of("ece", target_B, p_ai_B))
 
 
 @pytest.mark.parametrize(("alarms", "name"), [(0.0, "balanced"), (0.05, "balanced"), (0.051, "cautious")])

@@ -10,14 +10,10 @@ import pytest
 from aivsreal.train.evaluate.bootstrap import measures, share
 from aivsreal.train.evaluate.metrics import (
     MEASURES,
-    accuracy,
     auc,
-    average_precision,
-    balanced_accuracy,
-    ece,
     reliability,
     roc,
-    tpr_at_fpr,
+    value_of,
 )
 
 TARGET_B = np.array([0, 0, 0, 1, 1])
@@ -37,33 +33,36 @@ def test_the_auc_takes_logits() -> None:
 
 
 def test_accuracies_split_at_one_half_with_the_half_itself_being_ai() -> None:
-    assert accuracy(TARGET_B, P_AI_B) == pytest.approx(4 / 5)
-    assert balanced_accuracy(TARGET_B, P_AI_B) == pytest.approx((2 / 3 + 1) / 2)
-    assert accuracy(np.array([0, 1]), np.array([0.5, 0.5])) == pytest.approx(0.5)
+    assert value_of("accuracy", TARGET_B, P_AI_B) == pytest.approx(4 / 5)
+    assert value_of("balanced_accuracy", TARGET_B, P_AI_B) == pytest.approx((2 / 3 + 1) / 2)
+    assert value_of("accuracy", np.array([0, 1]), np.array([0.5, 0.5])) == pytest.approx(0.5)
 
 
 def test_average_precision_weighs_precision_by_the_recall_gained() -> None:
     # From the top: 0.9 ai (1/1), 0.8 real, 0.6 ai (2/3).
-    assert average_precision(TARGET_B, P_AI_B) == pytest.approx((1 + 2 / 3) / 2)
+    assert value_of("average_precision", TARGET_B, P_AI_B) == pytest.approx((1 + 2 / 3) / 2)
 
 
 def test_the_true_positive_rate_keeps_to_the_false_positive_rate() -> None:
-    assert tpr_at_fpr(TARGET_B, P_AI_B, 0.01) == pytest.approx(0.5)
-    assert tpr_at_fpr(TARGET_B, P_AI_B, 1 / 3) == pytest.approx(1.0)
+    assert value_of("tpr_at_1_fpr", TARGET_B, P_AI_B) == pytest.approx(0.5)
+    many_B = np.r_[np.zeros(100), np.ones(4)].astype(np.int64)  # one AI image of four lies below 3 of 100 real ones
+    score_B = np.r_[np.linspace(0.0, 0.5, 97), np.full(3, 0.7), 0.6, 0.8, 0.9, 0.95]
+    assert value_of("tpr_at_1_fpr", many_B, score_B) == pytest.approx(3 / 4)
+    assert value_of("tpr_at_5_fpr", many_B, score_B) == pytest.approx(1.0)
 
 
 def test_a_threshold_among_ties_takes_all_of_them_or_none() -> None:
-    assert tpr_at_fpr(np.array([0, 1, 1]), np.array([0.9, 0.9, 0.9]), 0.05) == 0.0
+    assert value_of("tpr_at_5_fpr", np.array([0, 1, 1]), np.array([0.9, 0.9, 0.9])) == 0.0
 
 
 def test_the_calibration_error_is_the_weighted_gap_of_the_bins() -> None:
     # Bin 0 holds 0.00 and 0.02 (gap 1/2 - 0.01), the last holds 1.0 twice (gap 1 - 1/2).
-    value = ece(np.array([0, 1, 0, 1]), np.array([0.0, 0.02, 1.0, 1.0]))
+    value = value_of("ece", np.array([0, 1, 0, 1]), np.array([0.0, 0.02, 1.0, 1.0]))
     assert value == pytest.approx((2 * 0.49 + 2 * 0.5) / 4)
 
 
 def test_perfect_answers_have_no_calibration_error() -> None:
-    assert ece(np.array([0, 1]), np.array([0.0, 1.0])) == 0.0
+    assert value_of("ece", np.array([0, 1]), np.array([0.0, 1.0])) == 0.0
 
 
 def test_reliability_bins_say_what_was_claimed_and_what_was_so() -> None:
@@ -137,7 +136,7 @@ def test_a_measure_that_has_no_meaning_is_refused(
 
 def test_logits_have_no_calibration_error() -> None:
     with pytest.raises(ValueError, match="logits"):
-        ece(np.array([0, 1]), np.array([-3.0, 3.0]))
+        value_of("ece", np.array([0, 1]), np.array([-3.0, 3.0]))
 
 
 def test_sources_weigh_alike_whatever_their_size() -> None:

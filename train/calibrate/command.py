@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -17,11 +16,11 @@ from aivsreal.runtime.bundle.model_card import rewritten
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.text import share
-from aivsreal.runtime.verdict import LABELS, p_ai_from_logit
+from aivsreal.runtime.verdict import LABELS, OperatingPoint, p_ai_from_logit
 from aivsreal.train.calibrate.points import (
+    MeasuredPoint,
     default_point_of,
     doubts_of,
-    ece_alike,
     nll,
     offset_from_logits,
     points_from_logits,
@@ -29,7 +28,8 @@ from aivsreal.train.calibrate.points import (
     weights_alike,
 )
 from aivsreal.train.calibrate.recentre import recentred_model
-from aivsreal.train.evaluate.judging import LEAST_REAL, judged_images
+from aivsreal.train.evaluate.judging import LEAST_REAL, Judged, judged_images
+from aivsreal.train.evaluate.metrics import value_of
 from aivsreal.train.evaluate.tiers import Tier
 from aivsreal.train.samples import in_split, limited, samples_from_data
 
@@ -54,18 +54,14 @@ POINTS = ("balanced", "cautious", "sensitive")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Write a new bundle with what was measured.")
 @click.option("--batch-size", type=click.IntRange(1, 4096), default=16, show_default=True)
 @click.option("--limit", type=click.IntRange(1), help="At most this many images of each class.")
-def main(**options: Any) -> int:
+def main(
+    data: Path, *, split: str | None, bundle: str | None, backend: str, tiers: Sequence[str], default_point: str | None,
+    recentre: bool, out: Path | None, batch_size: int, limit: int | None,
+) -> int:  # fmt: skip
     """Calibrate on DATA, a folder as for aivsreal-train; print temperature and operating points as JSON.
 
     Exit status: 0 fine, 1 some images could not be read, 2 wrong use, no usable model or data.
     """
-    return _calibrate(**options)
-
-
-def _calibrate(
-    data: Path, split: str | None, bundle: str | None, backend: str, tiers: Sequence[str], default_point: str | None,
-    recentre: bool, out: Path | None, batch_size: int, limit: int | None,
-) -> int:  # fmt: skip
     from aivsreal.runtime.detector import Detector
 
     samples = samples_from_data(data)
@@ -74,82 +70,115 @@ def _calibrate(
         split = UNSEEN if UNSEEN in vals else max(vals, default="val")
     part = limited(in_split(samples, split), limit)
     kinds = [Tier(tier) for tier in dict.fromkeys(tiers)]
-
-    def tell(line: str) -> None:
-        click.echo(line, err=True)
-
     with Detector.open(bundle, backend) as detector:
         what, running = detector.bundle, detector.backend
-        tell(f"{running.name} {running.precision}, bundle {what.manifest.arch} {what.digest}: {detector.why}")
-        results = list(judged_images(detector, part, kinds, batch_size, tell))
-    target_B = np.array([result.sample.target for result in results], dtype=np.int64)
-    logit_B = np.array([result.verdict.logit for result in results])
-    if len(set(target_B.tolist())) < len(LABELS):
-        raise DataError(f"split {split!r} has no readable image of a class; both are needed")
-    weight_B = weights_alike(target_B, [result.sample.source or "-" for result in results])
-    try:
-        offset = offset_from_logits(target_B, logit_B, weight_B) if recentre else 0.0
-    except ValueError as error:
-        raise DataError(f"split {split!r}: {error}") from None
-    raw_B, logit_B = logit_B, logit_B - offset
-    temperature = temperature_from_logits(target_B, logit_B, weight_B)
-    measured = points_from_logits(target_B, logit_B, weight_B, temperature)
-    chosen = default_point or default_point_of(measured)
-    real, ai = (len({result.sample.path for result in results if result.sample.label == label}) for label in LABELS)
-    doubts = doubts_of(real, ai, temperature)
-    before_B, after_B = (
-        np.array([p_ai_from_logit(logit, value) for logit in logits])
-        for logits, value in ((raw_B.tolist(), what.manifest.temperature), (logit_B.tolist(), temperature))
-    )
-    calibration: dict[str, object] = {
-        "split": split,
-        "tiers": [tier.value for tier in kinds],
-        "real": int((target_B == 0).sum()),
-        "ai": int((target_B == 1).sum()),
-        "sources": {
-            label: len({result.sample.source for result in results if result.sample.label == label}) for label in LABELS
-        },
-        "doubts": doubts,
-        "offset": offset,
-        "nll_before": nll(target_B, raw_B, weight_B, what.manifest.temperature),
-        "nll": nll(target_B, logit_B, weight_B, temperature),
-        "ece_before": ece_alike(target_B, before_B, weight_B),
-        "ece": ece_alike(target_B, after_B, weight_B),
-        "operating_points": [asdict(point) for point in measured.values()],
-    }
-    for doubt in doubts:
-        tell(f"warning: {doubt}")
-    point = measured[chosen]
-    tell(
+        _tell(f"{running.name} {running.precision}, bundle {what.manifest.arch} {what.digest}: {detector.why}")
+        results = list(judged_images(detector, part, kinds, batch_size, _tell))
+    fitted = _fitted(split, results, what.manifest.temperature, recentre)
+    chosen = default_point or default_point_of(fitted.points)
+    for doubt in fitted.doubts:
+        _tell(f"warning: {doubt}")
+    point = fitted.points[chosen]
+    _tell(
         f"default point {chosen}: {share(point.point.false_alarm_rate)} of the real images are called ai, "
         f"{share(point.miss_rate)} of the AI images real, {share(1 - point.coverage)} of all are unsure, "
         "each source weighing alike"
     )
-    click.echo(json.dumps({"temperature": temperature, "default_operating_point": chosen, **calibration}))
+    record = {"split": split, "tiers": [tier.value for tier in kinds], **fitted.record()}
+    click.echo(json.dumps({"temperature": fitted.temperature, "default_operating_point": chosen, **record}))
     if out is not None:
         manifest = replace(
             what.manifest,
-            temperature=temperature,
-            points=tuple(
-                point.point if real >= LEAST_REAL else replace(point.point, false_alarm_rate=None)
-                for point in measured.values()
-            ),
+            temperature=fitted.temperature,
+            points=fitted.stated_points(),
             default_point=chosen,
             # An earlier evaluation was made with other bounds: it is not true of the new bundle.
-            metrics={"training": what.manifest.metrics["training"], "calibration": calibration},
+            metrics={"training": what.manifest.metrics["training"], "calibration": record},
         )
-        written = rewritten(what, manifest, out, _moved(what, offset, tell))
-        tell(f"written: {out}, digest {written.digest}")
+        written = rewritten(what, manifest, out, _moved(what, fitted.offset))
+        _tell(f"written: {out}, digest {written.digest}")
     return 1 if len({result.sample.path for result in results}) < len(part) else 0
 
 
-def _moved(bundle: Bundle, offset: float, tell: Callable[[str], None]) -> dict[str, bytes] | None:
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What labelled images say of a bundle's bounds."""
+
+    images: dict[str, int]
+    """By label, however often each was judged; so are sources."""
+    judged: dict[str, int]
+    sources: dict[str, int]
+    offset: float
+    """Taken from the logit before all else."""
+    temperature: float
+    points: dict[str, MeasuredPoint]
+    errors: dict[str, float]
+    """NLL and ECE, before and after."""
+
+    @property
+    def doubts(self) -> list[str]:
+        """What it cannot claim."""
+        return doubts_of(self.images["real"], self.images["ai"], self.temperature)
+
+    def stated_points(self) -> tuple[OperatingPoint, ...]:
+        """The points for a manifest, without rates where there are too few images for one."""
+        points = (measured.point for measured in self.points.values())
+        if self.images["real"] < LEAST_REAL:
+            points = (replace(point, false_alarm_rate=None) for point in points)
+        return tuple(points)
+
+    def record(self) -> dict[str, object]:
+        """What a bundle keeps of it."""
+        return {
+            **self.judged,
+            "sources": self.sources,
+            "doubts": self.doubts,
+            "offset": self.offset,
+            **self.errors,
+            "operating_points": [asdict(point) for point in self.points.values()],
+        }
+
+
+def _fitted(split: str, results: Sequence[Judged], temperature_before: float, recentre: bool) -> Fitted:
+    target_B = np.array([result.sample.target for result in results], dtype=np.int64)
+    raw_B = np.array([result.verdict.logit for result in results])
+    if len(set(target_B.tolist())) < len(LABELS):
+        raise DataError(f"split {split!r} has no readable image of a class; both are needed")
+    weight_B = weights_alike(target_B, [result.sample.source or "-" for result in results])
+    try:
+        offset = offset_from_logits(target_B, raw_B, weight_B) if recentre else 0.0
+    except ValueError as error:
+        raise DataError(f"split {split!r}: {error}") from None
+    logit_B = raw_B - offset
+    temperature = temperature_from_logits(target_B, logit_B, weight_B)
+    errors = {}
+    for name, values_B, divisor in (("_before", raw_B, temperature_before), ("", logit_B, temperature)):
+        p_ai_B = np.array([p_ai_from_logit(logit, divisor) for logit in values_B.tolist()])
+        errors[f"nll{name}"] = nll(target_B, values_B, weight_B, divisor)
+        errors[f"ece{name}"] = value_of("ece", target_B, p_ai_B, weight_B)
+    of_label = {label: [result.sample for result in results if result.sample.label == label] for label in LABELS}
+    return Fitted(
+        images={label: len({sample.path for sample in samples}) for label, samples in of_label.items()},
+        judged={label: len(samples) for label, samples in of_label.items()},
+        sources={label: len({sample.source for sample in samples}) for label, samples in of_label.items()},
+        offset=offset,
+        temperature=temperature,
+        points=points_from_logits(target_B, logit_B, weight_B, temperature),
+        errors=errors,
+    )
+
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _moved(bundle: Bundle, offset: float) -> dict[str, bytes] | None:
     """The files of a bundle whose logit is moved; what was made of the old model is left out."""
     if not offset:
         return None
     left_out = sorted(set(bundle.manifest.files) - {EVALUATION, MODEL, "README.md"})
     if left_out:
-        tell(f"left out, made of the old model: {', '.join(left_out)}; add them again with aivsreal-export")
+        _tell(f"left out, made of the old model: {', '.join(left_out)}; add them again with aivsreal-export")
     return {MODEL: recentred_model(bundle.read(MODEL), offset)}
 
 

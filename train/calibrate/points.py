@@ -18,9 +18,8 @@ import numpy.typing as npt
 
 from aivsreal.runtime.verdict import OperatingPoint
 from aivsreal.train.evaluate.judging import too_few
-from aivsreal.train.evaluate.metrics import BINS, FloatB, TargetB, roc
-
-Floats = npt.NDArray[np.float64]
+from aivsreal.train.evaluate.logistic import logistic_weights, sigmoid
+from aivsreal.train.evaluate.metrics import FloatB, Floats, TargetB, roc
 
 COLDEST, HOTTEST = 0.05, 20.0  # bounds of the temperature: classes that are separated perfectly have no minimum
 FALSE_ALARMS = 0.01  # of `cautious`: at most this share of real images is called ai
@@ -63,13 +62,6 @@ def nll(target_B: TargetB, logit_B: FloatB, weight_B: Floats, temperature: float
     return float(np.average(np.logaddexp(0.0, scaled_B) - target_B * scaled_B, weights=weight_B))
 
 
-def ece_alike(target_B: TargetB, p_ai_B: Floats, weight_B: Floats) -> float:
-    """Expected calibration error as `metrics.ece`, of images that differ in weight."""
-    bin_B = np.minimum(np.floor(p_ai_B * BINS), BINS - 1).astype(np.int64)
-    gap_N = np.bincount(bin_B, weight_B * (target_B - p_ai_B), minlength=BINS)
-    return float(np.abs(gap_N).sum() / weight_B.sum())
-
-
 def temperature_from_logits(target_B: TargetB, logit_B: FloatB, weight_B: Floats) -> float:
     """The temperature with the least NLL (Guo et al. 2017, arXiv:1706.04599), between 0.05 and 20.
 
@@ -93,25 +85,14 @@ def temperature_from_logits(target_B: TargetB, logit_B: FloatB, weight_B: Floats
 def offset_from_logits(target_B: TargetB, logit_B: FloatB, weight_B: Floats) -> float:
     """The `offset` that, with the best scale, has the least NLL of `sigmoid((logit - offset) / scale)` (Platt 1999).
 
-    With classes that weigh the same the share of AI images in the data does not become a prior. Newton's method on
-    `z = slope * logit + shift`, in which the NLL is convex.
+    With classes that weigh the same the share of AI images in the data does not become a prior.
 
     Raises:
         ValueError: a class is empty, a logit is not finite, or higher logits do not mean ai.
     """
     _check(target_B, logit_B)
     inputs_B2 = np.column_stack([np.asarray(logit_B, dtype=np.float64), np.ones(len(target_B))])
-    slope_shift = np.array([1.0, 0.0])
-    ridge = 1e-6 * np.eye(2)  # classes that are separated have no minimum
-    for _ in range(100):
-        p_ai_B = _sigmoid(inputs_B2 @ slope_shift)
-        gradient = inputs_B2.T @ (weight_B * (p_ai_B - target_B)) + ridge @ slope_shift
-        hessian = (inputs_B2.T * (weight_B * p_ai_B * (1 - p_ai_B))) @ inputs_B2 + ridge
-        step = np.linalg.solve(hessian, gradient)
-        slope_shift = slope_shift - step / max(1.0, np.abs(step).max())  # far from the minimum, small steps
-        if np.abs(step).max() < 1e-10:
-            break
-    slope, shift = slope_shift.tolist()
+    slope, shift = logistic_weights(inputs_B2, target_B, np.full(2, 1e-6), weight_B).tolist()
     if slope <= 0:
         raise ValueError("higher logits do not mean ai on these images: there is nothing to calibrate")
     return float(-shift / slope)
@@ -190,11 +171,11 @@ def measured_point(
 def _with_band(
     name: str, bands: Iterable[tuple[float, float]], target_B: TargetB, scaled_B: Floats, weight_B: Floats
 ) -> MeasuredPoint:
-    p_ai_B = _sigmoid(scaled_B)
+    p_ai_B = sigmoid(scaled_B)
     chosen: MeasuredPoint | None = None
     bare_error = 0.0
     for low, high in bands:  # from no band at all to the widest
-        real_below, ai_from = _sigmoid(np.array([low, high])).tolist()
+        real_below, ai_from = sigmoid(np.array([low, high])).tolist()
         tried = measured_point(name, real_below, ai_from, target_B, p_ai_B, weight_B)
         if chosen is None:
             bare_error = tried.error
@@ -221,11 +202,6 @@ def _widths(distance_B: Floats) -> list[float]:
     between_B = np.append((inside_B[:-1] + inside_B[1:]) / 2, inside_B[-1] + 1)
     quantiles = np.linspace(0, 1, min(_WIDTHS, len(between_B)))
     return [0.0, *np.quantile(between_B, quantiles, method="nearest").tolist()]
-
-
-def _sigmoid(scaled_B: Floats) -> Floats:
-    p_ai_B: Floats = 0.5 * (1 + np.tanh(scaled_B / 2))
-    return p_ai_B
 
 
 def _check(target_B: TargetB, logit_B: FloatB) -> None:

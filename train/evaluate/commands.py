@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -13,6 +12,7 @@ from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.verdict import LABELS
 from aivsreal.train.evaluate.judging import judged_images, too_few
 from aivsreal.train.evaluate.result import BASELINE_IMAGES, baseline_from_samples, split_result
+from aivsreal.train.evaluate.shortcuts import Baseline
 from aivsreal.train.evaluate.tiers import Tier
 from aivsreal.train.samples import Sample, in_split, limited, samples_from_data, samples_from_pair
 
@@ -35,19 +35,15 @@ from aivsreal.train.samples import Sample, in_split, limited, samples_from_data,
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line for each split and delivery.")
 @click.option("--batch-size", type=click.IntRange(1, 4096), default=16, show_default=True)
 @click.option("--limit", type=click.IntRange(1), help="At most this many images of each class and split.")
-def main(**options: Any) -> int:
+def main(
+    data: Path | None, *, real: Path | None, ai: Path | None, splits: Sequence[str], bundle: str | None, backend: str,
+    operating_point: str | None, tiers: Sequence[str], baseline: bool, out: Path | None, overwrite: bool, record: bool,
+    as_json: bool, batch_size: int, limit: int | None,
+) -> int:  # fmt: skip
     """Evaluate on DATA: a folder with SPLIT/real and SPLIT/ai, one with an images.csv, or --real DIR --ai DIR.
 
     Exit status: 0 fine, 1 some images could not be read, 2 wrong use, no usable model or data.
     """
-    return _evaluate(**options)
-
-
-def _evaluate(
-    data: Path | None, real: Path | None, ai: Path | None, splits: Sequence[str], bundle: str | None, backend: str,
-    operating_point: str | None, tiers: Sequence[str], baseline: bool, out: Path | None, overwrite: bool, record: bool,
-    as_json: bool, batch_size: int, limit: int | None,
-) -> int:  # fmt: skip
     from aivsreal.runtime.detector import Detector
     from aivsreal.train.evaluate.report import check_report, print_json, print_tables, record_in_bundle, write_report
 
@@ -61,35 +57,39 @@ def _evaluate(
     kinds = [Tier(tier) for tier in dict.fromkeys(tiers)]
     if out is not None:
         check_report(out, names, overwrite)  # known now and not after hours of judging
-
-    def tell(line: str) -> None:
-        click.echo(line, err=True)
-
     with Detector.open(bundle, backend, operating_point) as detector:
         what, running = detector.bundle, detector.backend
-        tell(f"{running.name} {running.precision}, bundle {what.manifest.arch} {what.digest}: {detector.why}")
-        train = [sample for sample in samples if sample.split == "train"]
-        if baseline and ({sample.label for sample in train} < set(LABELS) or "train" in names):
-            tell("no baseline: it is fitted on a split train with both classes that is not judged itself")
-            baseline = False
-        fitted = baseline_from_samples(limited(train, BASELINE_IMAGES)) if baseline else None
+        _tell(f"{running.name} {running.precision}, bundle {what.manifest.arch} {what.digest}: {detector.why}")
+        fitted = _baseline(samples, names) if baseline else None
         results = []
         for name, part in chosen.items():
-            judged = list(judged_images(detector, part, kinds, batch_size, tell, statistics=fitted is not None))
+            judged = list(judged_images(detector, part, kinds, batch_size, _tell, statistics=fitted is not None))
             results.append(split_result(name, part, judged, fitted))
             for doubt in too_few(results[-1].tiers[0].real, results[-1].tiers[0].ai):
-                tell(f"split {name}: {doubt}")
+                _tell(f"split {name}: {doubt}")
         about: dict[str, object] = {
             "arch": what.manifest.arch, "bundle": what.digest, "backend": running.name, "precision": running.precision,
             "operating_point": detector.point.name, "baseline_fitted_on": fitted.images if fitted else 0,
         }  # fmt: skip
     # Files first: a reader of the tables who goes away (`| head`) must not cost them.
     if out is not None:
-        write_report(out, about, results, tell, overwrite)
+        write_report(out, about, results, _tell, overwrite)
     if record:
-        tell(f"recorded in {what.path}, digest {record_in_bundle(what, about, results).digest}")
+        _tell(f"recorded in {what.path}, digest {record_in_bundle(what, about, results).digest}")
     (print_json if as_json else print_tables)(about, results)
     return 1 if any(result.skipped for result in results) else 0
+
+
+def _baseline(samples: Sequence[Sample], judged: Sequence[str]) -> Baseline | None:
+    train = [sample for sample in samples if sample.split == "train"]
+    if {sample.label for sample in train} < set(LABELS) or "train" in judged:
+        _tell("no baseline: it is fitted on a split train with both classes that is not judged itself")
+        return None
+    return baseline_from_samples(limited(train, BASELINE_IMAGES))
+
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def chosen_samples(data: Path | None, real: Path | None, ai: Path | None) -> list[Sample]:

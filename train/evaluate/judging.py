@@ -14,7 +14,8 @@ from aivsreal.runtime.errors import ImageError
 from aivsreal.runtime.pixels.images import pixels_from_file
 from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.runtime.verdict import Verdict
-from aivsreal.train.evaluate.shortcuts import Floats, statistics_from_pixels
+from aivsreal.train.evaluate.metrics import Floats
+from aivsreal.train.evaluate.shortcuts import statistics_from_pixels
 from aivsreal.train.evaluate.tiers import Tier, delivered
 from aivsreal.train.samples import Sample
 

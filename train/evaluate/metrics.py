@@ -16,7 +16,7 @@ FloatB = npt.NDArray[np.floating]
 TargetB = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.float64]
 
-BINS = 15  # of the calibration error, as in Guo et al. 2017
+BINS = 15  # of the calibration error
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,7 @@ def _auc(tally: Tally) -> Floats:
 
 
 def _average_precision(tally: Tally) -> Floats:
+    """`sum_k (recall_k - recall_(k-1)) * precision_k` over the distinct scores, highest first, not interpolated."""
     ai_DK = np.cumsum(tally.ai_DK, axis=1)
     called_DK = ai_DK + np.cumsum(tally.real_DK, axis=1)
     precision_D: Floats = (tally.ai_DK * ai_DK / np.maximum(called_DK, 1)).sum(axis=1) / tally.ai
@@ -84,6 +85,8 @@ def _average_precision(tally: Tally) -> Floats:
 
 
 def _tpr_at(fpr: float) -> Callable[[Tally], Floats]:
+    """Highest share of AI images found where at most `fpr` of the real ones are called ai; no interpolation."""
+
     def tpr(tally: Tally) -> Floats:
         allowed_DK = np.cumsum(tally.real_DK, axis=1) <= fpr * tally.real + 1e-9
         share_D: Floats = (tally.ai_DK * allowed_DK).sum(axis=1) / tally.ai
@@ -98,16 +101,22 @@ def _rates(tally: Tally) -> tuple[Floats, Floats]:
 
 
 def _accuracy(tally: Tally) -> Floats:
+    """Share of images on the right side of `p_ai` 0.5."""
     ai_D, real_D = _rates(tally)
     return (ai_D + real_D) / (tally.ai + tally.real)
 
 
 def _balanced_accuracy(tally: Tally) -> Floats:
+    """Mean of that share over the two classes."""
     ai_D, real_D = _rates(tally)
     return (ai_D / tally.ai + real_D / tally.real) / 2
 
 
 def _ece(tally: Tally) -> Floats:
+    """Expected calibration error of `p_ai` in 15 bins of equal width (Guo et al. 2017, arXiv:1706.04599, made binary).
+
+    `sum_n (images_n / images) * |mean(target)_n - mean(p_ai)_n|`; bin n is `n/15 <= p_ai < (n+1)/15`, 1 in the last.
+    """
     p_ai_K = _probabilities(tally.score_K)
     in_bin_KN = np.eye(BINS)[_bin_index(p_ai_K, BINS)]
     gap_DN = (tally.ai_DK * (1 - p_ai_K) - tally.real_DK * p_ai_K) @ in_bin_KN
@@ -131,35 +140,12 @@ def auc(target_B: TargetB, score_B: FloatB) -> float:
     Raises:
         ValueError: a class is empty or a score is not finite; so do all measures here.
     """
-    return float(_auc(tally_of(target_B, score_B))[0])
+    return value_of("auc", target_B, score_B)
 
 
-def average_precision(target_B: TargetB, score_B: FloatB) -> float:
-    """`sum_k (recall_k - recall_(k-1)) * precision_k` over the distinct scores, highest first, not interpolated."""
-    return float(_average_precision(tally_of(target_B, score_B))[0])
-
-
-def tpr_at_fpr(target_B: TargetB, score_B: FloatB, fpr: float) -> float:
-    """Highest share of AI images found where at most `fpr` of the real ones are called ai; no interpolation."""
-    return float(_tpr_at(fpr)(tally_of(target_B, score_B))[0])
-
-
-def accuracy(target_B: TargetB, p_ai_B: FloatB) -> float:
-    """Share of images on the right side of `p_ai` 0.5."""
-    return float(_accuracy(tally_of(target_B, p_ai_B))[0])
-
-
-def balanced_accuracy(target_B: TargetB, p_ai_B: FloatB) -> float:
-    """Mean over the two classes of the share on the right side of `p_ai` 0.5."""
-    return float(_balanced_accuracy(tally_of(target_B, p_ai_B))[0])
-
-
-def ece(target_B: TargetB, p_ai_B: FloatB) -> float:
-    """Expected calibration error of `p_ai` in 15 bins of equal width (Guo et al. 2017, arXiv:1706.04599, made binary).
-
-    `sum_n (images_n / images) * |mean(target)_n - mean(p_ai)_n|`; bin n is `n/15 <= p_ai < (n+1)/15`, 1 in the last.
-    """
-    return float(_ece(tally_of(target_B, p_ai_B))[0])
+def value_of(name: str, target_B: TargetB, score_B: FloatB, weight_B: FloatB | None = None) -> float:
+    """One of `MEASURES`, of images that may differ in weight."""
+    return float(MEASURES[name](tally_of(target_B, score_B, weight_B))[0])
 
 
 def roc(target_B: TargetB, score_B: FloatB, weight_B: FloatB | None = None) -> Roc:

@@ -2,7 +2,7 @@
 
 A detector that does not clearly beat these has learned the data set and not the images.
 
-Legend: B image; H, W image height and width; C channel (3, RGB); F statistic; P parameter (statistics, then the bias).
+Legend: B image; H, W image height and width; C channel (3, RGB); F statistic; P parameter, F and a bias.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from aivsreal.runtime.preprocess import PixelsHWC
-from aivsreal.train.evaluate.metrics import TargetB, auc
+from aivsreal.train.evaluate.logistic import logistic_weights
+from aivsreal.train.evaluate.metrics import Floats, TargetB, auc
 from aivsreal.train.samples import Sample
-
-Floats = npt.NDArray[np.float64]
 
 STATISTICS = (
     "red_mean", "green_mean", "blue_mean", "red_std", "green_std", "blue_std", "saturation_mean", "saturation_std",
@@ -102,9 +101,7 @@ class Baseline:
 
 
 def baseline_from_statistics(statistics_BF: Floats, target_B: TargetB, l2: float = 1.0) -> Baseline:
-    """Minimise `sum_B log(1 + exp(-sign * logit)) + l2/2 |weight|^2` on standardised statistics by Newton's method.
-
-    The bias is not penalised; steps are halved until the sum falls. No randomness: the same images, the same weights.
+    """A `Baseline` on standardised statistics, whose weights are penalised by `l2/2 |weight|^2`; its bias is not.
 
     Raises:
         ValueError: a class is empty.
@@ -113,24 +110,8 @@ def baseline_from_statistics(statistics_BF: Floats, target_B: TargetB, l2: float
         raise ValueError("the baseline needs images of both classes")
     mean_F, std_F = statistics_BF.mean(axis=0), np.maximum(statistics_BF.std(axis=0), 1e-9)
     inputs_BP = np.column_stack([(statistics_BF - mean_F) / std_F, np.ones(len(target_B))])
-    penalty_P = np.append(np.full(statistics_BF.shape[1], l2), 1e-9)
-
-    def loss(parameters_P: Floats) -> float:
-        logits_B = inputs_BP @ parameters_P
-        return float((np.logaddexp(0, logits_B) - target_B * logits_B).sum() + (penalty_P * parameters_P**2).sum() / 2)
-
-    parameters_P = np.zeros(inputs_BP.shape[1])
-    for _ in range(100):
-        p_ai_B = 0.5 * (1 + np.tanh(inputs_BP @ parameters_P / 2))  # the sigmoid, without overflow
-        gradient_P = inputs_BP.T @ (p_ai_B - target_B) + penalty_P * parameters_P
-        hessian_PP = (inputs_BP.T * (p_ai_B * (1 - p_ai_B))) @ inputs_BP + np.diag(penalty_P)
-        step_P = np.linalg.solve(hessian_PP, gradient_P)
-        while loss(parameters_P - step_P) > loss(parameters_P) and np.abs(step_P).max() > 1e-9:
-            step_P = step_P / 2
-        parameters_P = parameters_P - step_P
-        if np.abs(step_P).max() < 1e-9:
-            break
-    return Baseline(mean_F, std_F, parameters_P[:-1], float(parameters_P[-1]), len(target_B))
+    weights_P = logistic_weights(inputs_BP, target_B, np.append(np.full(statistics_BF.shape[1], l2), 1e-9))
+    return Baseline(mean_F, std_F, weights_P[:-1], float(weights_P[-1]), len(target_B))
 
 
 def property_aucs(samples: Sequence[Sample]) -> dict[str, float]:
