@@ -1,14 +1,17 @@
-"""Time by the clock: warm up, run for some seconds, and say the percentiles and how they drifted."""
+"""Times by the clock, their percentiles and their drift; and what was measured in turns, compared by pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 WARM_UP_SHARE = 1 / 6  # of the seconds that are then measured: LeViT's own 10 s before 60 s
+DRAWS = 2000  # of the bootstrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,36 @@ def rate(run: Callable[[], object], wait: Callable[[], object], seconds: float, 
         wait()
         done += at_once
     return done / (perf_counter() - begin)
+
+
+def with_interval(
+    values: Sequence[float] | npt.NDArray[np.float64], statistic: Callable[..., Any] = np.median
+) -> tuple[float, float, float]:
+    """A statistic of the values, and its 95 % bootstrap interval."""
+    array = np.asarray(values, dtype=np.float64)
+    drawn = array[np.random.default_rng(0).integers(0, len(array), (DRAWS, len(array)))]
+    low, high = np.quantile(statistic(drawn, axis=1), (0.025, 0.975))
+    return float(statistic(array)), float(low), float(high)
+
+
+def ratio(slower: Sequence[float], faster: Sequence[float]) -> tuple[float, float, float]:
+    """How many times as long `slower` takes: median over the pairs, and its 95 % interval.
+
+    Args:
+        slower: one time a round.
+        faster: of the other in the same rounds.
+
+    Raises:
+        ValueError: the rounds are not as many, or none.
+    """
+    if len(slower) != len(faster) or not slower:
+        raise ValueError(f"pairs are needed, not {len(slower)} and {len(faster)} times")
+    return with_interval(np.divide(slower, faster))
+
+
+def rounded(values: Sequence[float], digits: int = 3) -> list[float]:
+    """For a line of results."""
+    return [round(float(value), digits) for value in values]
 
 
 def _repeat(run: Callable[[], object], seconds: float) -> list[float]:

@@ -12,7 +12,7 @@ import numpy
 import pytest
 from click.testing import CliRunner
 
-from aivsreal.benchmarks import report
+from aivsreal.benchmarks import report, tables
 from aivsreal.benchmarks import start as imports
 from aivsreal.benchmarks.machine import machine_facts
 from aivsreal.benchmarks.studies import ablation
@@ -167,7 +167,7 @@ def test_a_report_of_several_seeds_gives_means_and_ranges() -> None:
 
     rows = [row("robust", 0, 0, 0), row("robust", 1, 0, 0), row("once", 0, 0.2, 0.2)]
     rows += [row("grey", 0, -0.01, 0.02), row("grey", 1, -0.03, 0.04)]
-    assert report.ablation_over_seeds(rows)[1] == [
+    assert tables.ablation_over_seeds(rows)[1] == [
         ["`grey`", "2", "0.680", "0.630", "-0.020 [-0.030, -0.010]", "+0.030 [+0.020, +0.040]"],
         ["`robust`", "2", "0.700", "0.600", "+0.000 [+0.000, +0.000]", "+0.000 [+0.000, +0.000]"],
     ]

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from aivsreal.runtime.errors import AivsrealError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+MADE = "made of smaller ones, with grain"
 DATA = click.argument("data", type=click.Path(path_type=Path, exists=True, file_okay=False))
 BUNDLE = click.option("--bundle", metavar="FOLDER", help="Model to measure.  [default: the shipped one]")
 ROUNDS = click.option("--rounds", type=click.IntRange(2), default=9, show_default=True, help="Turns of each in pairs.")
@@ -45,18 +43,18 @@ def cpu(
     from aivsreal.runtime.bundle.folder import Bundle
 
     chosen = backends or CPU_BACKENDS
-    with _told() as tell, tempfile.TemporaryDirectory() as scratch:
+    squared = [name for name in chosen if name not in ("torch", "onnx-int8")]
+    with tempfile.TemporaryDirectory() as scratch:
         opened = Bundle.open(bundle)
-        facts = {"bundle": opened.digest, "images": "made of smaller ones, with grain"}
         photos = _photos(data, files, Path(scratch), ("12-megapixel", "1024px"))
-        tell("cpu", network_rows(opened, chosen, batches or (1, 8, 16), seconds), facts)
-        tell("cpu", paired_rows(opened, chosen, rounds), facts)
-        squared = [name for name in chosen if name not in ("torch", "onnx-int8")]
-        scans = (scan_row(name, bundle, shape, paths, rounds) for name in squared for shape, paths in photos.items())
-        tell("cpu", scans, facts)
-        starts = [start_row(photos["1024px"][0], rounds, name) for name in ("auto", *squared)]
-        tell("cpu", starts, facts)
-        tell("cpu", memory_rows({"one 1024px": photos["1024px"][:1], **photos}, squared), facts)
+        rows = chain(
+            network_rows(opened, chosen, batches or (1, 8, 16), seconds),
+            paired_rows(opened, chosen, rounds),
+            (scan_row(name, bundle, shape, paths, rounds) for name in squared for shape, paths in photos.items()),
+            (start_row(photos["1024px"][0], rounds, name, bundle) for name in ("auto", *squared)),
+            memory_rows({"one 1024px": photos["1024px"][:1], **photos}, squared, bundle),
+        )
+        _tell("cpu", rows, bundle=opened.digest, images=MADE)
 
 
 @click.command()
@@ -91,17 +89,18 @@ def compare(
     ):
         if name not in known:
             raise click.UsageError(f"{name!r} is not one of {', '.join(known)}")
-    with _told() as tell, tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         opened = Bundle.open(bundle)
-        pythons, facts = {}, {"bundle": opened.digest, "images": "made of smaller ones, with grain"}
+        pythons, missing = {}, []
         for name in [name for name in chosen if name in PEERS]:
             try:
                 pythons[name] = peer_python(name, environments or Path(scratch, "environments"), _say)
             except AivsrealError as error:
                 chosen.remove(name)
-                tell("compare", [{"contender": name, "not_measured": str(error)}], facts)
+                missing.append({"contender": name, "not_measured": str(error)})
         photos = _photos(data, files, Path(scratch), wanted)
-        tell("compare", compare_rows(opened, photos, chosen, pythons, rounds, seconds, _say), facts)
+        rows = compare_rows(opened, photos, chosen, pythons=pythons, rounds=rounds, seconds=seconds, tell=_say)
+        _tell("compare", chain(missing, rows), bundle=opened.digest, images=MADE)
 
 
 @click.command()
@@ -119,9 +118,10 @@ def drift(data: Path, bundle: str | None, backend: str, images: int, grain: floa
     from aivsreal.benchmarks.studies.drift import drift_row
     from aivsreal.runtime.detector import Detector
 
-    with _told() as tell, Detector.open(bundle, backend) as detector:
-        facts = {"bundle": detector.bundle.digest, "backend": detector.backend.name, "point": detector.point.name}
-        tell("drift", [drift_row(detector, spread(data, images), grain)], facts)
+    with Detector.open(bundle, backend) as detector:
+        row = drift_row(detector, spread(data, images), grain)
+        about = {"backend": detector.backend.name, "point": detector.point.name}
+        _tell("drift", [row], bundle=detector.bundle.digest, **about)
 
 
 @click.command()
@@ -136,12 +136,11 @@ def memory(data: Path, bundle: str | None, backend: str, files: int, against: in
     Exit status: 0 both stay within their bounds, 1 they do not, 2 wrong use or no usable model.
     """
     from aivsreal.benchmarks.cpu.many_files import many_files_row
-    from aivsreal.benchmarks.cpu.photos import spread
+    from aivsreal.benchmarks.cpu.photos import LINKED, spread
     from aivsreal.runtime.bundle.folder import Bundle
 
-    with _told() as tell:
-        facts = {"bundle": Bundle.open(bundle).digest}
-        tell("memory", [many_files_row(spread(data, 50), files, against, backend, bundle)], facts)
+    digest = Bundle.open(bundle).digest
+    _tell("memory", [many_files_row(spread(data, LINKED), files, against, backend, bundle)], bundle=digest)
 
 
 @click.command("ray")
@@ -161,36 +160,27 @@ def on_ray(
     Exit status: 0 both are within their bounds, 1 they are not, 2 wrong use or no usable model.
     """
     from aivsreal.benchmarks.cpu.on_ray import memory_row, speed_row
-    from aivsreal.benchmarks.cpu.photos import spread
+    from aivsreal.benchmarks.cpu.photos import LINKED, spread
     from aivsreal.runtime.bundle.folder import Bundle
 
-    sources = spread(data, 50)
-    with _told() as tell:
-        facts = {"bundle": Bundle.open(bundle).digest}
-        if only != "memory":
-            tell("ray", [speed_row(sources, files, shape, rounds, backend, bundle)], facts)
-        if only != "speed":
-            tell("ray", [memory_row(sources, many, files, backend, bundle)], facts)
+    sources = spread(data, LINKED)
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
+        "speed": lambda: speed_row(sources, files, shape, rounds, backend=backend, bundle=bundle),
+        "memory": lambda: memory_row(sources, many, files, backend, bundle),
+    }
+    rows = (measure() for name, measure in measures.items() if only in (None, name))
+    _tell("ray", rows, bundle=Bundle.open(bundle).digest)
 
 
-class _Telling:
-    def __init__(self) -> None:
-        self.holds = True
+def _tell(benchmark: str, rows: Iterable[dict[str, Any]], **facts: str) -> None:
+    """Prints rows as they are measured, and ends the command with the exit status that they make."""
+    from aivsreal.benchmarks.machine import machine_facts
 
-    def __call__(self, benchmark: str, rows: Iterable[dict[str, Any]], facts: dict[str, Any]) -> None:
-        from aivsreal.benchmarks.machine import machine_facts
-
-        for row in rows:
-            self.holds = self.holds and row.get("holds") is not False
-            click.echo(json.dumps({"benchmark": benchmark, **row, **facts, "machine": machine_facts()}))
-
-
-@contextmanager
-def _told() -> Iterator[_Telling]:
-    """Prints rows, and ends the command with the exit status that they and what went wrong make."""
-    telling = _Telling()
-    yield telling
-    sys.exit(0 if telling.holds else 1)
+    holds = True
+    for row in rows:
+        holds = holds and row.get("holds") is not False
+        click.echo(json.dumps({"benchmark": benchmark, **row, **facts, "machine": machine_facts()}))
+    sys.exit(0 if holds else 1)
 
 
 def _photos(data: Path, count: int, folder: Path, shapes: Iterable[str]) -> dict[str, list[Path]]:

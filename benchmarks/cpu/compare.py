@@ -18,7 +18,8 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from aivsreal.benchmarks.pairs import ratio, rounded
+from aivsreal.benchmarks.cpu.scanning import scan_command
+from aivsreal.benchmarks.timing import ratio, rounded
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import MODEL
 from aivsreal.runtime.errors import AivsrealError
@@ -89,6 +90,7 @@ def compare_rows(
     bundle: Bundle,
     files: Mapping[str, Sequence[Path]],
     names: Sequence[str],
+    *,
     pythons: dict[str, Path],
     rounds: int,
     seconds: float,
@@ -154,9 +156,8 @@ def _run_whole(one: Contender, pythons: dict[str, Path], bundle: Bundle, paths: 
     if one.name.startswith("aivsreal:"):
         backend = one.name.partition(":")[2]
         for files, times in ((paths[:1], one.first_s), (paths, one.whole_s)):
-            command = [sys.executable, "-m", "aivsreal.runtime.commands.scan", *map(str, files), "--backend", backend]
             begun = perf_counter()
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(scan_command(backend, None, *files), capture_output=True, text=True)
             times.append(perf_counter() - begun)
             if done.returncode:
                 raise AivsrealError(f"{one.name} ended: {_last_line(done.stderr)}")

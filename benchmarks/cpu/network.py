@@ -10,8 +10,7 @@ from contextlib import closing
 from time import perf_counter, process_time
 from typing import Any
 
-from aivsreal.benchmarks.pairs import ratio, rounded
-from aivsreal.benchmarks.timing import timed
+from aivsreal.benchmarks.timing import ratio, rounded, timed
 from aivsreal.runtime.backends.choose import cpu_openers, measured, open_backend, probe_squares
 from aivsreal.runtime.backends.protocol import Backend
 from aivsreal.runtime.bundle.folder import Bundle

@@ -5,29 +5,28 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from aivsreal.benchmarks.cpu.photos import write_photos
-from aivsreal.benchmarks.cpu.scanning import peak_of_process_mib
-from aivsreal.benchmarks.pairs import ratio, rounded
+from aivsreal.benchmarks.cpu.photos import write_linked_photos
+from aivsreal.benchmarks.cpu.scanning import peak_of_process_mib, scan_command
+from aivsreal.benchmarks.timing import ratio, rounded
 from aivsreal.runtime.errors import BackendError
 
 SPEED_BOUND, MEMORY_BOUND = 0.8, 1.2
-_SOURCES = 50
 _RATE = re.compile(r"judged (\d+): .* ([\d.]+) images/s")
 _LOOK_EVERY_S = 1.0
+_ON_RAY = ("--ray", "local")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 Row = dict[str, Any]
 
 
 def speed_row(
-    sources: Sequence[Path], files: int, shape: str, rounds: int, backend: str, bundle: str | None
+    sources: Sequence[Path], files: int, shape: str, rounds: int, *, backend: str, bundle: str | None
 ) -> Row:  # fmt: skip
     """Images a second of a plain scan and of one on a Ray of this machine, in turns, each once it has started.
 
@@ -38,14 +37,16 @@ def speed_row(
         BackendError: a scan failed.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        folders = {count: _folder(sources, count, shape, Path(scratch)) for count in (files // 5, files)}
+        folders = {count: write_linked_photos(sources, Path(scratch), shape, count) for count in (files // 5, files)}
         plain, on_ray = list[dict[str, float]](), list[dict[str, float]]()
         for turn in range(rounds):
-            for seen, ray in ((plain, ()), (on_ray, ("--ray", "local"))):
+            for seen, ray in ((plain, ()), (on_ray, _ON_RAY)):
                 fifth, whole = (
-                    _scanned(folder, count, Path(scratch, f"{turn}-{count}{bool(ray)}"), ray, backend, bundle)
+                    _scanned(count, scan_command(
+                        backend, bundle, folder, "--output", Path(scratch, f"{turn}-{count}{bool(ray)}"), *ray
+                    ))
                     for count, folder in folders.items()
-                )
+                )  # fmt: skip
                 added_ms = 1000 * (whole["cpu_s"] - fifth["cpu_s"]) / (files - files // 5)
                 seen.append({"rate": whole["rate"], "cpu_ms": added_ms})
     share, low, high = ratio([one["rate"] for one in on_ray], [one["rate"] for one in plain])
@@ -69,8 +70,9 @@ def memory_row(sources: Sequence[Path], many: int, few: int, backend: str, bundl
     peaks = {}
     for count in (few, many):
         with tempfile.TemporaryDirectory() as scratch:
-            folder = _folder(sources, count, "256px", Path(scratch))
-            peaks[count] = _scanned(folder, count, Path(scratch, "out"), ["--ray", "local"], backend, bundle)
+            folder = write_linked_photos(sources, Path(scratch), "256px", count)
+            output = Path(scratch, "out")
+            peaks[count] = _scanned(count, scan_command(backend, bundle, folder, "--output", output, *_ON_RAY))
     ratios = {name: peaks[many][name] / peaks[few][name] for name in ("driver_mib", "actor_mib")}
     return {
         "what": "memory", "files": many, "against": few, "backend": backend,
@@ -81,22 +83,7 @@ def memory_row(sources: Sequence[Path], many: int, few: int, backend: str, bundl
     }  # fmt: skip
 
 
-def _folder(sources: Sequence[Path], count: int, shape: str, scratch: Path) -> Path:
-    """Files that are hard links to some tens of photographs, so that they fit into any disk."""
-    photos = write_photos(sources[:_SOURCES], scratch / f"photos for {count}", shape)
-    folder = scratch / f"of {count}"
-    for index in range(count):
-        part = folder / f"{index // 1000:04d}"
-        part.mkdir(parents=True, exist_ok=True)
-        os.link(photos[index % len(photos)], part / f"{index % 1000:04d}.jpg")
-    return folder
-
-
-def _scanned(
-    folder: Path, count: int, output: Path, ray: Sequence[str], backend: str, bundle: str | None
-) -> dict[str, float]:  # fmt: skip
-    chosen = ["--backend", backend, *ray, *([] if bundle is None else ["--bundle", bundle])]
-    command = [sys.executable, "-m", "aivsreal.runtime.commands.scan", str(folder), "--output", str(output), *chosen]
+def _scanned(count: int, command: Sequence[str]) -> dict[str, float]:
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     driver_mib = actor_mib = 0.0
     ticks: dict[int, int] = {}

@@ -7,6 +7,7 @@ picture's are, and decoding has as much to do as with a camera's file.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from aivsreal.runtime.preprocess import PixelsHWC
 
 GRAIN = 6.0  # standard deviation of the noise in 8-bit values: a 12-megapixel file then has 3 to 4 MB, as cameras write
 _TILE = 512  # side of the noise that is repeated
+LINKED = 50  # photographs at most that many files are links to
 SHAPES = {"12-megapixel": (4000, 3000), "1024px": (1024, 768), "256px": (340, 256)}
 
 
@@ -72,3 +74,18 @@ def write_photos(sources: Sequence[Path], folder: Path, shape: str) -> list[Path
         path.write_bytes(jpeg_from_pixels(enlarged(pixels_from_file(source), width, height, index)))
         written.append(path)
     return written
+
+
+def write_linked_photos(sources: Sequence[Path], folder: Path, shape: str, count: int) -> Path:
+    """A folder below `folder` of `count` files: hard links to some tens of photographs, so that it fits into any disk.
+
+    Raises:
+        ImageError: a source cannot be read.
+    """
+    photos = write_photos(sources[:LINKED], folder / f"photos for {count}", shape)
+    linked = folder / f"of {count}"
+    for index in range(count):
+        part = linked / f"{index // 1000:04d}"
+        part.mkdir(parents=True, exist_ok=True)
+        os.link(photos[index % len(photos)], part / f"{index % 1000:04d}.jpg")
+    return linked

@@ -5,7 +5,6 @@ On N cores no scan is faster than N / (processor seconds to decode + processor s
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +14,10 @@ from statistics import median
 from time import perf_counter, process_time, sleep
 from typing import Any
 
-import numpy as np
-
 from aivsreal.benchmarks.cpu.network import runner
 from aivsreal.benchmarks.cpu.photos import SHAPES
-from aivsreal.benchmarks.pairs import rounded
 from aivsreal.benchmarks.start import best_ms
+from aivsreal.benchmarks.timing import rounded, with_interval
 from aivsreal.runtime.detector import AS_USUAL, Detector
 from aivsreal.runtime.errors import BackendError
 from aivsreal.runtime.files.decode import DecodePlan, decoded_from_file
@@ -69,7 +66,7 @@ def scan_row(backend: str, bundle: str | None, shape: str, paths: Sequence[Path]
             "cpu_ms": {name: round(median(values), 3) for name, values in stages.items()},
             # What a scan spends beyond its stages does not depend on what else the machine does; its rate does.
             "scan_cpu_over_stages": round(_over_stages(stages), 3), "images_per_s": round(median(rates), 1),
-            "share_of_bound": rounded([share, *_interval(shares)]),
+            "share_of_bound": rounded(with_interval(shares)),
             "bound_share": BOUND_SHARE, "holds": share >= BOUND_SHARE,
         }  # fmt: skip
 
@@ -78,13 +75,19 @@ def _over_stages(stages: Mapping[str, Sequence[float]]) -> float:
     return median(stages["scan"]) / (median(stages["whole_file"]) + median(stages["inference"]))
 
 
-def start_row(image: Path, rounds: int, backend: str = "auto") -> Row:
+def scan_command(backend: str, bundle: str | None, *words: str | Path) -> list[str]:
+    """`aivsreal-scan` with more words, in a fresh interpreter."""
+    model = [] if bundle is None else ["--bundle", bundle]
+    return [sys.executable, "-m", "aivsreal.runtime.commands.scan", "--backend", backend, *model, *map(str, words)]
+
+
+def start_row(image: Path, rounds: int, backend: str, bundle: str | None) -> Row:
     """One image from a shell to its verdict, beside importing ONNX Runtime, numpy and Pillow, in fresh interpreters.
 
     Raises:
         subprocess.CalledProcessError: a command fails.
     """
-    scan = ("-m", "aivsreal.runtime.commands.scan", str(image), "--backend", backend)
+    scan = tuple(scan_command(backend, bundle, image)[1:])
     best = best_ms({"imports": ("-c", "import onnxruntime, numpy, PIL.Image"), "scan": scan}, rounds)
     ratio = best["scan"] / best["imports"]
     row: Row = {
@@ -95,14 +98,11 @@ def start_row(image: Path, rounds: int, backend: str = "auto") -> Row:
     return row if backend == "openvino" else {**row, "ratio_bound": START_RATIO, "holds": ratio <= START_RATIO}
 
 
-def memory_rows(images: Mapping[str, Sequence[Path]], backends: Sequence[str]) -> Iterator[Row]:
+def memory_rows(images: Mapping[str, Sequence[Path]], backends: Sequence[str], bundle: str | None) -> Iterator[Row]:
     """Peak memory of a process that scans these files."""
     for backend in backends:
         for shape, paths in images.items():
-            names = "\0".join(map(str, paths))
-            peak = peak_mib(
-                [sys.executable, "-m", "aivsreal.runtime.commands.scan", *names.split("\0"), "--backend", backend]
-            )
+            peak = peak_mib(scan_command(backend, bundle, *paths))
             if peak is not None:
                 row = {"what": "memory", "backend": backend, "shape": shape, "files": len(paths)}
                 yield {**row, "peak_mib": round(peak, 1)}
@@ -128,11 +128,6 @@ def peak_of_process_mib(pid: int) -> float:
     except OSError:
         return 0.0
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), 0.0)
-
-
-def own_peak_mib() -> float:
-    """Peak resident memory of this process in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _decode_ms(detector: Detector, paths: Sequence[Path]) -> dict[str, float]:
@@ -165,10 +160,3 @@ def _cpu_ms(run: Callable[[], object], count: int) -> float:
     for _ in range(count):
         run()
     return 1000 * (process_time() - begun) / count
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    rng = np.random.default_rng(0)
-    drawn = np.median(np.asarray(values)[rng.integers(0, len(values), (2000, len(values)))], axis=1)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return float(low), float(high)

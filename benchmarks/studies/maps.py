@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from aivsreal.benchmarks.machine import PACKAGES, machine_facts
 from aivsreal.benchmarks.studies.faithfulness import FloatHW, Probabilities, deletion_and_insertion, ranked, road
+from aivsreal.benchmarks.timing import rounded, with_interval
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.explain import Explainer, Layer, Method, map_from_network
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 EXACT, CENTRE = "exact", "centre blob"
 PATCH = 3 / 7  # side of the square in a composite over the input's
 CHANGED_BELOW = 0.9  # rank correlation with the map of a new head, on average
-DRAWS = 1000
 Column = tuple[str, Layer | None]
 
 
@@ -113,13 +113,6 @@ def overlap(map_HW: FloatHW, mask_HW: npt.NDArray[np.bool_]) -> float:
     return float((named_HW & mask_HW).sum() / (named_HW | mask_HW).sum())
 
 
-def mean_with_interval(values: Sequence[float]) -> list[float]:
-    """Mean and its 95 % bootstrap interval, rounded."""
-    array = np.asarray(values, dtype=np.float64)
-    draws = np.random.default_rng(0).choice(array, (DRAWS, len(array))).mean(axis=1)
-    return [round(float(value), 4) for value in (array.mean(), *np.quantile(draws, (0.025, 0.975)))]
-
-
 def measured(
     explainer: Explainer, real: Sequence[PixelsHWC], ai: Sequence[PixelsHWC], compared: Sequence[Column]
 ) -> Iterator[dict[str, object]]:
@@ -162,7 +155,7 @@ def measured(
         yield {
             "map": column[0],
             "layer": column[1].value if column[1] else None,
-            **{name: mean_with_interval(values) for name, values in figures.items()},
+            **{name: rounded(with_interval(values, np.mean), 4) for name, values in figures.items()},
             "chance_pointing": round((round(spec.size * PATCH) / spec.size) ** 2, 4),
             "head_changes_it": changed,
         }
