@@ -11,8 +11,6 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
 from aivsreal.runtime.backends.choose import open_backend
 from aivsreal.runtime.backends.protocol import Backend
 from aivsreal.runtime.bundle.folder import Bundle
@@ -23,7 +21,7 @@ from aivsreal.runtime.files.pipeline import judged_batches
 from aivsreal.runtime.files.pool import DecodePool
 from aivsreal.runtime.options import ScanOptions
 from aivsreal.runtime.pixels.read import Reader, snapshot_from_file
-from aivsreal.runtime.preprocess import PixelsHWC, Scores, square_from_pixels
+from aivsreal.runtime.preprocess import PixelsHWC, square_from_pixels
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import (
     Judge,
@@ -69,6 +67,7 @@ class Detector:
         backend: str = "auto",
         operating_point: str | None = None,
         threads: int | None = None,
+        *,
         images: int | None = None,
         second_opinion: Bundle | Path | str | None = None,
     ) -> Detector:
@@ -133,7 +132,7 @@ class Detector:
             TypeError: it is none of these.
         """
         self._check_open()
-        return self._verdicts([self._seen(image)])[0]
+        return self._verdicts([self._decoded(image)])[0]
 
     def judge_many(self, images: Iterable[AnyImage], batch_size: int = AS_USUAL.batch_size) -> Iterator[Verdict]:
         """Judge images in batches, in order; one batch is in memory at a time.
@@ -149,10 +148,10 @@ class Detector:
         rest = iter(images)
         failed: ImageError | None = None
         while failed is None:
-            seen: list[tuple[PixelsHWC, PixelsHWC | None]] = []
+            seen = list[Decoded]()
             try:
                 for image in islice(rest, batch_size):
-                    seen.append(self._seen(image))  # noqa: PERF401  kept when one fails
+                    seen.append(self._decoded(image))  # kept when one fails
             except ImageError as error:
                 failed = error
             yield from self._verdicts(seen)
@@ -198,8 +197,6 @@ class Detector:
 
         def judge(batch: Sequence[Decoded]) -> list[Scanned]:
             judged = self._judged(batch, size, views)
-            if self.second is not None:
-                judged = self._judged_again(batch, judged, size, views)
             return [_with_declared(scanned) for scanned in judged] if options.trust_metadata else judged
 
         try:
@@ -219,11 +216,36 @@ class Detector:
         if self._closed:
             raise BackendError("the detector is closed: open another one with Detector.open")
 
+    def _verdicts(self, images: Sequence[Decoded]) -> list[Verdict]:
+        verdicts = list[Verdict]()
+        for scanned in self._judged(images, max(1, len(images)), False):
+            if scanned.verdict is None:
+                raise BackendError(f"{scanned.error}: the backend {self.backend.name} computed nonsense; try another")
+            verdicts.append(scanned.verdict)
+        return verdicts
+
     def _judged(self, batch: Sequence[Decoded], batch_size: int, views: bool) -> list[Scanned]:
+        """With the second model's verdict where the first is not `real`; what the first said is kept beside it."""
+        judged = self._judged_once(batch, batch_size, views)
+        if self.second is None:
+            return judged
+        asked = [at for at, one in enumerate(judged) if one.verdict is not None and asks_again(one.verdict)]
+        again = [replace(batch[at], pixels=batch[at].second or batch[at].pixels) for at in asked]
+        for at, scanned in zip(asked, self.second._judged_once(again, batch_size, views), strict=True):
+            first = judged[at].verdict
+            if scanned.verdict is not None and first is not None:
+                verdict = verdict_from_second(first, scanned.verdict, self.second._name)
+                scanned = replace(scanned, verdict=verdict, first=first)
+            judged[at] = scanned
+        return judged
+
+    def _judged_once(self, batch: Sequence[Decoded], batch_size: int, views: bool) -> list[Scanned]:
         pixels = [self._own(frame) for decoded in batch for frame in decoded.pixels]
         # Files of several frames make a batch longer than was asked for.
         with_maps = views and self.backend.has_maps
-        parts = [self._scores(pixels[at : at + batch_size], with_maps) for at in range(0, len(pixels), batch_size)]
+        if pixels:
+            self._check_open()  # again, as a stream may go on after the end
+        parts = [self.backend.run(pixels[at : at + batch_size], with_maps) for at in range(0, len(pixels), batch_size)]
         logits = iter([float(logit) for scores in parts for logit in scores.logits_B])
         maps = iter([map_hw for scores in parts for map_hw in (() if scores.maps_Bhw is None else scores.maps_Bhw)])
         judged = []
@@ -234,22 +256,6 @@ class Detector:
                 scanned = replace(scanned, view=View(self._square(decoded.pixels[0]), seen[0]))
             judged.append(scanned)
         return judged
-
-    def _judged_again(
-        self, batch: Sequence[Decoded], judged: Sequence[Scanned], batch_size: int, views: bool
-    ) -> list[Scanned]:
-        """With the second model's verdict where the first is not `real`; what it says is kept beside it."""
-        assert self.second is not None
-        asked = [at for at, one in enumerate(judged) if one.verdict is not None and asks_again(one.verdict)]
-        again = [replace(batch[at], pixels=batch[at].second or batch[at].pixels) for at in asked]
-        both = list(judged)
-        for at, scanned in zip(asked, self.second._judged(again, batch_size, views), strict=True):
-            first = judged[at].verdict
-            if scanned.verdict is not None and first is not None:
-                verdict = verdict_from_second(first, scanned.verdict, self.second._name)
-                scanned = replace(scanned, verdict=verdict, first=first)
-            both[at] = scanned
-        return both
 
     def _scanned(self, decoded: Decoded, logits: Sequence[float]) -> Scanned:
         path, stamp = decoded.path, decoded.stamp
@@ -285,11 +291,12 @@ class Detector:
             return own, None
         return own, second.bundle.manifest.spec
 
-    def _seen(self, image: AnyImage) -> tuple[PixelsHWC, PixelsHWC | None]:
+    def _decoded(self, image: AnyImage) -> Decoded:
         """What is kept of an image until it is judged, and apart from that what the second model sees of it."""
         pixels_HWC = pixels_from_any(image, self._least_side)
         own, second = self._square_specs()
-        return reduced(pixels_HWC, own), None if second is None else reduced(pixels_HWC, second)
+        again = () if second is None else (reduced(pixels_HWC, second),)
+        return Decoded(Path(), None, (reduced(pixels_HWC, own),), (0,), second=again)
 
     def _own(self, kept_HWC: PixelsHWC) -> PixelsHWC:
         """What the backend takes of what was kept."""
@@ -297,26 +304,6 @@ class Detector:
 
     def _square(self, kept_HWC: PixelsHWC) -> PixelsHWC:
         return square_from_pixels(kept_HWC, self.bundle.manifest.spec) if self._whole else kept_HWC
-
-    def _scores(self, images: Sequence[PixelsHWC], maps: bool = False) -> Scores:
-        if not images:
-            return Scores(np.empty(0, dtype=np.float32))
-        self._check_open()  # again, as a stream may go on after the end
-        return self.backend.run(images, maps)
-
-    def _verdicts(self, seen: Sequence[tuple[PixelsHWC, PixelsHWC | None]]) -> list[Verdict]:
-        verdicts = [self._verdict(float(logit)) for logit in self._scores([self._own(one) for one, _ in seen]).logits_B]
-        if self.second is not None and (asked := [at for at, one in enumerate(verdicts) if asks_again(one)]):
-            again = [seen[at][0] if (square := seen[at][1]) is None else square for at in asked]
-            for at, verdict in zip(asked, self.second._verdicts([(one, None) for one in again]), strict=True):
-                verdicts[at] = verdict_from_second(verdicts[at], verdict, self.second._name)
-        return verdicts
-
-    def _verdict(self, logit: float) -> Verdict:
-        try:
-            return verdict_from_logit(logit, self.bundle.manifest.temperature, self.point)
-        except ValueError as error:
-            raise BackendError(f"{error}: the backend {self.backend.name} computed nonsense; try another") from None
 
 
 def _with_declared(scanned: Scanned) -> Scanned:

@@ -122,7 +122,12 @@ def _opened(options: Options) -> Detector:
         search = Search(options.all_files, options.exclude)
         few = count_if_few(options.paths, WORTH_A_SLOW_START, search) if choose else None
         return Detector.open(
-            opened, options.backend, options.operating_point, options.threads, few, options.second_opinion
+            opened,
+            options.backend,
+            options.operating_point,
+            options.threads,
+            images=few,
+            second_opinion=options.second_opinion,
         )
 
 
