@@ -49,14 +49,7 @@ def judged_batches(
     try:
         while True:
             ahead = max(2 * size, pool.workers + 1)
-            if not must_wait and len(window) < ahead:
-                for path in rest:
-                    if path is None:
-                        must_wait = True
-                        break
-                    window.append(pool.submit(path))
-                    if len(window) == ahead:
-                        break
+            must_wait = must_wait or _must_wait(rest, window, pool, ahead)
             ready = bool(window) and all(task.future.done() for task in islice(window, size))
             # A result is given as soon as it is known; is none, and a batch is ready, the network gets that first.
             if judging and (judging[0].done() or len(judging) == _JUDGING or not ready):
@@ -72,3 +65,12 @@ def judged_batches(
             judging.append(lane.submit(judge, batch))
     finally:
         lane.shutdown(wait=True, cancel_futures=True)
+
+
+def _must_wait(rest: Iterator[Path | None], window: deque[Task], pool: DecodePool, ahead: int) -> bool:
+    """Submit files until so many are in the window; whether the next one has not come yet."""
+    for path in islice(rest, max(0, ahead - len(window))):
+        if path is None:
+            return True
+        window.append(pool.submit(path))
+    return False
