@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from aivsreal.runtime.bundle.folder import Bundle, no_maps
 from aivsreal.runtime.bundle.manifest import LOGITS, MAP
+from aivsreal.runtime.errors import BackendError
 from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, Scores, batch_from_squares
 
 
@@ -52,7 +53,7 @@ def scores_from_graph(
     """Scores of `square_SSC` by what runs a bundle's graph: it takes a batch and names of outputs, and gives those.
 
     Raises:
-        BackendError: maps are asked for and there are none; or what `run` raises.
+        BackendError: maps are asked for and there are none; a logit is missing; or what `run` raises.
     """
     if maps and not has_maps:
         raise no_maps(bundle)
@@ -60,4 +61,6 @@ def scores_from_graph(
         return Scores(np.empty(0, np.float32), np.empty((0, 0, 0), np.float32) if maps else None)
     batch_BCHW = batch_from_squares(squares, bundle.manifest.spec)
     logits_B1, *rest = run(batch_BCHW, [LOGITS, MAP] if maps else [LOGITS])
+    if logits_B1.size != len(squares):
+        raise BackendError(f"the network gave {logits_B1.size} logits for {len(squares)} images: export it again")
     return Scores(logits_B1.reshape(-1), rest[0] if maps else None)
