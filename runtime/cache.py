@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import platform
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-_CPU_LINES = ("flags", "Features", "model name", "CPU part")
 
 
 def user_folder(variable: str, in_home: str) -> Path | None:
@@ -45,16 +41,6 @@ def usable_cache_folder(name: str) -> Path | None:
         return None
     alone = status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     return folder if alone and os.access(folder, os.W_OK) else None
-
-
-def cpu_digest(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Twelve hexadecimal digits that differ between processors with other instructions."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    told = sorted({line for line in lines if line.startswith(_CPU_LINES)})
-    return hashlib.sha256("\n".join([platform.machine(), *told]).encode()).hexdigest()[:12]
 
 
 def write_whole(file: Path, content: bytes) -> None:

@@ -1,11 +1,14 @@
-"""What this machine has for us: processor cores that this process may keep busy, and products of INT8."""
+"""What this machine has for us: which processor, how many cores that this process may keep busy, products of INT8."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
+import platform
 from pathlib import Path
 
+_CPUINFO = Path("/proc/cpuinfo")
 _GROUPS = Path("/sys/fs/cgroup")
 _WORDS = frozenset({"avx512_vnni", "avx_vnni", "asimddp"})  # x86 twice, and ARM's dot product
 
@@ -21,14 +24,25 @@ def usable_cores(groups: Path = _GROUPS, own: Path = Path("/proc/self/cgroup")) 
     return max(1, bound if quota is None else min(bound, math.ceil(quota)))
 
 
-def has_int8_products(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def cpu_digest(cpuinfo: Path = _CPUINFO) -> str:
+    """Twelve hexadecimal digits that differ between processors with other instructions."""
+    told = sorted(set(_lines(cpuinfo, "flags", "Features", "model name", "CPU part")))
+    return hashlib.sha256("\n".join([platform.machine(), *told]).encode()).hexdigest()[:12]
+
+
+def has_int8_products(cpuinfo: Path = _CPUINFO) -> bool:
     """Whether it multiplies and adds four bytes at once: without that, INT8 is slower than FP32 or about as fast."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return False
-    flags = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
+    flags = (line.partition(":")[2].split() for line in _lines(cpuinfo, "flags", "Features"))
     return any(_WORDS & set(words) for words in flags)
+
+
+def _lines(file: Path, *beginnings: str) -> list[str]:
+    """Those lines of a file of the system's that begin so; none where it is not there."""
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return [line for line in lines if line.startswith(beginnings or "")]
 
 
 def _quota(groups: Path, own: Path) -> float | None:
@@ -45,11 +59,7 @@ def _quota(groups: Path, own: Path) -> float | None:
 
 
 def _memberships(own: Path) -> list[tuple[str, str]]:
-    try:
-        lines = own.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    parts = (line.split(":", 2) for line in lines)
+    parts = (line.split(":", 2) for line in _lines(own))
     return [(part[1], part[2]) for part in parts if len(part) == 3]
 
 

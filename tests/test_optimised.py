@@ -11,7 +11,8 @@ import pytest
 from aivsreal.runtime.backends.choose import probe_squares
 from aivsreal.runtime.backends.onnx import OnnxBackend
 from aivsreal.runtime.bundle.folder import Bundle
-from aivsreal.runtime.cache import cpu_digest, remember, remembered, usable_cache_folder, write_whole
+from aivsreal.runtime.cache import remember, remembered, usable_cache_folder, write_whole
+from aivsreal.runtime.machine import cpu_digest
 
 
 @pytest.fixture

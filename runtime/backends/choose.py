@@ -16,9 +16,9 @@ from aivsreal.runtime.backends import BACKENDS
 from aivsreal.runtime.backends.protocol import Backend
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import INT8_MODEL
-from aivsreal.runtime.cache import cpu_digest, remember, remembered, usable_cache_folder
+from aivsreal.runtime.cache import remember, remembered, usable_cache_folder
 from aivsreal.runtime.errors import BackendError, MissingExtra
-from aivsreal.runtime.machine import has_int8_products
+from aivsreal.runtime.machine import cpu_digest, has_int8_products
 from aivsreal.runtime.preprocess import LogitsB, PixelsHWC
 from aivsreal.runtime.verdict import p_ai_from_logit
 
@@ -160,12 +160,10 @@ def cpu_openers(bundle: Bundle, threads: int | None) -> dict[str, Opener]:
 
         return OnnxBackend(bundle, threads, "cpu", int8)
 
-    def openvino() -> Backend:
-        from aivsreal.runtime.backends.openvino import OpenvinoBackend
-
-        return OpenvinoBackend(bundle, threads)
-
-    openers: dict[str, Opener] = {_REFERENCE: lambda: onnx(False), "openvino": openvino}
+    openers: dict[str, Opener] = {
+        _REFERENCE: lambda: onnx(False),
+        "openvino": lambda: _opened(bundle, "openvino", threads, "")[0],
+    }
     if INT8_MODEL in bundle.manifest.files and has_int8_products():
         openers[_GATED] = lambda: onnx(True)
     return openers

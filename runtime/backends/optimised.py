@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aivsreal.runtime.cache import cpu_digest, remember, remembered, usable_cache_folder
+from aivsreal.runtime.cache import remember, remembered, usable_cache_folder
+from aivsreal.runtime.machine import cpu_digest
 
 NETWORK, WEIGHTS = "network.onnx", "weights.bin"
 _KEPT = 4  # folders of 43 MB; the oldest go
