@@ -17,8 +17,7 @@ from aivsreal.runtime.errors import BackendError, GpuMemoryError, MissingExtra
 from aivsreal.runtime.gpu.calls import Driver
 from aivsreal.runtime.gpu.driver import DeviceBuffer, Event, Graph, Module, Owned, PinnedBuffer, Stream, open_driver
 from aivsreal.runtime.gpu.executor import Floats
-from aivsreal.runtime.gpu.kernel import PreprocessKernel, tile_rows
-from aivsreal.runtime.gpu.staging import staging_from_pixels
+from aivsreal.runtime.gpu.kernel import PreprocessKernel, staging_from_pixels, tile_rows
 from aivsreal.runtime.preprocess import PixelsHWC, batch_from_pixels
 from aivsreal.runtime.spec import PreprocessSpec
 
@@ -40,7 +39,7 @@ def _drive_batch(driver: Driver, pixels: list[PixelsHWC], spec: PreprocessSpec, 
 
         def work() -> None:
             driver.upload(staged.handle, staging.handle, plan.size, stream.handle)
-            kernel.enqueue(staged.handle, batch.handle, len(pixels), spec, dtype, stream)
+            kernel.enqueue(staged.handle, batch.handle, len(pixels), spec=spec, dtype=dtype, stream=stream)
             driver.download(result.handle, batch.handle, wanted.nbytes, stream.handle)
 
         work()

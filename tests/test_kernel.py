@@ -15,7 +15,7 @@ from fake_cuda import KERNELS, compiled_shim
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aivsreal.runtime.gpu.staging import IMAGE, Bytes, staging_from_pixels
+from aivsreal.runtime.gpu.kernel import IMAGE, Bytes, staging_from_pixels
 from aivsreal.runtime.preprocess import PixelsHWC, batch_from_pixels
 from aivsreal.runtime.spec import Geometry, PreprocessSpec, ResizeFilter
 

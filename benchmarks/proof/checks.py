@@ -32,8 +32,7 @@ from aivsreal.runtime.gpu.backend import TensorrtBackend
 from aivsreal.runtime.gpu.calls import Driver
 from aivsreal.runtime.gpu.driver import DeviceBuffer, Graph, PinnedBuffer, Stream
 from aivsreal.runtime.gpu.executor import Floats
-from aivsreal.runtime.gpu.kernel import PreprocessKernel
-from aivsreal.runtime.gpu.staging import staging_from_pixels
+from aivsreal.runtime.gpu.kernel import PreprocessKernel, staging_from_pixels
 from aivsreal.runtime.preprocess import PixelsHWC, batch_from_pixels
 from aivsreal.runtime.spec import Geometry, PreprocessSpec, ResizeFilter
 
@@ -92,7 +91,7 @@ class KernelRun:
             driver.upload(made.handle, result.handle, size, stream.handle)
 
             def enqueue() -> None:
-                self.kernel.enqueue(staged.handle, made.handle, len(pixels), spec, dtype, stream)
+                self.kernel.enqueue(staged.handle, made.handle, len(pixels), spec=spec, dtype=dtype, stream=stream)
 
             if graph:
                 held.enter_context(Graph(driver, stream, enqueue)).launch(stream)

@@ -27,8 +27,7 @@ from aivsreal.runtime.gpu.engine import (
     tensors_from_engine,
 )
 from aivsreal.runtime.gpu.executor import Contexts, Floats
-from aivsreal.runtime.gpu.kernel import PreprocessKernel
-from aivsreal.runtime.gpu.staging import staging_from_pixels
+from aivsreal.runtime.gpu.kernel import PreprocessKernel, staging_from_pixels
 from aivsreal.runtime.preprocess import PixelsHWC, batch_from_pixels
 
 Row = dict[str, Any]
@@ -141,7 +140,7 @@ def _placed(
         driver.upload(staged.handle, staging.handle, plan.size, stream.handle)
 
         def resize() -> None:
-            kernel.enqueue(staged.handle, batch.handle, images, spec, dtype, stream)
+            kernel.enqueue(staged.handle, batch.handle, images, spec=spec, dtype=dtype, stream=stream)
 
         resize()
         driver.download(result.handle, batch.handle, wanted.nbytes, stream.handle)

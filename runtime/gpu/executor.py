@@ -21,8 +21,7 @@ from aivsreal.runtime.cache import write_whole
 from aivsreal.runtime.errors import BackendError, GpuMemoryError
 from aivsreal.runtime.gpu.calls import Driver
 from aivsreal.runtime.gpu.driver import DeviceBuffer, Graph, PinnedBuffer, Stream
-from aivsreal.runtime.gpu.kernel import PreprocessKernel
-from aivsreal.runtime.gpu.staging import staging_from_pixels
+from aivsreal.runtime.gpu.kernel import PreprocessKernel, staging_from_pixels
 from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.runtime.spec import PreprocessSpec
 
@@ -199,7 +198,9 @@ class EngineSlot:
         assert self._staging is not None
         staged = self._staged.handle if self._staged is not None else self._staging.device_address
         tensors, stream = self._tensors, self._stream
-        self._kernel.enqueue(staged, self._input.handle, images, tensors.spec, tensors.input_dtype, stream)
+        self._kernel.enqueue(
+            staged, self._input.handle, images, spec=tensors.spec, dtype=tensors.input_dtype, stream=stream
+        )
         if not program.context.execute_async_v3(stream.handle):
             raise BackendError("TensorRT cannot run the engine; its message stands above")
         for name, computed in self._computed.items():
