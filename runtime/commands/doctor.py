@@ -50,8 +50,8 @@ def findings(bundle_path: str | None = None) -> list[Finding]:
         _checked("kernel", _kernel),
         *_tensorrt(bundle),
         *_onnxruntime(bundle),
-        _torch(),
-        _heif(),
+        _installed("PyTorch", ("torch", "timm"), "torch", "for --backend torch, training and Grad-CAM"),
+        _installed("HEIC files", ("pillow-heif",), "heic", "pillow-heif is not installed"),
     ]
     if bundle is not None:
         found.append(_would_run(bundle))
@@ -190,20 +190,10 @@ def _onnxruntime(bundle: Bundle | None) -> list[Finding]:
     ]
 
 
-def _torch() -> Finding:
-    have = [f"{name} {_version(name)}" for name in ("torch", "timm") if _version(name)]
-    if len(have) < 2:
-        return Finding(
-            "PyTorch", MISSING, "for --backend torch, training and Grad-CAM", "pip install 'aivsreal[torch]'"
-        )
-    return Finding("PyTorch", OK, ", ".join(have))
-
-
-def _heif() -> Finding:
-    have = _version("pillow-heif")
-    if not have:
-        return Finding("HEIC files", MISSING, "pillow-heif is not installed", "pip install 'aivsreal[heic]'")
-    return Finding("HEIC files", OK, f"pillow-heif {have}")
+def _installed(what: str, packages: tuple[str, ...], extra: str, without: str) -> Finding:
+    if not all(map(_version, packages)):
+        return Finding(what, MISSING, without, f"pip install 'aivsreal[{extra}]'")
+    return Finding(what, OK, ", ".join(f"{name} {_version(name)}" for name in packages))
 
 
 def _would_run(bundle: Bundle) -> Finding:

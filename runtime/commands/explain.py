@@ -44,7 +44,7 @@ NOTE = "A map shows what moved the score, not what was edited."
 @click.option("--bundle", metavar="MODEL", help="Model to use: accurate, or a folder.  [default: the shipped one]")
 @click.option("--operating-point", metavar="NAME", help="Bounds between real, unsure and ai.  [default: the model's]")
 def main(
-    paths: tuple[str, ...], out: Path, method: str, layer: str, of: str | None, overwrite: bool, bundle: str | None,
+    *, paths: tuple[str, ...], out: Path, method: str, layer: str, of: str | None, overwrite: bool, bundle: str | None,
     operating_point: str | None,
 ) -> int:  # fmt: skip
     """Draw what in an image moved its score: orange towards ai, blue towards real.
@@ -78,6 +78,7 @@ def _explain(
 ) -> int:
     from aivsreal.runtime.files.find import Search, argument_paths
     from aivsreal.runtime.pixels.images import pixels_from_file
+    from aivsreal.runtime.results.heatmap import overlay, write_map
     from aivsreal.runtime.text import escaped
 
     drawn, failed, notes, search = 0, 0, list[str](), Search()
@@ -91,7 +92,8 @@ def _explain(
             click.echo(f"{escaped(path)}\terror\t{escaped(str(error).removeprefix(f'{path}: '))}")
             continue
         explanation = explained(pixels_HWC)
-        png = _write(bundle, explanation, pixels_HWC, path, out, overwrite)
+        picture, about = overlay(pixels_HWC, explanation.signed_hw, explanation.box), _about(bundle, explanation, path)
+        png = write_map(out, path, picture, explanation.map_hw, about, overwrite=overwrite)
         drawn += 1
         verdict = explanation.verdict
         row = (escaped(path), verdict.label.value, f"{verdict.p_ai:.6f}", explanation.of.value, escaped(png))
@@ -102,20 +104,15 @@ def _explain(
     return 1 if failed or notes else 0
 
 
-def _write(
-    bundle: Bundle, explanation: Explanation, pixels_HWC: PixelsHWC, path: Path, out: Path, overwrite: bool
-) -> Path:
-    from aivsreal.runtime.results.heatmap import overlay, write_map
+def _about(bundle: Bundle, explanation: Explanation, path: Path) -> dict[str, str]:
     from aivsreal.runtime.results.output import SOFTWARE
 
-    picture = overlay(pixels_HWC, explanation.signed_hw, explanation.box)
-    about = {
+    return {
         "Title": f"What moved the score of {path.name} towards {explanation.of.value}",
         "Description": f"{explanation.method.value} of {explanation.layer.value}. {NOTE}",
         "Software": f"{SOFTWARE}, bundle {bundle.manifest.arch} {bundle.digest}",
         "Comment": f"{explanation.verdict.label.value}: {explanation.verdict.reason}",
     }
-    return write_map(out, path, picture, explanation.map_hw, about, overwrite=overwrite)
 
 
 def _description(explainer: Explainer) -> str:

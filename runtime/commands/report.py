@@ -6,7 +6,7 @@ import io
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
@@ -38,7 +38,7 @@ _FIRST = 1000  # of each label, from an output of a cluster: a page of a million
 @click.option("--first", type=click.IntRange(min=1), help="With --html, show so many of each label, and of the errors.")
 @click.option("--bundle", metavar="MODEL", help="Model that judged: accurate, or a folder.  [default: the shipped one]")
 def main(
-    results: Path, html: Path | None, assets: bool, csv: Path | None, overwrite: bool, first: int | None,
+    *, results: Path, html: Path | None, assets: bool, csv: Path | None, overwrite: bool, first: int | None,
     bundle: str | None,
 ) -> None:  # fmt: skip
     """Make a report of RESULTS, which `aivsreal-scan --output RESULTS` wrote. Nothing is judged again.
@@ -55,22 +55,32 @@ def main(
         raise click.UsageError("nothing to make: give --html FILE, --csv FILE or both")
     if assets and html is None:
         raise click.UsageError("--assets is for --html")
-    for line in _made(results, html, assets, csv, overwrite, first, bundle):
+    files = _Files(results, html, assets, csv, overwrite)
+    for line in _made(files, first, bundle):
         click.echo(line, err=True)
 
 
-def _made(
-    results: Path, html: Path | None, assets: bool, csv: Path | None, overwrite: bool, first: int | None,
-    bundle: str | None,
-) -> Iterator[str]:  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """What is read, and what is made of it; the fields are the command's options."""
+
+    results: Path
+    html: Path | None
+    assets: bool
+    csv: Path | None
+    overwrite: bool
+
+
+def _made(files: _Files, first: int | None, bundle: str | None) -> Iterator[str]:
     from aivsreal.runtime.bundle.folder import Bundle
     from aivsreal.runtime.results.output import CSV, check_apart, check_replaceable, replacing
     from aivsreal.runtime.results.writers import CsvWriter, Tally, Writer
     from aivsreal.runtime.text import escaped, typed
 
+    results, html, csv = files.results, files.html, files.csv
     check_apart({name: path for name, path in (("--html", html), ("--csv", csv)) if path is not None})
     if csv is not None:
-        check_replaceable(csv, CSV, [results], overwrite)
+        check_replaceable(csv, CSV, [results], files.overwrite)
     rows = _rows(results)
     head = next(rows, None)
     if head is None:
@@ -99,7 +109,7 @@ def _made(
 
             opened = Bundle.open(bundle)
             ran = _ran(results, head.judge, opened, choice.told)
-            report = stack.enter_context(HtmlReport(html, ran, assets, [results], overwrite))
+            report = stack.enter_context(HtmlReport(html, ran, files.assets, [results], files.overwrite))
             scanned = _with_pictures(scanned, opened)
         for one in scanned:
             pictures += one.view is not None

@@ -110,14 +110,14 @@ def opened(snapshot: Snapshot, max_pixels: int = MAX_PIXELS) -> Iterator[Picture
         sound = sound_content(image.format or "", content, image.width, image.height)
         if sound is not content:
             image = files.enter_context(Image.open(io.BytesIO(sound), formats=formats))
-        yield Picture(path, image, sound, sound is content, max_pixels, notes)
+        yield Picture(path, image, sound, ended=sound is content, max_pixels=max_pixels, notes=notes)
 
 
 class Picture:
     """An open image file, of which the frames that a viewer shows can be decoded. `opened` makes it."""
 
     def __init__(
-        self, path: Path, image: Image.Image, content: bytes, ended: bool, max_pixels: int, notes: list[str]
+        self, path: Path, image: Image.Image, content: bytes, *, ended: bool, max_pixels: int, notes: list[str]
     ) -> None:
         self.image = image
         self.notes = notes
