@@ -122,8 +122,6 @@ class Explainer:
 
         Args:
             image: a path, a Pillow image or uint8 RGB `pixels_HWC`.
-            method: how the map is made.
-            layer: the stage that it is made of.
             of: `ai` or `real`: what the map shall speak for; None takes the one that the logit's sign says.
 
         Raises:

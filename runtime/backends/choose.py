@@ -43,8 +43,6 @@ def open_backend(
     """Load the bundle's network with the backend asked for, or with the best one that is installed.
 
     Args:
-        bundle: the verified bundle.
-        kind: one of `BACKENDS`.
         threads: CPU threads for the network; None leaves it to the backend.
         images: how many will be judged, where that is known: for fewer than `WORTH_A_SLOW_START`, `auto` does not
             wait for a CPU backend that is faster and starts more slowly.
@@ -177,8 +175,6 @@ def fastest(openers: Mapping[str, Opener], bundle: Bundle, threads: int | None) 
 
     Args:
         openers: by name, the reference `onnx` among them; each opens a backend on this CPU.
-        bundle: whose network they run.
-        threads: that they were asked to use.
 
     Raises:
         BackendError: none runs; or the one that was chosen before does not any more.

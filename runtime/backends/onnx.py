@@ -39,7 +39,6 @@ class OnnxBackend:
     """`model.onnx` of a bundle in an ONNX Runtime session, or its INT8 graph where this CPU gains by it.
 
     Args:
-        bundle: the verified bundle.
         threads: CPU threads for one batch; None takes the cores that this process may use.
         provider: "cpu", "cuda" or "tensorrt"; None takes CUDA where it runs, else the CPU.
         int8: take the INT8 graph on a CPU, where the bundle has one; None takes it where this CPU gains by it.

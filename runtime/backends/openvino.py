@@ -30,7 +30,6 @@ class OpenvinoBackend:
     The compiled form is kept in the cache folder: compiling took 190 ms of processor time, loading it 60 ms.
 
     Args:
-        bundle: the verified bundle.
         threads: CPU threads for one batch; None takes the cores that this process may use.
 
     Raises:

@@ -137,10 +137,7 @@ def ended(stop: Stop, tally: Tally, notes: Iterable[str], told: Iterable[str], k
     """Tell how a scan ended, and give its exit status.
 
     Args:
-        stop: what may have ended it.
-        tally: what it judged.
         notes: what went otherwise than was asked for; any makes the status 1.
-        told: what else is to be said.
         known: what was not judged, as it is there already.
     """
     from aivsreal.runtime.text import escaped

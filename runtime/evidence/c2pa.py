@@ -31,12 +31,7 @@ _OFFLINE = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
 
 
 def c2pa_evidence(kind: str, content: bytes) -> list[Evidence]:
-    """At most one statement. Nothing is raised: what cannot be read is said in its detail.
-
-    Args:
-        kind: Pillow's name of the format.
-        content: the whole file.
-    """
+    """At most one statement. Nothing is raised: what cannot be read is said in its detail."""
     if not has_manifest(kind, content):
         return []
     try:

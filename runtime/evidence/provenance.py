@@ -37,7 +37,6 @@ def evidence_from_image(image: Image.Image, content: bytes) -> tuple[Evidence, .
 
     Args:
         image: the open and loaded image; PNG text may stand behind the pixels.
-        content: the whole file.
     """
     found: list[Evidence] = []
     for texts in (_png_texts, _comments, _exif_texts, _xmp_texts):

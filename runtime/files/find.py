@@ -119,7 +119,6 @@ def argument_paths(
     None comes where whoever writes that list has to be waited for, so that what is known can be given before.
 
     Args:
-        arguments: as they were typed.
         notes: gets a line for each one that yields nothing.
         search: how folders are searched; it counts what is not looked at.
     """

@@ -38,7 +38,6 @@ def judged_batches(
             yet: the results of all before it are given first, in batches of what is there, and then it is waited for.
         pool: decodes; it stays open.
         judge: runs the network on a batch; it is called in a thread of its own, beside the decoding and the caller.
-        batch_size: files in a full batch.
 
     Raises:
         BackendError: what `judge` or the pool raises.

@@ -40,7 +40,6 @@ class DecodePool:
     """Threads that decode; a context manager, or call `close`.
 
     Args:
-        plan: how files are decoded.
         workers: how many at once; None takes one a core.
         time_limit_s: seconds that one file may take, from when its turn comes.
         isolate: decode in processes, so that a crash costs one file.

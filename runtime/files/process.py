@@ -66,8 +66,6 @@ class DecodeProcess:
     """The parent's side: started when it is first needed, and again after a crash.
 
     Args:
-        plan: how files are decoded.
-        time_limit_s: seconds that one file may take.
         read: reads the files; by default the child does, so that their content is not sent to it.
     """
 

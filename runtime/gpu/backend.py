@@ -39,7 +39,6 @@ class TensorrtBackend:
     """The engine of a bundle that fits this GPU. Threads may share it: each batch takes a free slot.
 
     Args:
-        bundle: the verified bundle.
         driver: taken over and closed with the backend; None opens the one that is installed.
 
     Raises:

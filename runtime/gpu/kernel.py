@@ -130,10 +130,7 @@ class PreprocessKernel:
         Args:
             staging: address on the GPU of what `Staging.write` wrote.
             batch: address on the GPU of `batch_BCHW`, of `dtype`, which is half or float.
-            images: how many there are in both.
             spec: the one that the staging was made for.
-            dtype: `np.float16` or `np.float32`.
-            stream: where it is put.
         """
         scale_C, bias_C = spec.affine()
         rows = tile_rows(images, spec.size, self._driver.gpu.multiprocessors)

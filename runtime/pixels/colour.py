@@ -45,12 +45,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def coded_colours(image: Image.Image, content: bytes) -> Coded | None:
-    """The code points of a file's colours, where its container states any that count beside its ICC profile.
-
-    Args:
-        image: as Pillow opened it.
-        content: the whole file.
-    """
+    """The code points of a file's colours, where its container states any that count beside its ICC profile."""
     if image.format in ("AVIF", "HEIF"):
         return None if image.info.get("icc_profile") else bmff_colour(content)
     if image.format == "PNG":  # its code points count before a profile
@@ -67,7 +62,6 @@ def from_profile(image: Image.Image, profile: bytes, notes: list[str]) -> Image.
 
     Args:
         image: grey, RGB or CMYK.
-        profile: as it stands in the file.
         notes: gets what a person should know.
     """
     if profile[16:20] != _SPACES.get(image.mode) or is_srgb(profile):

@@ -56,8 +56,6 @@ def pixels_from_file(path: Path, max_pixels: int = MAX_PIXELS, least_side: int =
     """Decode an image file to `pixels_HWC`, uint8 RGB: first frame, EXIF turn applied, transparency on white.
 
     Args:
-        path: of the file.
-        max_pixels: refuse larger images.
         least_side: short side in pixels that is enough for the caller, as `PreprocessSpec.least_side`: a larger JPEG is
             then decoded at a half, a quarter or an eighth, never below it. 0 decodes every pixel.
 

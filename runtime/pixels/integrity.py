@@ -60,9 +60,6 @@ def sound_content(kind: str, content: bytes, width: int, height: int) -> bytes:
 
     Args:
         kind: Pillow's name of the format.
-        content: the whole file.
-        width: of the picture, in pixels.
-        height: of the picture, in pixels.
 
     Raises:
         PartialPicture: a part is missing.
@@ -87,7 +84,6 @@ def check_filled(content: bytes, image: Image.Image, reduction: int = 1, ended: 
     they were all there, nothing changes.
 
     Args:
-        content: what was decoded.
         image: its loaded first image, before any turn.
         reduction: what its sides were divided by in decoding.
         ended: the file had an end marker; without one the noise is tried whatever the picture ends in.
@@ -233,7 +229,6 @@ def without_excess(content: bytes, notes: list[str]) -> bytes:
     """A PNG without metadata that Pillow refuses the whole picture for: too much of it, or broken.
 
     Args:
-        content: the whole file.
         notes: gets what was left out.
     """
     kept, left_out, at, text_bytes = list[bytes](), list[str](), 0, 0

@@ -52,7 +52,6 @@ class ResultsFile:
 
     Args:
         path: the file; it is made where it is not there.
-        judge: who judges now.
         resume: go on with a file that has rows.
         by_content: know a file by path and SHA-256, not by path, size and time.
         retry_errors: do not know files that ended in an error.

@@ -123,13 +123,7 @@ def write_map(
 
 
 class HeatMaps:
-    """A `Writer` that draws the network's own map of each result that has one.
-
-    Args:
-        folder: where they go, as of `write_map`.
-        bundle: whose maps they are.
-        overwrite: as of `write_map`.
-    """
+    """A `Writer` that draws the network's own map of each result that has one."""
 
     def __init__(self, folder: Path, bundle: Bundle, overwrite: bool = False) -> None:
         self._folder, self._overwrite = folder, overwrite

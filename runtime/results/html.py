@@ -39,8 +39,6 @@ class HtmlReport:
     """Collects results and writes `target` when it is closed, whole or not at all.
 
     Args:
-        target: file to write.
-        ran: what judged.
         assets: put the pictures into the folder `<name>_files` beside the report and not into it.
         inputs: files that are read, which are never replaced.
         overwrite: replace a file that is no report too.

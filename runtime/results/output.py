@@ -89,9 +89,6 @@ def check_replaceable(target: Path, kind: Written, inputs: Iterable[Path] = (), 
 def check_apart(outputs: Mapping[str, Path]) -> None:
     """Refuse two outputs on one path, by whatever names.
 
-    Args:
-        outputs: those that were asked for, by option.
-
     Raises:
         OutputError: two are the same.
     """

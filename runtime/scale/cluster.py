@@ -120,9 +120,6 @@ def judged_tables(listing: Listing, how: How, pool: Pool, has_content: bool) -> 
     """The rows of what is listed, in the order in which they are judged.
 
     Args:
-        listing: what there is to judge.
-        how: the same for all.
-        pool: the actors.
         has_content: blocks have the files themselves, and are large.
 
     Raises:

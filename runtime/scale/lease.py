@@ -29,7 +29,6 @@ class Lease:
     """The right to write to an output; a context manager that takes it, and gives it back.
 
     Args:
-        place: the output.
         run: name of this run.
         tell: is told what is waited for.
 

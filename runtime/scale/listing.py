@@ -47,8 +47,6 @@ def places_from_arguments(
     """The places to list, or the tables to read, each once.
 
     Args:
-        arguments: as they were typed.
-        search: which images of folders are taken.
         columns: the arguments are tables, or folders of tables, with these columns.
         notes: gets a line for each argument where nothing is.
 
@@ -78,9 +76,7 @@ class Listing(Datasource):
 
     Args:
         places: of `places_from_arguments`.
-        search: which images of folders are taken.
         columns: the places are tables with these.
-        known: keys of what is in the output.
     """
 
     def __init__(self, places: list[str], search: Search, columns: Columns | None, known: Keys) -> None:
