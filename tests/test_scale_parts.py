@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -146,6 +147,15 @@ def test_a_part_that_is_none_is_named(tmp_path: Path) -> None:
         list(rows_from_output(str(tmp_path)))
 
 
+@pytest.mark.parametrize("line", ["[]", "{}", '{"path": 1}', '{"path": "a", "size": 1}', '{"path": "a", "size": null}'])
+def test_a_line_of_a_part_that_is_no_row_is_one_error(line: str, tmp_path: Path) -> None:
+    (tmp_path / "part-x.jsonl").write_text(line + "\n")
+    with pytest.raises(ResultsError, match=re.escape(str(tmp_path))):
+        list(rows_from_output(str(tmp_path)))
+    with pytest.raises(ResultsError, match=re.escape(str(tmp_path))):
+        known_keys(str(tmp_path), JUDGE.bundle, JUDGE.operating_point, False)
+
+
 def test_parts_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
@@ -228,6 +238,10 @@ def test_one_run_at_a_time_writes_to_an_output(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(ResultsError, match="in use: run thief"):
             first.check()
     assert leases.NAME in os.listdir(tmp_path)  # the other one's
+
+    (tmp_path / leases.NAME).write_text('{"run": "of another program"}')
+    with pytest.raises(ResultsError, match="none of ours"), Lease(place, "third", told.append):
+        pass
 
 
 def test_a_report_of_an_output_counts_each_file_once(tmp_path: Path, tiny_bundle: Path) -> None:

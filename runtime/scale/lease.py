@@ -14,15 +14,43 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from aivsreal.runtime.errors import ResultsError
+from aivsreal.runtime.fields import from_json, object_from_json
 from aivsreal.runtime.scale.storage import joined, opened, remove, write
 
 BEAT_S = 5.0
 GONE_AFTER_S = 4 * BEAT_S
 SETTLED_S = 1.0  # longer than there may be between the look and the writing of two runs that begin together
 NAME = "_running.json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """Who writes to an output."""
+
+    run: str
+    host: str
+    pid: int
+    beats: int
+    """How often it said so."""
+
+    def __str__(self) -> str:
+        return f"run {self.run} on {self.host}, process {self.pid}"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was on this machine, and is no more."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        return False
 
 
 class Lease:
@@ -45,7 +73,7 @@ class Lease:
 
     def __enter__(self) -> Lease:
         other = self._read()
-        if other is not None and not _has_ended(other):
+        if other is not None and not other.has_ended:
             self._wait_for(other)
         self._write()
         time.sleep(SETTLED_S)
@@ -70,8 +98,8 @@ class Lease:
         if self._lost is not None:
             raise ResultsError(f"{self._place} is in use: {self._lost} writes to it")
 
-    def _wait_for(self, other: dict[str, Any]) -> None:
-        self._tell(f"{_name(other)} wrote to {self._place} and may have ended: looking for {GONE_AFTER_S:.0f} s")
+    def _wait_for(self, other: _Holder) -> None:
+        self._tell(f"{other} wrote to {self._place} and may have ended: looking for {GONE_AFTER_S:.0f} s")
         until_s = time.monotonic() + GONE_AFTER_S
         while time.monotonic() < until_s:
             time.sleep(BEAT_S / 2)
@@ -79,7 +107,7 @@ class Lease:
             if now is None:
                 return
             if now != other:
-                raise ResultsError(f"{self._place} is in use: {_name(now)} writes to it")
+                raise ResultsError(f"{self._place} is in use: {now} writes to it")
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S) and self._lost is None:
@@ -92,36 +120,19 @@ class Lease:
 
     def _look(self) -> None:
         now = self._read()
-        if now is not None and now["run"] != self._run:
-            self._lost = _name(now)
+        if now is not None and now.run != self._run:
+            self._lost = str(now)
 
     def _write(self) -> None:
         self._beats += 1
-        values = {"run": self._run, "host": socket.gethostname(), "pid": os.getpid(), "beats": self._beats}
-        write(self._file, json.dumps(values).encode())
+        holder = _Holder(self._run, socket.gethostname(), os.getpid(), self._beats)
+        write(self._file, json.dumps(asdict(holder)).encode())
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self) -> _Holder | None:
         try:
             with opened(self._file) as file:
-                values: dict[str, Any] = json.loads(file.read())
+                return from_json(_Holder, object_from_json(file.read()), "it", lenient=True)
         except FileNotFoundError:
             return None
         except ValueError:
             raise ResultsError(f"{self._file} is none of ours: name another output, or move it away") from None
-        return values
-
-
-def _has_ended(other: dict[str, Any]) -> bool:
-    if other["host"] != socket.gethostname():
-        return False
-    try:
-        os.kill(int(other["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
-
-
-def _name(values: dict[str, Any]) -> str:
-    return f"run {values['run']} on {values['host']}, process {values['pid']}"

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from aivsreal.runtime.errors import ResultsError
+from aivsreal.runtime.fields import object_from_json
 from aivsreal.runtime.results.row import Row, json_from_row, line_from_row, row_from_json
 from aivsreal.runtime.scale.storage import files, joined, opened, write
 
@@ -91,7 +91,11 @@ def rows_from_output(place: str) -> Iterator[Row]:
     """
     for rows in _batches(place, SCHEMA.names):
         for one in rows:
-            yield _row(one)
+            try:
+                row = _row(one)
+            except ValueError as error:
+                raise ResultsError(f"{place} has a row that is none: {error}") from None
+            yield row
 
 
 def latest_rows_from_output(place: str) -> Iterator[Row]:
@@ -191,14 +195,23 @@ def _batches(place: str, columns: Sequence[str]) -> Iterator[list[dict[str, Any]
     for part in sorted(_parts(place)):
         try:
             with opened(part) as file:
-                if part.endswith(".jsonl"):
-                    rows = [json.loads(line) for line in file.read().splitlines()]
-                    yield [{name: row.get(name) for name in columns} for row in rows]
-                    continue
-                for batch in pq.ParquetFile(file).iter_batches(8192, columns=list(columns)):
-                    yield batch.to_pylist()
+                lines = part.endswith(".jsonl")
+                for rows in _from_lines(file, columns) if lines else _from_parquet(file, columns):
+                    if not all(isinstance(row["path"], str) for row in rows):
+                        raise ValueError("a row has no path")
+                    yield rows
         except (OSError, ValueError, KeyError) as error:
             raise ResultsError(f"{part} is no part of results: {error}: move it away") from None
+
+
+def _from_lines(file: IO[bytes], columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    rows = [object_from_json(line) for line in file.read().splitlines()]
+    yield [{name: row.get(name) for name in columns} for row in rows]
+
+
+def _from_parquet(file: IO[bytes], columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    for batch in pq.ParquetFile(file).iter_batches(8192, columns=list(columns)):
+        yield batch.to_pylist()
 
 
 def _short(path: str) -> int:
