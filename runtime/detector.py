@@ -234,7 +234,7 @@ class Detector:
         for at, scanned in zip(asked, self.second._judged_once(again, batch_size, views), strict=True):
             first = judged[at].verdict
             if scanned.verdict is not None and first is not None:
-                verdict = verdict_from_second(first, scanned.verdict, self.second._name)
+                verdict = verdict_from_second(first, scanned.verdict, self.second.bundle.name)
                 scanned = replace(scanned, verdict=verdict, first=first)
             judged[at] = scanned
         return judged
@@ -272,10 +272,6 @@ class Detector:
             frames = tuple(zip(decoded.frames, each, strict=True))
             verdict = replace(verdict, reason=f"{verdict.reason}, from the mean of {len(logits)} frames")
         return Scanned(path, verdict, evidence=decoded.evidence, stamp=stamp, frames=frames)
-
-    @property
-    def _name(self) -> str:
-        return f"{self.bundle.manifest.arch} {self.bundle.digest}"
 
     @property
     def _least_side(self) -> int:

@@ -78,6 +78,16 @@ class Bundle:
             raise BundleError(f"{folder / EVALUATION} cannot be used: {error}; {again}") from None
 
     @property
+    def name(self) -> str:
+        """What it is called where it is told of: its arch and its digest."""
+        return f"{self.manifest.arch} {self.digest}"
+
+    @property
+    def described(self) -> str:
+        """Its name, and where it lies."""
+        return f"{self.name} ({'shipped' if self.is_shipped else self.path})"
+
+    @property
     def is_shipped(self) -> bool:
         """Whether it is the one that came with aivsreal."""
         return self.path.resolve() == SHIPPED

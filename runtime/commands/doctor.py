@@ -102,8 +102,7 @@ def _bundle(path: str | None) -> tuple[Bundle | None, Finding]:
         engines = len(engines_of(bundle))
     except AivsrealError as error:
         return None, Finding("bundle", BROKEN, str(error), "aivsreal-doctor --bundle FOLDER for another one")
-    where = "shipped" if bundle.is_shipped else str(bundle.path)
-    return bundle, Finding("bundle", OK, f"{bundle.manifest.arch} {bundle.digest} ({where}), {engines} engines")
+    return bundle, Finding("bundle", OK, f"{bundle.described}, {engines} engines")
 
 
 def _accurate() -> Finding:
@@ -117,7 +116,7 @@ def _accurate() -> Finding:
         bundle = Bundle.open(ACCURATE)
     except AivsrealError as error:
         return Finding("accurate model", BROKEN, str(error), mend)
-    return Finding("accurate model", OK, f"{bundle.manifest.arch} {bundle.digest} ({bundle.path})")
+    return Finding("accurate model", OK, bundle.described)
 
 
 def _gpu() -> str:

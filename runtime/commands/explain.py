@@ -110,20 +110,18 @@ def _about(bundle: Bundle, explanation: Explanation, path: Path) -> dict[str, st
     return {
         "Title": f"What moved the score of {path.name} towards {explanation.of.value}",
         "Description": f"{explanation.method.value} of {explanation.layer.value}. {NOTE}",
-        "Software": f"{SOFTWARE}, bundle {bundle.manifest.arch} {bundle.digest}",
+        "Software": f"{SOFTWARE}, bundle {bundle.name}",
         "Comment": f"{explanation.verdict.label.value}: {explanation.verdict.reason}",
     }
 
 
 def _description(explainer: Explainer) -> str:
-    bundle = explainer.bundle
-    where = "shipped" if bundle.is_shipped else str(bundle.path)
     parity = (
         "not compared with model.onnx, as onnxruntime is not installed"
         if explainer.parity is None
         else f"logits within {explainer.parity:.1g} of model.onnx"
     )
-    return f"backend torch, fp32 ({parity}) | bundle {bundle.manifest.arch} {bundle.digest} ({where})"
+    return f"backend torch, fp32 ({parity}) | bundle {explainer.bundle.described}"
 
 
 if __name__ == "__main__":

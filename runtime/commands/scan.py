@@ -237,12 +237,10 @@ def _rounds(
 
 
 def _description(detector: Detector, asked_point: str | None) -> str:
-    bundle, point = detector.bundle, detector.point
-    where = "shipped" if bundle.is_shipped else str(bundle.path)
     chosen = "the bundle's default" if asked_point is None else "asked for"
     told = (
         f"backend {detector.backend.name}, {detector.backend.precision} ({detector.why}) | "
-        f"bundle {bundle.manifest.arch} {bundle.digest} ({where}) | operating point {point.name} ({chosen})"
+        f"bundle {detector.bundle.described} | operating point {detector.point.name} ({chosen})"
     )
     if detector.second is None:
         return told

@@ -127,7 +127,7 @@ class HeatMaps:
 
     def __init__(self, folder: Path, bundle: Bundle, overwrite: bool = False) -> None:
         self._folder, self._overwrite = folder, overwrite
-        self._software = f"{SOFTWARE}, bundle {bundle.manifest.arch} {bundle.digest}"
+        self._software = f"{SOFTWARE}, bundle {bundle.name}"
         self.count = 0
         """Maps that were drawn."""
 
