@@ -16,7 +16,7 @@ from aivsreal.train.config import PRESETS, AugmentConfig, TrainConfig
 from aivsreal.train.fit.augment import augmented, jpeg, patched, perturbed
 from aivsreal.train.fit.cache import reduced
 from aivsreal.train.fit.data import Crops, TrainBatches
-from aivsreal.train.fit.distributed import Ranks
+from aivsreal.train.fit.machine import Machine
 from aivsreal.train.samples import Sample
 
 CPU = torch.device("cpu")
@@ -125,7 +125,7 @@ def test_jpeg_takes_another_quality_for_each_image() -> None:
 def _batches(pixels: list[np.ndarray], config: TrainConfig) -> TrainBatches:
     samples = [Sample(__file__, ("real", "ai")[index % 2], "train", "made") for index in range(len(pixels))]  # type: ignore[arg-type]
     at = {id(sample): values for sample, values in zip(samples, pixels, strict=True)}
-    return TrainBatches(samples, config, lambda sample: at[id(sample)], Ranks(), 1, CPU)
+    return TrainBatches(samples, config, lambda sample: at[id(sample)], Machine(workers=1))
 
 
 def test_crops_stay_inside_and_differ() -> None:

@@ -20,7 +20,7 @@ from aivsreal.train.config import TrainConfig
 from aivsreal.train.fit import cache as cache_module
 from aivsreal.train.fit.cache import CachedPixels, FilePixels, cached_pixels, reduced
 from aivsreal.train.fit.data import Crops, ResidentViews, TrainBatches
-from aivsreal.train.fit.distributed import Ranks
+from aivsreal.train.fit.machine import Machine
 from aivsreal.train.samples import Sample
 
 
@@ -154,7 +154,7 @@ def test_views_in_a_gpus_memory_are_cut_like_those_that_threads_cut(tmp_path: Pa
     cache, _, _ = _open(tmp_path / "cache", samples)
     resident = ResidentViews(cache, samples, torch.device("cpu"))
     crops = Crops(np.array([3, 17, 9]), 12, np.array([[0.0, 0.99], [0.5, 0.5], [0.99, 0.0]]))
-    batches = TrainBatches(samples, TrainConfig(), cache, Ranks(), 1, torch.device("cpu"))
+    batches = TrainBatches(samples, TrainConfig(), cache, Machine(workers=1))
     assert torch.equal(resident.cut(crops), batches._cut([crops])[0])
     assert torch.equal(resident.cut(crops)[0], torch.from_numpy(cache(samples[3])[:12, -12:].copy()))
 

@@ -106,8 +106,7 @@ def test_a_band_halves_the_error_or_leaves_half_of_the_images_an_answer() -> Non
         assert measured.error <= 0.5 * measured.error_without_band or measured.coverage < 0.52
         again = measured_point(
             "again",
-            measured.point.real_below,
-            measured.point.ai_at_or_above,
+            (measured.point.real_below, measured.point.ai_at_or_above),
             target_B,
             0.5 * (1 + np.tanh(logit_B / 2)),
             _alike(target_B),

@@ -78,7 +78,8 @@ TRAIN_FLOORS = (
     ("evaluate",),
     ("calibrate", "fit"),
     ("start",),
-    ("cli", "pack"),
+    ("run", "pack"),
+    ("cli",),
 )
 # Each heavy library has one file that names it; the export and the training are made of torch and onnx.
 HOMES = {

@@ -32,9 +32,9 @@ from aivsreal.runtime.verdict import LABELS
 from aivsreal.train.cli import main
 from aivsreal.train.config import PRESETS, TrainConfig, config_from_json
 from aivsreal.train.fit.cache import FilePixels
-from aivsreal.train.fit.data import TrainDraws
-from aivsreal.train.fit.distributed import Ranks
-from aivsreal.train.fit.loop import Data, Machine, fit
+from aivsreal.train.fit.data import Data, TrainBatches
+from aivsreal.train.fit.loop import fit
+from aivsreal.train.fit.machine import Machine, Ranks
 from aivsreal.train.fit.optimise import learning_rate
 from aivsreal.train.samples import Sample, in_split, samples_from_data
 from aivsreal.train.start.network import Start, network_to_train
@@ -52,7 +52,7 @@ def _train(*arguments: object) -> Result:
 def _data(data: Path, **vals: list[Sample]) -> Data:
     samples = samples_from_data(data)
     vals = vals or {"val_unseen": in_split(samples, "val_unseen")}
-    return Data(in_split(samples, "train"), vals, list(vals))
+    return Data(in_split(samples, "train"), vals, list(vals), FilePixels(ALL_ON.view_side))
 
 
 def _card(config: TrainConfig) -> TrainingCard:
@@ -84,8 +84,8 @@ def _fit(
     run.mkdir(exist_ok=True)
     try:
         fit(
-            config, Machine(workers=workers, compiled=compiled), network, images, run, _card(config), resume=resume,
-            on_step=lambda *_: None, on_epoch=on_epoch,
+            config, Machine(workers=workers, compiled=compiled), network, images, run, card=_card(config),
+            resume=resume, on_step=lambda *_: None, on_epoch=on_epoch,
         )  # fmt: skip
     except KeyboardInterrupt:
         assert rows[-1]["epoch"] == stop_after
@@ -223,7 +223,7 @@ def test_the_best_epoch_has_the_highest_mean_of_auc_and_macro_auc(
     config = replace(ALL_ON, consistency=0.0)
     network, config, _ = network_to_train(config, Start(), images.train, FilePixels(config.view_side))
     best = fit(
-        config, Machine(workers=0), network, images, tmp_path, _card(config), resume=False,
+        config, Machine(workers=0), network, images, tmp_path, card=_card(config), resume=False,
         on_step=lambda *_: None, on_epoch=lambda _: None,
     )  # fmt: skip
     assert best["epoch"] == 2
@@ -246,8 +246,11 @@ def test_several_processes_make_one_run(tiny_data: Path, tmp_path: Path) -> None
 
 def test_ranks_share_the_batches_of_a_run_alone(tiny_data: Path) -> None:
     train = in_split(samples_from_data(tiny_data), "train")
-    alone = list(TrainDraws(train, ALL_ON))
-    shares = [list(TrainDraws(train, ALL_ON, Ranks(rank, 2))) for rank in range(2)]
+    pixels_of = FilePixels(ALL_ON.view_side)
+    alone, *shares = (
+        TrainBatches(train, ALL_ON, pixels_of, Machine(ranks=ranks)).order(0).tolist()
+        for ranks in (Ranks(), Ranks(0, 2), Ranks(1, 2))
+    )
     assert sorted(shares[0] + shares[1]) == sorted(alone)
     for batch in range(4):
         mine = [draw for share in shares for draw in share[4 * batch : 4 * batch + 4]]

@@ -152,9 +152,18 @@ def points_from_logits(
 
 
 def measured_point(
-    name: str, real_below: float, ai_from: float, target_B: TargetB, p_ai_B: Floats, weight_B: Floats
+    name: str, bounds: tuple[float, float], target_B: TargetB, p_ai_B: Floats, weight_B: Floats
 ) -> MeasuredPoint:
-    """What the bounds do to labelled images; `error_without_band` is then that of these bounds too."""
+    """What bounds do to labelled images; `error_without_band` is then that of these bounds too.
+
+    Args:
+        name: of the point.
+        bounds: `p_ai` below the first is real, from the second on ai.
+        target_B: the classes.
+        p_ai_B: what was said.
+        weight_B: of each image.
+    """
+    real_below, ai_from = bounds
 
     def shares(is_so_B: npt.NDArray[np.bool_]) -> list[float]:
         """Of the real images, and of the AI images."""
@@ -176,7 +185,7 @@ def _with_band(
     bare_error = 0.0
     for low, high in bands:  # from no band at all to the widest
         real_below, ai_from = sigmoid(np.array([low, high])).tolist()
-        tried = measured_point(name, real_below, ai_from, target_B, p_ai_B, weight_B)
+        tried = measured_point(name, (real_below, ai_from), target_B, p_ai_B, weight_B)
         if chosen is None:
             bare_error = tried.error
         elif tried.coverage < LEAST_COVERAGE:

@@ -30,6 +30,7 @@ def measures(
     target_B: TargetB,
     p_ai_B: FloatB,
     names: Sequence[str] = tuple(MEASURES),
+    *,
     draws: int = DRAWS,
     seed: int = 0,
     source_B: Sequence[str] | None = None,

@@ -46,6 +46,7 @@ def judged_images(
     tiers: Sequence[Tier],
     batch_size: int,
     tell: Callable[[str], None],
+    *,
     statistics: bool = False,
 ) -> Iterator[Judged]:
     """Decode each image once, deliver it in each way and judge it; one that cannot be read is told and left out.

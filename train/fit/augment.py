@@ -16,7 +16,11 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.train.config import AugmentConfig
+
+PLAIN = AugmentConfig(hflip_p=0.0)
+"""Nothing but the resampling."""
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 FloatsB = npt.NDArray[np.float64]
@@ -69,6 +73,13 @@ def resized(x_BCHW: torch.Tensor, size: int, mode: str) -> torch.Tensor:
     if x_BCHW.shape[2] == size:
         return x_BCHW
     return functional.interpolate(x_BCHW, (size, size), mode=mode, antialias=True).clamp(0, 255).round()
+
+
+def batch_from_levels(levels_BCHW: torch.Tensor, spec: PreprocessSpec) -> torch.Tensor:
+    """`batch_BCHW` for a network from grey levels 0..255, by the runtime's own numbers; on a GPU channels lie last."""
+    scale_C, bias_C = (torch.from_numpy(values).to(levels_BCHW.device) for values in spec.affine())
+    batch_BCHW = levels_BCHW * scale_C[:, None, None] + bias_C[:, None, None]
+    return batch_BCHW.contiguous(memory_format=torch.channels_last if batch_BCHW.is_cuda else torch.contiguous_format)
 
 
 def _drawn(count: int, p: float, rng: np.random.Generator, device: torch.device) -> torch.Tensor:

@@ -35,6 +35,18 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """What steps change, and how."""
+
+    network: nn.Module
+    learner: nn.Module
+    """The network, or a `Learner` around it."""
+    average: nn.Module
+    """What is validated and kept."""
+    optimizer: torch.optim.Optimizer
+
+
 def check_unused(run: Path) -> None:
     """Refuse a folder to begin a run in where one lies, or anything that a run would replace.
 
@@ -53,15 +65,12 @@ def save_best(run: Path, network: nn.Module, card: TrainingCard) -> None:
     _save(run, "best", network, card)
 
 
-def save_last(
-    run: Path, learner: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, card: TrainingCard,
-    progress: Progress,
-) -> None:  # fmt: skip
+def save_last(run: Path, trained: Trained, card: TrainingCard, progress: Progress) -> None:
     """Write the newest weights with card, and the state that `load_progress` continues from."""
-    _save(run, "last", average, card)
+    _save(run, "last", trained.average, card)
     state = {
-        "card_digest": _digest_of_card(card), "learner": _kept(learner), "average": _kept(average),
-        "optimizer": optimizer.state_dict(), "random": torch.get_rng_state(),
+        "card_digest": _digest_of_card(card), "learner": _kept(trained.learner), "average": _kept(trained.average),
+        "optimizer": trained.optimizer.state_dict(), "random": torch.get_rng_state(),
         "epoch": progress.epoch, "best": progress.best, "history": progress.history,
     }  # fmt: skip
     part = run / f"{STATE}.part"
@@ -69,9 +78,7 @@ def save_last(
     os.replace(part, run / STATE)
 
 
-def load_progress(
-    run: Path, card: TrainingCard, learner: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
-) -> Progress:
+def load_progress(run: Path, card: TrainingCard, trained: Trained) -> Progress:
     """Restore everything from `last.state.pt`, so that training goes on as if it had not stopped.
 
     Raises:
@@ -86,9 +93,9 @@ def load_progress(
             raise CheckpointError(
                 f"{path} is of another configuration or data list; give the options it was started with (see last.json)"
             )
-        for module, name in ((learner, "learner"), (average, "average")):
+        for module, name in ((trained.learner, "learner"), (trained.average, "average")):
             module.load_state_dict({**module.state_dict(), **state[name]})
-        optimizer.load_state_dict(state["optimizer"])
+        trained.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         return Progress(state["epoch"], state["best"], state["history"])
     except CheckpointError:

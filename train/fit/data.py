@@ -14,46 +14,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import Sampler
 
 from aivsreal.runtime.preprocess import PixelsHWC, square_from_pixels
 from aivsreal.runtime.verdict import LABELS
 from aivsreal.train.config import TrainConfig
 from aivsreal.train.fit.cache import CachedPixels
-from aivsreal.train.fit.distributed import Ranks
+from aivsreal.train.fit.machine import Machine
 from aivsreal.train.samples import Sample
 
 Ints = npt.NDArray[np.int64]
-Draw = tuple[int, int, int]  # epoch, position in the epoch, index of the sample
 PixelsOf = Callable[[Sample], PixelsHWC]
 Batch = tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]
 """Groups of `crops_BHWC`, uint8; `target_B`, NaN without a label; `index_B` of the samples."""
-
-
-class TrainDraws(Sampler[Draw]):
-    """The order of an epoch, which the seed and the epoch alone determine, whatever the number of workers.
-
-    Each rank takes its part of every batch, so that a run on several GPUs sees the same batches as a run on one.
-    """
-
-    def __init__(self, samples: Sequence[Sample], config: TrainConfig, ranks: Ranks | None = None) -> None:
-        self.count = len(samples)
-        self.config = config
-        self.ranks = ranks or Ranks()
-        self.epoch = 0
-        self.weights = _weights(samples, config.source_power)
-
-    def __len__(self) -> int:
-        return self.count // self.ranks.world
-
-    def __iter__(self) -> Iterator[Draw]:
-        rng = np.random.default_rng((self.config.seed, self.epoch))
-        # Systematic sampling: an image with weight w is drawn floor(w) or ceil(w) times, never by luck more often.
-        edges = np.cumsum(self.weights * self.count)
-        order = np.searchsorted(edges, np.arange(self.count) + rng.random(), side="right")
-        order = rng.permutation(np.minimum(order, self.count - 1))
-        draws = [(self.epoch, position, int(index)) for position, index in enumerate(order)]
-        return iter(self.ranks.share(draws)[: len(self)])
 
 
 def _weights(samples: Sequence[Sample], power: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -64,6 +36,19 @@ def _weights(samples: Sequence[Sample], power: float) -> np.ndarray[tuple[int], 
     shares = {label: known / 2 if label in LABELS else 1 - known for label in labels}
     weights = [sizes[s.label, s.source] ** (power - 1) / totals[s.label] * shares[s.label] for s in samples]
     return np.asarray(weights, dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What a run learns from and is chosen on."""
+
+    train: Sequence[Sample]
+    val: dict[str, list[Sample]]
+    choose_on: Sequence[str]
+    pixels_of: PixelsOf
+    """Gives a sample's view."""
+    unlabelled: Sequence[Sample] = ()
+    """Images whose label nobody knows or uses: a teacher alone says what they are."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,31 +68,44 @@ class Crops:
 
 
 class TrainBatches:
-    """The batches of an epoch: views are cut by threads ahead of their use, or on the GPU that holds them all."""
+    """The batches of an epoch: views are cut by threads ahead of their use, or on the GPU that holds them all.
 
-    def __init__(
-        self, samples: Sequence[Sample], config: TrainConfig, pixels_of: PixelsOf, ranks: Ranks, workers: int,
-        device: torch.device,
-    ) -> None:  # fmt: skip
-        self.samples, self.config, self.pixels_of, self.workers = list(samples), config, pixels_of, max(1, workers)
-        self.draws = TrainDraws(samples, config, ranks)
-        self.size = config.batch_size // ranks.world
-        whole = len(self.draws) // self.size
+    Seed and epoch alone determine the order, whatever the number of workers. Each rank takes its part of every batch,
+    so that a run on several GPUs sees the same batches as a run on one.
+    """
+
+    def __init__(self, samples: Sequence[Sample], config: TrainConfig, pixels_of: PixelsOf, machine: Machine) -> None:
+        self.samples, self.config, self.pixels_of = list(samples), config, pixels_of
+        self.ranks, self.workers = machine.ranks, max(1, machine.workers)
+        self.weights_N = _weights(samples, config.source_power)
+        """How often each image is drawn in a pass, as a share of all draws."""
+        self.size = config.batch_size // self.ranks.world
+        mine = len(samples) // self.ranks.world
         # A rest that is smaller than a batch is left out, unless it is all there is and no other rank waits.
-        self.whole = whole or (1 if ranks.world == 1 and len(self.draws) > 1 else 0)
+        self.whole = mine // self.size or (1 if self.ranks.world == 1 and mine > 1 else 0)
         self.resident = None
-        if device.type == "cuda" and isinstance(pixels_of, CachedPixels):
-            self.resident = ResidentViews(pixels_of, self.samples, device)
+        if machine.device.type == "cuda" and isinstance(pixels_of, CachedPixels):
+            self.resident = ResidentViews(pixels_of, self.samples, machine.device)
 
     def __len__(self) -> int:
         return self.whole * self.config.passes
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Groups of crops and their targets, in the order of the draws."""
-        for run in range(epoch * self.config.passes, (epoch + 1) * self.config.passes):
-            self.draws.epoch = run
-            order = list(self.draws)
-            yield from self._made([self._random(order[n * self.size : (n + 1) * self.size]) for n in range(self.whole)])
+        for number in range(epoch * self.config.passes, (epoch + 1) * self.config.passes):
+            order_N = self.order(number)
+            firsts = range(0, self.whole * self.size, self.size)
+            yield from self._made([self._random(number, first, order_N[first : first + self.size]) for first in firsts])
+
+    def order(self, number: int) -> Ints:
+        """Indices of the samples that this rank draws in a pass, the how manieth of the run."""
+        rng = np.random.default_rng((self.config.seed, number))
+        count = len(self.samples)
+        # Systematic sampling: an image with weight w is drawn floor(w) or ceil(w) times, never by luck more often.
+        edges_N = np.cumsum(self.weights_N * count)
+        drawn_N = np.searchsorted(edges_N, np.arange(count) + rng.random(), side="right")
+        mine_N = rng.permutation(np.minimum(drawn_N, count - 1))[self.ranks.rank :: self.ranks.world]
+        return mine_N[: count // self.ranks.world]
 
     def plain(self, first: int = 0) -> Iterator[Batch]:
         """Each image from `first` on once, in order, cut as the runtime cuts it."""
@@ -133,14 +131,13 @@ class TrainBatches:
                 for late in waiting:
                     late.cancel()
 
-    def _random(self, draws: Sequence[Draw]) -> list[Crops]:
-        epoch, first, _ = draws[0]
-        rng = np.random.default_rng((self.config.seed, epoch, first))
+    def _random(self, number: int, first: int, index_B: Ints) -> list[Crops]:
+        rng = np.random.default_rng((self.config.seed, number, first * self.ranks.world + self.ranks.rank))
         plan = []
-        for part in np.array_split(np.array([index for _, _, index in draws]), self.config.augment.groups):
-            if len(part):
+        for part_B in np.array_split(index_B, self.config.augment.groups):
+            if len(part_B):
                 side = round(rng.uniform(self.config.augment.crop_min, 1.0) * self.config.view_side)
-                plan.append(Crops(part, side, rng.random((len(part), 2))))
+                plan.append(Crops(part_B, side, rng.random((len(part_B), 2))))
         return plan
 
     def _told(self, plan: Sequence[Crops]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,8 +8,10 @@ Legend: B image in a batch; C channel or component; H, W height and width; F fea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,10 @@ from aivsreal.runtime.networks.mapped import logits_from_output
 from aivsreal.runtime.networks.vit import ProbedVit
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.train.config import DistilConfig
+from aivsreal.train.fit.augment import PLAIN, augmented, batch_from_levels, resized
+from aivsreal.train.fit.data import TrainBatches
+from aivsreal.train.fit.machine import Machine
+from aivsreal.train.fit.probe import plain_features
 
 FITTED_ON = 4096  # images that the components and the tokens' moments are taken of
 
@@ -65,6 +71,10 @@ class Teacher(nn.Module):
         network = self.network
         features_BF, tokens = network.features(batch_BCHW)
         return self.lesson(features_BF, (self._grid(tokens[len(tokens) // 2], 0), self._grid(tokens[-1], 1)))
+
+    def batch(self, levels_BCHW: torch.Tensor) -> torch.Tensor:
+        """The student's images as it wants them, which may be of another size."""
+        return batch_from_levels(resized(levels_BCHW, self.spec.size, "bicubic"), self.spec)
 
     def lesson(self, features_BF: torch.Tensor, tokens: tuple[torch.Tensor, ...] = ()) -> Lesson:
         """Of standardised features."""
@@ -126,6 +136,35 @@ class Lessons:
         network = self.teacher.network
         raw_BF = torch.from_numpy(self.features_NF[index_B].astype(np.float32)).to(network.shift.device)
         return (raw_BF - network.shift) / network.scale
+
+
+def prepared(
+    teacher: Teacher, batches: TrainBatches, machine: Machine, folder: Path, tell: Callable[[str], None]
+) -> Lessons | None:
+    """Fit the teacher's components on images as the student will see them; where it is asked once, ask it.
+
+    Args:
+        teacher: gets its components.
+        batches: what the student will see.
+        machine: where both compute.
+        folder: keeps what the teacher's encoder says, where it is asked once.
+        tell: takes a line where that takes long.
+    """
+    config = batches.config
+    if config.distil.once:
+        return Lessons(teacher, plain_features(teacher.network, teacher.spec, batches, machine, folder, tell=tell))
+
+    def shown() -> Iterator[torch.Tensor]:
+        for step, (crops, *_) in enumerate(islice(batches.epoch(0), -(-FITTED_ON // batches.size))):
+            yield teacher.batch(augmented(crops, config.spec.size, PLAIN, (config.seed, step), machine.device))
+
+    with machine.autocast():
+        teacher.fit(shown())
+    # Each rank has seen its own images: all must learn the components of the first.
+    fitted = machine.ranks.gathered(dict(teacher.named_buffers(recurse=False)))[0]
+    for name, value in teacher.named_buffers(recurse=False):
+        value.copy_(fitted[name])
+    return None
 
 
 class Learner(nn.Module):

@@ -6,9 +6,10 @@ token's feature; H hidden unit.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,12 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, dropout
 
 from aivsreal.runtime.networks.vit import HEADS, HIDDEN, ProbedVit, quick_gelu
+from aivsreal.runtime.networks.vit_weights import LOW_RANK
+from aivsreal.runtime.spec import PreprocessSpec
+from aivsreal.train.fit.augment import PLAIN, augmented, batch_from_levels
+from aivsreal.train.fit.cache import FEATURES
+from aivsreal.train.fit.data import TrainBatches
+from aivsreal.train.fit.machine import Machine
 
 PATCHES = 0.25
 """What a standardised mean of patches counts beside a class token: at 1 the AUC on unseen sources fell from 0.929 to
@@ -37,6 +44,56 @@ class HeadConfig:
     """Both parameters of the Beta distribution that features and labels are mixed by (arXiv:1710.09412)."""
     dropout: float = 0.5
     """Of the features and of the hidden units."""
+
+
+def begin_with_head(
+    network: ProbedVit, batches: TrainBatches, machine: Machine, folder: Path, tell: Callable[[str], None]
+) -> None:
+    """Fit the head over the encoder as it comes, to plain views; an image counts as often as it would be drawn.
+
+    Args:
+        network: gets its head.
+        batches: what it is to learn.
+        machine: where.
+        folder: keeps what the encoder says.
+        tell: takes a line where that takes long.
+    """
+    config = batches.config
+    features_NF = plain_features(network, config.spec, batches, machine, folder, tell=tell)
+    weight_N = torch.from_numpy(batches.weights_N * len(batches.samples)).float()
+    target_N = torch.tensor([float(sample.target) for sample in batches.samples])
+    values_NF = torch.from_numpy(features_NF.astype(np.float32)).to(machine.device)
+    fit_head(network, values_NF, target_N.to(machine.device), weight_N.to(machine.device), config.seed)
+
+
+def plain_features(
+    network: ProbedVit, spec: PreprocessSpec, batches: TrainBatches, machine: Machine, folder: Path, *,
+    tell: Callable[[str], None],
+) -> npt.NDArray[np.float16]:  # fmt: skip
+    """Raw features of every image's plain view by a ViT as it is, from the folder's file where there is one.
+
+    Args:
+        network: its low-rank changes do not count, which are none when a head is begun with.
+        spec: how it wants its pixels.
+        batches: their views.
+        machine: where it computes.
+        folder: keeps the file.
+        tell: takes a line where it takes long.
+    """
+    stamps = ((str(sample.path), sample.path.stat().st_size) for sample in batches.samples)
+    sha = hashlib.sha256(json.dumps([spec.to_json(), batches.config.view_side, *stamps]).encode())
+    for name, value in sorted(network.encoder.state_dict().items()):
+        if not name.endswith(LOW_RANK):
+            sha.update(value.cpu().numpy().tobytes())
+    file = folder / f"{FEATURES}{sha.hexdigest()[:16]}.npy"
+
+    def batches_from(first: int) -> Iterator[torch.Tensor]:
+        for crops, *_ in batches.plain(first):
+            yield batch_from_levels(augmented(crops, spec.size, PLAIN, (0,), machine.device), spec)
+
+    network.eval()
+    with machine.ranks.first_before_others(), machine.autocast():
+        return kept_features(network, batches_from, len(batches.samples), file, tell)
 
 
 def kept_features(
@@ -81,13 +138,9 @@ def kept_features(
 
 
 def fit_head(
-    network: ProbedVit,
-    features_NF: torch.Tensor,
-    target_N: torch.Tensor,
-    weight_N: torch.Tensor,
-    seed: int = 0,
+    network: ProbedVit, features_NF: torch.Tensor, target_N: torch.Tensor, weight_N: torch.Tensor, seed: int = 0, *,
     config: HeadConfig | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Set the network's standardisation and head: `HEADS` of one hidden layer each are trained, and are averaged.
 
     Args:
@@ -107,7 +160,8 @@ def fit_head(
     for number, head in enumerate(heads):
         torch.manual_seed(seed * HEADS + number)
         head.start()
-        _train(head, x_NF, target_N, weight_N, np.random.default_rng((seed, number)), config)
+        rng = np.random.default_rng((seed, number))
+        _train(head, (x_NF, target_N, weight_N), rng, config)
     with torch.no_grad():
         network.shift.copy_(mean_F)
         network.scale.copy_(std_F)
@@ -138,13 +192,9 @@ class _Head(torch.nn.Module):
 
 
 def _train(
-    head: _Head,
-    x_NF: torch.Tensor,
-    target_N: torch.Tensor,
-    weight_N: torch.Tensor,
-    rng: np.random.Generator,
-    config: HeadConfig,
+    head: _Head, data: tuple[torch.Tensor, torch.Tensor, torch.Tensor], rng: np.random.Generator, config: HeadConfig
 ) -> None:
+    x_NF, target_N, weight_N = data
     optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     size = min(config.batch_size, len(x_NF))
     order: list[int] = []
