@@ -14,7 +14,7 @@ from aivsreal.runtime.backends.torch import network_from_bundle
 from aivsreal.runtime.bundle.folder import Bundle, write_bundle
 from aivsreal.runtime.errors import BundleError
 from aivsreal.runtime.networks.arch import fused_network, network_from_arch
-from aivsreal.runtime.networks.levit import ARCHS, Residual
+from aivsreal.runtime.networks.levit import ARCHS
 from aivsreal.runtime.networks.mapped import logits_from_output, round_to_half
 
 
@@ -34,9 +34,7 @@ def _trained(arch: str, size: int) -> torch.nn.Module:
     return network.eval()
 
 
-@pytest.mark.parametrize(
-    "arch", ["levit_128s", "levit_conv_128s", "levit_192", "levit_128s_residual", "levit_conv_128s_residual"]
-)
+@pytest.mark.parametrize("arch", ["levit_128s", "levit_conv_128s", "levit_192"])
 def test_fusing_changes_no_logit(arch: str) -> None:
     size = 64 if "128s" in arch else 224
     network = _trained(arch, size)
@@ -71,16 +69,6 @@ def test_fusing_takes_the_weights_of_now_and_leaves_the_network_alone() -> None:
         network.eval()
         # Rounding moves a logit by 2e-5; the biases of before would move it by 2e-3.
         assert (network(batch_BCHW) - after_B).abs().max() < 1e-4
-
-
-def test_a_residual_hides_what_is_smooth_and_keeps_what_is_not() -> None:
-    ramp_BCHW = torch.linspace(-1, 1, 32).expand(1, 3, 32, 32).clone()
-    assert Residual()(ramp_BCHW).abs().max() < 1e-5
-    ramp_BCHW[0, 1, 16, 16] += 1.0
-    residual_BCHW = Residual()(ramp_BCHW)
-    assert residual_BCHW.shape == ramp_BCHW.shape
-    assert residual_BCHW[0, 1, 16, 16] == pytest.approx(Residual.GAIN * 0.75, abs=1e-4)
-    assert residual_BCHW[0, 0].abs().max() < 1e-5
 
 
 def test_an_unknown_arch_is_refused() -> None:

@@ -22,13 +22,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from torch import nn
 
-RESIDUAL = "_residual"  # suffix of an arch whose first layer hides the content
-ARCHS = tuple(
-    f"levit_{form}{width}{view}"
-    for view in ("", RESIDUAL)
-    for form in ("", "conv_")
-    for width in ("128s", "128", "192", "256", "384")
-)
+ARCHS = tuple(f"levit_{form}{width}" for form in ("", "conv_") for width in ("128s", "128", "192", "256", "384"))
 
 
 def levit_from_arch(arch: str, size: int) -> nn.Module:
@@ -36,41 +30,10 @@ def levit_from_arch(arch: str, size: int) -> nn.Module:
 
     Args:
         arch: one of `ARCHS`. The `levit_conv_*` form has the same weights as 1x1 convolutions.
-            With the suffix `_residual` the network sees `Residual` of its input.
         size: side of the input in pixels; LeViT's attention biases fix it when the network is made.
     """
-    name = arch.removesuffix(RESIDUAL)
-    network: Any = timm.create_model(name, pretrained=False, num_classes=1, img_size=size)
-    if name != arch:
-        network.stem = torch.nn.Sequential(OrderedDict(residual=Residual(), **dict(network.stem.named_children())))
-    network.train()
-    return cast("nn.Module", network)
-
-
-class Residual(torch.nn.Module):
-    """What a pixel has beyond its neighbourhood: the image less its 3x3 binomial blur, each channel for itself.
-
-    It removes the content, which differs between sources for reasons that have nothing to do with how an image was
-    made. The outermost pixels, whose neighbourhood is not known, are 0.
-    """
-
-    GAIN = 8.0  # brings photos to about unit variance
-
-    kernel: torch.Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        row = torch.tensor([1.0, 2.0, 1.0]) / 4
-        kernel = -torch.outer(row, row)
-        kernel[1, 1] += 1.0
-        self.register_buffer("kernel", (self.GAIN * kernel).expand(3, 1, 3, 3).contiguous(), persistent=False)
-
-    def forward(self, batch_BCHW: torch.Tensor) -> torch.Tensor:
-        """`residual_BCHW` of the same shape."""
-        # Not in bfloat16: it has 8 bits, and the difference of neighbours would be its rounding error.
-        with torch.autocast(batch_BCHW.device.type, enabled=False):
-            inner = torch.nn.functional.conv2d(batch_BCHW, self.kernel, groups=3)
-            return torch.nn.functional.pad(inner, (1, 1, 1, 1))
+    network: Any = timm.create_model(arch, pretrained=False, num_classes=1, img_size=size)
+    return cast("nn.Module", network.train())
 
 
 class FusedLevit(MappedNetwork):
