@@ -10,7 +10,7 @@ import pytest
 from conftest import write_image
 
 from aivsreal.runtime.errors import DataError
-from aivsreal.train.config import PRESETS, TrainConfig, config_from_json
+from aivsreal.train.config import PRESETS, TrainConfig
 from aivsreal.train.samples import (
     counts_of,
     digest_of,
@@ -178,14 +178,14 @@ def _groups(samples: list) -> list[list]:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_configuration_survives_json(preset: str) -> None:
-    config = PRESETS[preset]
-    assert config.preset == preset
-    assert config_from_json(json.loads(json.dumps(config.to_json()))) == config
+def test_a_configuration_is_json(preset: str) -> None:
+    values = PRESETS[preset].to_json()
+    assert values["preset"] == preset
+    assert json.loads(json.dumps(values))["augment"] == values["augment"]
 
 
 BASES = {
-    "low-rank-cutmix": "low-rank", "frequency-noise": "labels", "noise-consistency": "labels",
+    "frequency-noise": "labels", "noise-consistency": "labels",
     "student-logits": "student", "student-features": "student",
 }  # fmt: skip
 
@@ -194,7 +194,7 @@ BASES = {
 def test_each_ablation_is_one_change_to_its_base(name: str) -> None:
     values, base = PRESETS[name].to_json(), PRESETS[BASES[name]].to_json()
     changed = {key for key in values if values[key] != base[key]} - {"preset"}
-    assert len(changed) == 1 or changed == {"cutmix_p", "lr"}
+    assert len(changed) == 1
 
 
 @pytest.mark.parametrize("change", [{"schedule": "step"}, {"epochs": 0}, {"batch_size": 1}])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
-from aivsreal.runtime.spec import PreprocessSpec, spec_from_json
+from aivsreal.runtime.spec import PreprocessSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,22 +128,8 @@ class TrainConfig:
         return round(self.spec.size * 9 / 7)
 
     def to_json(self) -> dict[str, object]:
-        """The configuration as JSON values; `config_from_json` is its inverse."""
+        """As JSON values."""
         return {**asdict(self), "spec": self.spec.to_json()}
-
-
-def config_from_json(values: Mapping[str, Any]) -> TrainConfig:
-    """Read what `TrainConfig.to_json` wrote.
-
-    Raises:
-        TypeError, ValueError, KeyError: a field is missing, unknown or out of range.
-    """
-    parts = {
-        "spec": spec_from_json(values["spec"]),
-        "augment": AugmentConfig(**values["augment"]),
-        "distil": DistilConfig(**values["distil"]),
-    }
-    return TrainConfig(**{**values, **parts})
 
 
 # Mean and standard deviation of CLIP's training images (Radford et al. 2021, arXiv:2103.00020).
@@ -202,7 +186,6 @@ PRESETS: dict[str, TrainConfig] = {
     # The accurate model: a head over a foundation encoder as it comes.
     "accurate": _ACCURATE,
     "low-rank": _LOW_RANK,
-    "low-rank-cutmix": replace(_LOW_RANK, preset="low-rank-cutmix", lr=2e-4, cutmix_p=0.5),
     # LeViT taught by the accurate model, which --teacher names.
     "student": _STUDENT,
     # The same where a teacher beside the student is too slow: without a GPU.

@@ -8,18 +8,23 @@ import hashlib
 import io
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from aivsreal.runtime.errors import DataError, ImageError
 from aivsreal.runtime.files.find import image_paths
 from aivsreal.runtime.pixels.images import pixels_from_file
+from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.runtime.verdict import LABELS
 
 _TAKEN = "it needs an images.csv, or the folders train/real and train/ai, or real and ai (whatever their case)"
 _NAMED = 8  # folders that an error lists
+Weights = npt.NDArray[np.float64]
 VAL_SHARE = 10  # where no split is for validation, one image in ten is held out, by the digest of its path
 
 
@@ -215,20 +220,33 @@ def in_split(samples: Sequence[Sample], split: str) -> list[Sample]:
     return chosen
 
 
+def decoded(
+    samples: Sequence[Sample], pixels_of: Callable[[Sample], PixelsHWC], workers: int
+) -> Iterator[tuple[Sample, PixelsHWC | ImageError]]:
+    """Each sample with its pixels, or with why there are none; some at a time, for all need not fit into memory."""
+
+    def tried(sample: Sample) -> PixelsHWC | ImageError:
+        try:
+            return pixels_of(sample)
+        except ImageError as error:
+            return error
+
+    ahead = 8 * max(1, workers)
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for first in range(0, len(samples), ahead):
+            part = samples[first : first + ahead]
+            yield from zip(part, pool.map(tried, part), strict=True)
+
+
 def readable(samples: Sequence[Sample], workers: int) -> tuple[list[Sample], list[str]]:
     """Decode every image once: the samples that can be used, and one message for each that cannot."""
-
-    def problem(sample: Sample) -> str | None:
-        try:
-            pixels_from_file(sample.path)
-        except ImageError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        problems = list(pool.map(problem, samples))
-    good = [sample for sample, message in zip(samples, problems, strict=True) if message is None]
-    return good, [message for message in problems if message is not None]
+    good, problems = [], []
+    for sample, pixels in decoded(samples, lambda sample: pixels_from_file(sample.path), workers):
+        if isinstance(pixels, ImageError):
+            problems.append(str(pixels))
+        else:
+            good.append(sample)
+    return good, problems
 
 
 def digest_of(samples: Sequence[Sample], root: Path) -> str:
@@ -251,6 +269,21 @@ def counts_of(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
 def licences_of(samples: Sequence[Sample]) -> dict[str, str]:
     """Licence by source, "" where none is known."""
     return {sample.source or "-": sample.licence for sample in sorted(samples, key=lambda sample: sample.source)}
+
+
+def weights_of(sources: Sequence[tuple[str, str]], power: float) -> Weights:
+    """`weight_N`, 1 in sum: half for each class, among its sources in proportion to a power of their size.
+
+    Args:
+        sources: label and source of each image; those without a label have their share of all images.
+        power: 0 weighs all sources of a class alike, 1 all images.
+    """
+    sizes, labels = Counter(sources), Counter(label for label, _ in sources)
+    totals = {label: sum(n**power for (other, _), n in sizes.items() if other == label) for label in labels}
+    known = sum(labels[label] for label in LABELS) / len(sources)
+    shares = {label: known / 2 if label in LABELS else 1 - known for label in labels}
+    weights = [sizes[one] ** (power - 1) / totals[one[0]] * shares[one[0]] for one in sources]
+    return np.asarray(weights, dtype=np.float64)
 
 
 def first_of_each_source(samples: Sequence[Sample], count: int) -> list[Sample]:

@@ -9,17 +9,17 @@ Legend: B image; T threshold. `target_B` is 1 for ai and 0 for real.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from aivsreal.runtime.verdict import OperatingPoint
+from aivsreal.runtime.verdict import LABELS, OperatingPoint
 from aivsreal.train.evaluate.judging import too_few
 from aivsreal.train.evaluate.logistic import logistic_weights, sigmoid
 from aivsreal.train.evaluate.metrics import FloatB, Floats, TargetB, roc
+from aivsreal.train.samples import weights_of
 
 COLDEST, HOTTEST = 0.05, 20.0  # bounds of the temperature: classes that are separated perfectly have no minimum
 FALSE_ALARMS = 0.01  # of `cautious`: at most this share of real images is called ai
@@ -47,13 +47,7 @@ class MeasuredPoint:
 
 def weights_alike(target_B: TargetB, source_B: Sequence[str]) -> Floats:
     """`weight_B`, 1 in sum: half for each class, in equal parts for its sources, in equal parts for their images."""
-    images = Counter(zip(target_B.tolist(), source_B, strict=True))
-    sources = Counter(label for label, _ in images)
-    parts = [
-        1 / (len(sources) * sources[label] * images[label, source])
-        for label, source in zip(target_B.tolist(), source_B, strict=True)
-    ]
-    return np.asarray(parts, dtype=np.float64)
+    return weights_of([(LABELS[target], source) for target, source in zip(target_B, source_B, strict=True)], power=0)
 
 
 def nll(target_B: TargetB, logit_B: FloatB, weight_B: Floats, temperature: float = 1.0) -> float:

@@ -6,9 +6,9 @@ Legend: F pixel statistic.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from aivsreal.runtime.errors import ImageError
 from aivsreal.runtime.pixels.images import pixels_from_file
@@ -19,15 +19,11 @@ from aivsreal.train.evaluate.shortcuts import statistics_from_pixels
 from aivsreal.train.evaluate.tiers import Tier, delivered
 from aivsreal.train.samples import Sample
 
+if TYPE_CHECKING:
+    from aivsreal.runtime.detector import Detector
+
 LEAST_REAL = 100  # images: of fewer, 1 % is less than one
 LEAST_AI = 20  # images: of fewer, 5 % is less than one
-
-
-class Judge(Protocol):
-    """The part of `runtime.detector.Detector` that an evaluation needs."""
-
-    def judge_many(self, images: Iterable[PixelsHWC], batch_size: int = 16) -> Iterator[Verdict]:
-        """A verdict for each image, in order."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +37,7 @@ class Judged:
 
 
 def judged_images(
-    judge: Judge,
+    detector: Detector,
     samples: Sequence[Sample],
     tiers: Sequence[Tier],
     batch_size: int,
@@ -67,7 +63,7 @@ def judged_images(
                 waiting.append((sample, tier, statistics_from_pixels(arrived_HWC) if statistics else None))
                 yield arrived_HWC
 
-    for verdict in judge.judge_many(deliveries(), batch_size=batch_size):
+    for verdict in detector.judge_many(deliveries(), batch_size=batch_size):
         sample, tier, statistics_F = waiting.popleft()
         yield Judged(sample, tier, verdict, statistics_F)
 

@@ -1,4 +1,4 @@
-"""Decoded training images in one memory-mapped file, so that an epoch decodes nothing and workers share the pages.
+"""Decoded training images in one memory-mapped file: an epoch decodes nothing.
 
 Decoding is most of the work of a loader: see `benchmarks/results/training.jsonl`.
 Legend: H, W image height and width; C channel (3, RGB).
@@ -11,7 +11,6 @@ import json
 import os
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +21,7 @@ from aivsreal.runtime.errors import DataError, ImageError
 from aivsreal.runtime.locks import locked
 from aivsreal.runtime.pixels.images import pixels_from_file
 from aivsreal.runtime.preprocess import PixelsHWC
-from aivsreal.train.samples import Sample
+from aivsreal.train.samples import Sample, decoded
 
 Stamps = dict[str, list[int]]  # size and time of each image by its path
 
@@ -50,7 +49,7 @@ class FilePixels:
 
 
 class CachedPixels:
-    """Reads a sample's pixels from a cache folder of `cached_pixels`. Cheap to send to another process."""
+    """Reads a sample's pixels from a cache folder of `cached_pixels`."""
 
     def __init__(self, folder: Path, places: dict[str, tuple[int, int, int]]) -> None:
         self.folder, self.places = folder, places
@@ -59,9 +58,6 @@ class CachedPixels:
     def mapped(self) -> np.memmap[Any, np.dtype[np.uint8]]:
         """All pixels as one array, which may be written to without a change of the file."""
         return np.memmap(self.folder / PIXELS, np.uint8, "c")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "places": self.places, "_bytes": None}  # a pickled memmap is all its bytes
 
     def __call__(self, sample: Sample) -> PixelsHWC:
         """`pixels_HWC`, uint8, a read-only view of the file."""
@@ -106,12 +102,11 @@ def cached_pixels(
                 locked(build, fcntl.LOCK_EX)
             use = _lock_file(folder / USE_LOCK)
             try:
-                stamps = {str(sample.path): _stamp(sample.path) for sample in samples}
-                found = _opened(folder, stamps, short_side)
+                found = _opened(folder, _stamps(samples), short_side)
                 if found is None:
                     if not locked(use, fcntl.LOCK_EX | fcntl.LOCK_NB):
                         raise DataError(f"{folder}: another training uses it with other images; give another --cache")
-                    found = _built(folder, samples, stamps, short_side, workers, tell)
+                    found = _built(folder, samples, short_side, workers, tell)
                 locked(use, fcntl.LOCK_SH)
             except BaseException:
                 use.close()
@@ -151,17 +146,13 @@ def _opened(folder: Path, stamps: Stamps, short_side: int) -> tuple[CachedPixels
 
 
 def _built(
-    folder: Path,
-    samples: Sequence[Sample],
-    stamps: Stamps,
-    short_side: int,
-    workers: int,
-    tell: Callable[[str], None],
+    folder: Path, samples: Sequence[Sample], short_side: int, workers: int, tell: Callable[[str], None]
 ) -> tuple[CachedPixels, list[str]]:
     index, part = folder / INDEX, folder / INDEX_PART
     if index.is_file():
         tell(f"{folder}: of other images; it is built anew")
         index.unlink()
+    stamps = _stamps(samples)  # before they are read: one that changes meanwhile is seen the next time
     places, problems, size = _write_pixels(folder / PIXELS, samples, short_side, workers)
     values = {"format": FORMAT, "short_side": short_side, "stamps": stamps, "places": places, "problems": problems}
     part.write_text(json.dumps(values), encoding="utf-8")
@@ -180,6 +171,10 @@ def _index_from_file(index: Path) -> dict[str, Any]:
     return values
 
 
+def _stamps(samples: Sequence[Sample]) -> Stamps:
+    return {str(sample.path): _stamp(sample.path) for sample in samples}
+
+
 def _stamp(path: Path) -> list[int]:
     try:
         status = path.stat()
@@ -191,26 +186,15 @@ def _stamp(path: Path) -> list[int]:
 def _write_pixels(
     path: Path, samples: Sequence[Sample], short_side: int, workers: int
 ) -> tuple[dict[str, tuple[int, int, int]], list[str], int]:
-    read = FilePixels(short_side)
-
-    def decoded(sample: Sample) -> PixelsHWC | str:
-        try:
-            return read(sample)
-        except ImageError as error:
-            return str(error)
-
     places: dict[str, tuple[int, int, int]] = {}
     problems = []
     start = 0
-    ahead = 8 * max(1, workers)
-    with path.open("wb") as file, ThreadPoolExecutor(max(1, workers)) as pool:
-        for first in range(0, len(samples), ahead):  # some at a time: the whole set need not fit into memory
-            part = samples[first : first + ahead]
-            for sample, pixels_HWC in zip(part, pool.map(decoded, part), strict=True):
-                if isinstance(pixels_HWC, str):
-                    problems.append(pixels_HWC)
-                    continue
-                file.write(pixels_HWC.tobytes())
-                places[str(sample.path)] = (start, pixels_HWC.shape[0], pixels_HWC.shape[1])
-                start += pixels_HWC.size
+    with path.open("wb") as file:
+        for sample, pixels_HWC in decoded(samples, FilePixels(short_side), workers):
+            if isinstance(pixels_HWC, ImageError):
+                problems.append(str(pixels_HWC))
+                continue
+            file.write(pixels_HWC.tobytes())
+            places[str(sample.path)] = (start, pixels_HWC.shape[0], pixels_HWC.shape[1])
+            start += pixels_HWC.size
     return places, problems, start

@@ -6,7 +6,7 @@ Legend: B image in a batch; H, W image height and width; C channel; S input size
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,26 +16,15 @@ import numpy.typing as npt
 import torch
 
 from aivsreal.runtime.preprocess import PixelsHWC, square_from_pixels
-from aivsreal.runtime.verdict import LABELS
 from aivsreal.train.config import TrainConfig
 from aivsreal.train.fit.cache import CachedPixels
 from aivsreal.train.fit.machine import Machine
-from aivsreal.train.samples import Sample
+from aivsreal.train.samples import Sample, weights_of
 
 Ints = npt.NDArray[np.int64]
 PixelsOf = Callable[[Sample], PixelsHWC]
 Batch = tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]
 """Groups of `crops_BHWC`, uint8; `target_B`, NaN without a label; `index_B` of the samples."""
-
-
-def _weights(samples: Sequence[Sample], power: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    sizes = Counter((sample.label, sample.source) for sample in samples)
-    labels = Counter(sample.label for sample in samples)
-    totals = {label: sum(n**power for (other, _), n in sizes.items() if other == label) for label in labels}
-    known = sum(labels[label] for label in LABELS) / len(samples)
-    shares = {label: known / 2 if label in LABELS else 1 - known for label in labels}
-    weights = [sizes[s.label, s.source] ** (power - 1) / totals[s.label] * shares[s.label] for s in samples]
-    return np.asarray(weights, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +66,7 @@ class TrainBatches:
     def __init__(self, samples: Sequence[Sample], config: TrainConfig, pixels_of: PixelsOf, machine: Machine) -> None:
         self.samples, self.config, self.pixels_of = list(samples), config, pixels_of
         self.ranks, self.workers = machine.ranks, max(1, machine.workers)
-        self.weights_N = _weights(samples, config.source_power)
+        self.weights_N = weights_of([(sample.label, sample.source) for sample in samples], config.source_power)
         """How often each image is drawn in a pass, as a share of all draws."""
         self.size = config.batch_size // self.ranks.world
         mine = len(samples) // self.ranks.world
