@@ -90,7 +90,7 @@ def test_the_seed_decides_the_head(network: ProbedVit) -> None:
     train = _planted(network.shift.numel(), 200, 1)
     heads = []
     for seed in (0, 0, 1):
-        fit_head(network, *train, torch.ones(200), seed, HeadConfig(steps=3))
+        fit_head(network, *train, torch.ones(200), seed, config=HeadConfig(steps=3))
         heads.append(network.hidden.weight.clone())
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])

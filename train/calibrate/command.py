@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -16,7 +17,7 @@ from aivsreal.runtime.bundle.model_card import rewritten
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.text import share
-from aivsreal.runtime.verdict import LABELS, OperatingPoint, p_ai_from_logit
+from aivsreal.runtime.verdict import LABELS, p_ai_from_logit
 from aivsreal.train.calibrate.points import (
     MeasuredPoint,
     default_point_of,
@@ -74,76 +75,40 @@ def main(
         what, running = detector.bundle, detector.backend
         _tell(f"{running.name} {running.precision}, bundle {what.manifest.arch} {what.digest}: {detector.why}")
         results = list(judged_images(detector, part, kinds, batch_size, _tell))
-    fitted = _fitted(split, results, what.manifest.temperature, recentre)
-    chosen = default_point or default_point_of(fitted.points)
-    for doubt in fitted.doubts:
+    real, ai = (len({result.sample.path for result in results if result.sample.label == label}) for label in LABELS)
+    if not real or not ai:
+        raise DataError(f"split {split!r} has no readable image of a class; both are needed")
+    temperature, measured, found = _fitted(split, results, what.manifest.temperature, recentre)
+    doubts = doubts_of(real, ai, temperature)
+    for doubt in doubts:
         _tell(f"warning: {doubt}")
-    point = fitted.points[chosen]
-    _tell(
-        f"default point {chosen}: {share(point.point.false_alarm_rate)} of the real images are called ai, "
-        f"{share(point.miss_rate)} of the AI images real, {share(1 - point.coverage)} of all are unsure, "
-        "each source weighing alike"
-    )
-    record = {"split": split, "tiers": [tier.value for tier in kinds], **fitted.record()}
-    click.echo(json.dumps({"temperature": fitted.temperature, "default_operating_point": chosen, **record}))
+    chosen = default_point or default_point_of(measured)
+    _tell_default(measured[chosen])
+    record = {"split": split, "tiers": [tier.value for tier in kinds], "doubts": doubts, **found}
+    click.echo(json.dumps({"temperature": temperature, "default_operating_point": chosen, **record}))
     if out is not None:
         manifest = replace(
             what.manifest,
-            temperature=fitted.temperature,
-            points=fitted.stated_points(),
+            temperature=temperature,
+            points=tuple(
+                point.point if real >= LEAST_REAL else replace(point.point, false_alarm_rate=None)
+                for point in measured.values()
+            ),
             default_point=chosen,
             # An earlier evaluation was made with other bounds: it is not true of the new bundle.
             metrics={"training": what.manifest.metrics["training"], "calibration": record},
         )
-        written = rewritten(what, manifest, out, _moved(what, fitted.offset))
+        written = rewritten(what, manifest, out, _moved(what, found["offset"]))
         _tell(f"written: {out}, digest {written.digest}")
     return 1 if len({result.sample.path for result in results}) < len(part) else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """What labelled images say of a bundle's bounds."""
-
-    images: dict[str, int]
-    """By label, however often each was judged; so are sources."""
-    judged: dict[str, int]
-    sources: dict[str, int]
-    offset: float
-    """Taken from the logit before all else."""
-    temperature: float
-    points: dict[str, MeasuredPoint]
-    errors: dict[str, float]
-    """NLL and ECE, before and after."""
-
-    @property
-    def doubts(self) -> list[str]:
-        """What it cannot claim."""
-        return doubts_of(self.images["real"], self.images["ai"], self.temperature)
-
-    def stated_points(self) -> tuple[OperatingPoint, ...]:
-        """The points for a manifest, without rates where there are too few images for one."""
-        points = (measured.point for measured in self.points.values())
-        if self.images["real"] < LEAST_REAL:
-            points = (replace(point, false_alarm_rate=None) for point in points)
-        return tuple(points)
-
-    def record(self) -> dict[str, object]:
-        """What a bundle keeps of it."""
-        return {
-            **self.judged,
-            "sources": self.sources,
-            "doubts": self.doubts,
-            "offset": self.offset,
-            **self.errors,
-            "operating_points": [asdict(point) for point in self.points.values()],
-        }
-
-
-def _fitted(split: str, results: Sequence[Judged], temperature_before: float, recentre: bool) -> Fitted:
+def _fitted(
+    split: str, results: Sequence[Judged], temperature_before: float, recentre: bool
+) -> tuple[float, dict[str, MeasuredPoint], dict[str, Any]]:
+    """Temperature, points, and what the bundle keeps of how they were found."""
     target_B = np.array([result.sample.target for result in results], dtype=np.int64)
     raw_B = np.array([result.verdict.logit for result in results])
-    if len(set(target_B.tolist())) < len(LABELS):
-        raise DataError(f"split {split!r} has no readable image of a class; both are needed")
     weight_B = weights_alike(target_B, [result.sample.source or "-" for result in results])
     try:
         offset = offset_from_logits(target_B, raw_B, weight_B) if recentre else 0.0
@@ -151,20 +116,31 @@ def _fitted(split: str, results: Sequence[Judged], temperature_before: float, re
         raise DataError(f"split {split!r}: {error}") from None
     logit_B = raw_B - offset
     temperature = temperature_from_logits(target_B, logit_B, weight_B)
+    measured = points_from_logits(target_B, logit_B, weight_B, temperature)
     errors = {}
     for name, values_B, divisor in (("_before", raw_B, temperature_before), ("", logit_B, temperature)):
         p_ai_B = np.array([p_ai_from_logit(logit, divisor) for logit in values_B.tolist()])
         errors[f"nll{name}"] = nll(target_B, values_B, weight_B, divisor)
         errors[f"ece{name}"] = value_of("ece", target_B, p_ai_B, weight_B)
     of_label = {label: [result.sample for result in results if result.sample.label == label] for label in LABELS}
-    return Fitted(
-        images={label: len({sample.path for sample in samples}) for label, samples in of_label.items()},
-        judged={label: len(samples) for label, samples in of_label.items()},
-        sources={label: len({sample.source for sample in samples}) for label, samples in of_label.items()},
-        offset=offset,
-        temperature=temperature,
-        points=points_from_logits(target_B, logit_B, weight_B, temperature),
-        errors=errors,
+    return (
+        temperature,
+        measured,
+        {
+            **{label: len(samples) for label, samples in of_label.items()},
+            "sources": {label: len({sample.source for sample in samples}) for label, samples in of_label.items()},
+            "offset": offset,
+            **errors,
+            "operating_points": [asdict(point) for point in measured.values()],
+        },
+    )
+
+
+def _tell_default(point: MeasuredPoint) -> None:
+    _tell(
+        f"default point {point.point.name}: {share(point.point.false_alarm_rate)} of the real images are called ai, "
+        f"{share(point.miss_rate)} of the AI images real, {share(1 - point.coverage)} of all are unsure, "
+        "each source weighing alike"
     )
 
 

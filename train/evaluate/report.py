@@ -37,23 +37,9 @@ Table = tuple[str, list[str], list[list[str]]]  # caption, header, rows
 
 def json_from_tier(tier: TierResult) -> dict[str, object]:
     """One split after one delivery as JSON values, without the curves; an empty share is null."""
-    return {
-        "split": tier.split,
-        "tier": tier.tier.value,
-        "real": tier.real,
-        "ai": tier.ai,
-        "measures": {name: asdict(measure) for name, measure in tier.measures.items()},
-        "baseline_auc": asdict(tier.baseline_auc) if tier.baseline_auc else None,
-        "real_right": tier.real_right,
-        "macro": {name: asdict(measure) for name, measure in tier.macro.items()},
-        "real_called_ai": tier.real_called_ai,
-        "ai_called_ai": tier.ai_called_ai,
-        "unsure": tier.unsure,
-        "macro_called": asdict(tier.macro_called),
-        "sources": [asdict(row) for row in tier.sources],
-        "kinds": [asdict(row) for row in tier.kinds],
-        "mistakes": [asdict(mistake) for mistake in tier.mistakes],
-    }
+    values = asdict(tier)
+    del values["roc"], values["reliability"]
+    return {**values, "tier": tier.tier.value}
 
 
 def json_from_split(split: SplitResult) -> dict[str, object]:
@@ -65,13 +51,7 @@ def json_from_split(split: SplitResult) -> dict[str, object]:
             for row in tier.reliability
         ]
         tiers.append({**json_from_tier(tier), "reliability": bins})
-    return {
-        "split": split.split,
-        "skipped": split.skipped,
-        "stability": split.stability,
-        "properties": split.properties,
-        "tiers": tiers,
-    }
+    return {**asdict(split), "tiers": tiers}
 
 
 def print_json(about: Mapping[str, object], splits: Sequence[SplitResult]) -> None:

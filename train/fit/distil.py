@@ -141,15 +141,7 @@ class Lessons:
 def prepared(
     teacher: Teacher, batches: TrainBatches, machine: Machine, folder: Path, tell: Callable[[str], None]
 ) -> Lessons | None:
-    """Fit the teacher's components on images as the student will see them; where it is asked once, ask it.
-
-    Args:
-        teacher: gets its components.
-        batches: what the student will see.
-        machine: where both compute.
-        folder: keeps what the teacher's encoder says, where it is asked once.
-        tell: takes a line where that takes long.
-    """
+    """Fit the teacher's components on images as the student will see them; where it is asked once, ask it."""
     config = batches.config
     if config.distil.once:
         return Lessons(teacher, plain_features(teacher.network, teacher.spec, batches, machine, folder, tell=tell))

@@ -49,15 +49,7 @@ class HeadConfig:
 def begin_with_head(
     network: ProbedVit, batches: TrainBatches, machine: Machine, folder: Path, tell: Callable[[str], None]
 ) -> None:
-    """Fit the head over the encoder as it comes, to plain views; an image counts as often as it would be drawn.
-
-    Args:
-        network: gets its head.
-        batches: what it is to learn.
-        machine: where.
-        folder: keeps what the encoder says.
-        tell: takes a line where that takes long.
-    """
+    """Fit the head over the encoder as it comes, to plain views; an image counts as often as it would be drawn."""
     config = batches.config
     features_NF = plain_features(network, config.spec, batches, machine, folder, tell=tell)
     weight_N = torch.from_numpy(batches.weights_N * len(batches.samples)).float()
@@ -72,13 +64,7 @@ def plain_features(
 ) -> npt.NDArray[np.float16]:  # fmt: skip
     """Raw features of every image's plain view by a ViT as it is, from the folder's file where there is one.
 
-    Args:
-        network: its low-rank changes do not count, which are none when a head is begun with.
-        spec: how it wants its pixels.
-        batches: their views.
-        machine: where it computes.
-        folder: keeps the file.
-        tell: takes a line where it takes long.
+    Its low-rank changes are not in the file's name: there are none yet when a head is begun with.
     """
     stamps = ((str(sample.path), sample.path.stat().st_size) for sample in batches.samples)
     sha = hashlib.sha256(json.dumps([spec.to_json(), batches.config.view_side, *stamps]).encode())
