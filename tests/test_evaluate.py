@@ -22,7 +22,7 @@ from aivsreal.runtime.verdict import OperatingPoint, Verdict, verdict_from_logit
 from aivsreal.train.evaluate.bootstrap import measures
 from aivsreal.train.evaluate.commands import main
 from aivsreal.train.evaluate.metrics import auc
-from aivsreal.train.samples import Sample, limited, samples_from_pair
+from aivsreal.train.samples import Sample, limited, samples_under
 
 POINT = OperatingPoint("half", 0.7, 0.3)
 REAL, SOURCES = (60, 100, 140), ("one", "two")  # grey of the real images; the AI images are their mirror at 128
@@ -270,9 +270,9 @@ def test_limited_samples_are_spread_over_the_list() -> None:
     assert limited(samples, None) == limited(samples, 1000) == samples
 
 
-def test_a_pair_of_folders_needs_both(tmp_path: Path) -> None:
+def test_a_folder_of_images_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
-        samples_from_pair(tmp_path, tmp_path / "nowhere")
+        samples_under(tmp_path / "nowhere", "ai", "all")
 
 
 def test_an_evaluation_needs_no_torch_and_loads_no_matplotlib() -> None:

@@ -32,7 +32,7 @@ from aivsreal.train.samples import (
     licences_of,
     readable,
     samples_from_data,
-    unlabelled_samples,
+    samples_under,
 )
 from aivsreal.train.start.network import network_to_train, start_from_names, teacher_from_path
 
@@ -125,7 +125,7 @@ def _listed(data: Path, per_source: int, unlabelled: Sequence[Path]) -> list[Sam
     found = samples_from_data(data)
     train = first_of_each_source([sample for sample in found if sample.split == "train"], per_source)
     val = [sample for sample in found if sample.split.startswith("val")]
-    return [*train, *val, *(sample for folder in unlabelled for sample in unlabelled_samples(folder))]
+    return [*train, *val, *(sample for folder in unlabelled for sample in samples_under(folder, "", "train"))]
 
 
 def _opened(

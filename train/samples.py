@@ -70,31 +70,15 @@ def samples_from_data(data: Path) -> list[Sample]:
     return samples
 
 
-def samples_from_pair(real: Path, ai: Path, split: str = "all") -> list[Sample]:
-    """All images under a folder of real and a folder of AI images, as one split; a source is the folder a file lies in.
-
-    Raises:
-        DataError: one of them is no folder.
-    """
-    for folder in (real, ai):
-        if not os.path.isdir(folder):
-            raise DataError(f"{folder}: no such folder")
-    return [
-        Sample(path, label, split, path.parent.name)
-        for label, folder in zip(LABELS, (real, ai), strict=True)
-        for path in image_paths(folder)
-    ]
-
-
-def unlabelled_samples(folder: Path) -> list[Sample]:
-    """All images under a folder, without a label; a source is the folder a file lies in.
+def samples_under(folder: Path, label: str, split: str) -> list[Sample]:
+    """All images under a folder, of one class or, with an empty label, of none; a source is the folder a file lies in.
 
     Raises:
         DataError: it is no folder.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(f"{folder}: no such folder")
-    return [Sample(path, "", "train", path.parent.name) for path in image_paths(folder)]
+    return [Sample(path, label, split, path.parent.name) for path in image_paths(folder)]
 
 
 def _samples_from_csv(table: Path) -> list[Sample]:
@@ -176,9 +160,7 @@ def _samples_from_folders(data: Path) -> list[Sample]:
         if {label for label, _ in classes} < set(LABELS) and len(_folders(split)) > len(classes):
             raise DataError(f"{split}: a class is missing; {_TAKEN}{_found(split)}")  # it may be there as "fake"
         name = "train" if split == data else split.name
-        samples += [
-            Sample(path, label, name, path.parent.name) for label, folder in classes for path in image_paths(folder)
-        ]
+        samples += [sample for label, folder in classes for sample in samples_under(folder, label, name)]
     return samples
 
 

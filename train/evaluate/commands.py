@@ -14,7 +14,7 @@ from aivsreal.train.evaluate.judging import judged_images, too_few
 from aivsreal.train.evaluate.result import BASELINE_IMAGES, baseline_from_samples, split_result
 from aivsreal.train.evaluate.shortcuts import Baseline
 from aivsreal.train.evaluate.tiers import Tier
-from aivsreal.train.samples import Sample, in_split, limited, samples_from_data, samples_from_pair
+from aivsreal.train.samples import Sample, in_split, limited, samples_from_data, samples_under
 
 
 @command("aivsreal-evaluate")
@@ -101,7 +101,7 @@ def chosen_samples(data: Path | None, real: Path | None, ai: Path | None) -> lis
     if data is not None and real is None and ai is None:
         return samples_from_data(data)
     if data is None and real is not None and ai is not None:
-        return samples_from_pair(real, ai)
+        return [*samples_under(real, "real", "all"), *samples_under(ai, "ai", "all")]
     raise DataError("name the images once: either DATA, or both --real DIR and --ai DIR")
 
 
