@@ -98,7 +98,17 @@ def _numbers(evaluation: Json | None) -> Iterable[str]:
     if evaluation is None:
         yield "## Numbers\n\nNot evaluated yet: run `aivsreal-evaluate DATA --bundle FOLDER --record`."
         return
-    about, results = evaluation["about"], evaluation["results"]
+    results = evaluation["results"]
+    first = [result for result in results if result["tier"] == results[0]["tier"]]
+    yield _by_split(evaluation["about"], results)
+    yield _by_source(first)
+    yield _macro(results)
+    yield from _kinds(first)
+    yield from _failing(first)
+    yield from _mistakes(first)
+
+
+def _by_split(about: Json, results: Sequence[Json]) -> str:
     rows = [
         [
             result["split"], result["tier"], f"{result['real']} / {result['ai']}",
@@ -107,55 +117,42 @@ def _numbers(evaluation: Json | None) -> Iterable[str]:
         ]
         for result in results
     ]  # fmt: skip
-    header = [
-        "split",
-        "delivery",
-        "real / ai",
-        *_MEASURES.values(),
-        "AUC of pixel statistics",
-        "real called ai",
-        "unsure",
-    ]
-    yield (
+    header = ["split", "delivery", "real / ai", *_MEASURES.values()]
+    header += ["AUC of pixel statistics", "real called ai", "unsure"]
+    return (
         f"## Numbers\n\nBy `aivsreal-evaluate` with {about['backend']} {about['precision']}; 95 % bootstrap intervals. "
         f"Accuracies at `p_ai` 0.5; the last two columns at the point `{about['operating_point']}`. The pixel "
         "statistics are fifteen global numbers of an image in a linear model: a detector that does not beat them has "
         f"learned nothing.\n\n{markdown_table(header, rows)}"
     )
-    first = results[0]["tier"]
+
+
+def _by_source(results: Sequence[Json]) -> str:
     rows = [
         [
-            result["split"],
-            row["source"],
-            row["label"],
-            str(row["images"]),
-            share_interval(**row["right"]),
-            interval(**row["auc"]),
-            share(row["called_ai"]),
+            result["split"], row["source"], row["label"], str(row["images"]), share_interval(**row["right"]),
+            interval(**row["auc"]), share(row["called_ai"]),
         ]
         for result in results
-        if result["tier"] == first
         for row in result["sources"]
-    ]
+    ]  # fmt: skip
     header = ["split", "source", "label", "images", "right side of 0.5", "AUC against the other class", "called ai"]
-    yield f"### By source, {first}\n\n{markdown_table(header, rows)}"
-    yield _macro(results)
-    yield from _kinds(results, first)
+    return f"### By source, {results[0]['tier']}\n\n{markdown_table(header, rows)}"
+
+
+def _failing(results: Sequence[Json]) -> Iterable[str]:
     failing = sorted(
         (
             row["right"]["value"],
             f"- `{row['source']}` ({row['label']}, {result['split']}): {share(row['right']['value'])} right",
         )
         for result in results
-        if result["tier"] == first
         for row in result["sources"]
         if row["right"]["value"] < _FAILS_BELOW
     )
     if failing:
-        yield "### Where it fails\n\nSources of which less than 70 % come out right:\n\n" + "\n".join(
-            line for _, line in failing
-        )
-    yield from _mistakes(results, first)
+        lines = "\n".join(line for _, line in failing)
+        yield f"### Where it fails\n\nSources of which less than {100 * _FAILS_BELOW:.0f} % come out right:\n\n{lines}"
 
 
 def _macro(results: Sequence[Json]) -> str:
@@ -178,26 +175,24 @@ def _macro(results: Sequence[Json]) -> str:
     )
 
 
-def _kinds(results: Sequence[Json], tier: str) -> Iterable[str]:
+def _kinds(results: Sequence[Json]) -> Iterable[str]:
     rows = [
         [
             result["split"], row["kind"], row["label"], str(row["images"]), str(row["sources"]),
             share_interval(**row["called_ai"]), share(row["called_ai_macro"]), share(row["unsure"]),
         ]
         for result in results
-        if result["tier"] == tier
         for row in result.get("kinds", ())
     ]  # fmt: skip
     if rows:
         header = ["split", "kind", "label", "images", "sources", "called ai", "sources alike", "unsure"]
-        yield f"### By kind of image, {tier}\n\n{markdown_table(header, rows)}"
+        yield f"### By kind of image, {results[0]['tier']}\n\n{markdown_table(header, rows)}"
 
 
-def _mistakes(results: Sequence[Json], tier: str) -> Iterable[str]:
+def _mistakes(results: Sequence[Json]) -> Iterable[str]:
     rows = [
         [result["split"], mistake["name"], mistake["source"], mistake["label"], f"{mistake['p_ai']:.3f}"]
         for result in results
-        if result["tier"] == tier
         for mistake in result["mistakes"]
     ]
     if rows:
