@@ -6,7 +6,7 @@ Legend: B image; F pixel statistic. `target_B` is 1 for ai and 0 for real.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +19,7 @@ from aivsreal.runtime.pixels.images import pixels_from_file
 from aivsreal.runtime.verdict import LABELS, Label
 from aivsreal.train.evaluate.bootstrap import Measure, measures, share
 from aivsreal.train.evaluate.judging import Judged
-from aivsreal.train.evaluate.metrics import ReliabilityBin, Roc, reliability, roc
+from aivsreal.train.evaluate.metrics import Floats, ReliabilityBin, Roc, TargetB, reliability, roc
 from aivsreal.train.evaluate.shortcuts import Baseline, baseline_from_statistics, property_aucs, statistics_from_pixels
 from aivsreal.train.evaluate.tiers import Tier
 from aivsreal.train.samples import Sample
@@ -167,24 +167,7 @@ def _tier_result(split: str, tier: Tier, results: Sequence[Judged], baseline: Ba
     called_B = np.array([result.verdict.label is Label.AI for result in results])
     unsure_B = np.array([result.verdict.label is Label.UNSURE for result in results])
     right_B = (p_ai_B >= 0.5) == (target_B == 1)
-    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for index, result in enumerate(results):
-        groups[result.sample.label, result.sample.source or "-"].append(index)
-    rows = []
-    for (label, source), at in sorted(groups.items(), key=lambda group: (LABELS.index(group[0][0]), group[0][1])):
-        # Of the source and of all that it must be told apart from: accuracy is the source's own, AUC that of both.
-        among_B = np.concatenate([at, np.flatnonzero(target_B != LABELS.index(label))])
-        rows.append(
-            SourceRow(
-                source,
-                label,
-                len(at),
-                float(called_B[at].mean()),
-                float(unsure_B[at].mean()),
-                right=share(right_B[at]),
-                auc=measures(target_B[among_B], p_ai_B[among_B], ("auc",))["auc"],
-            )
-        )
+    rows = _source_rows(results, target_B, p_ai_B, called_B, unsure_B)
     baseline_auc = None
     if baseline is not None:
         statistics_BF = np.stack([result.statistics_F for result in results if result.statistics_F is not None])
@@ -207,6 +190,29 @@ def _tier_result(split: str, tier: Tier, results: Sequence[Judged], baseline: Ba
     )  # fmt: skip
 
 
+def _groups(results: Sequence[Judged], name_of: Callable[[Sample], str]) -> Iterator[tuple[str, str, list[int]]]:
+    """Label, name and indices of the images that have both, real ones first; `-` is without a name."""
+    groups: dict[tuple[int, str], list[int]] = defaultdict(list)
+    for index, result in enumerate(results):
+        groups[LABELS.index(result.sample.label), name_of(result.sample) or "-"].append(index)
+    for (target, name), at in sorted(groups.items()):
+        yield LABELS[target], name, at
+
+
+def _source_rows(
+    results: Sequence[Judged], target_B: TargetB, p_ai_B: Floats, called_B: BoolB, unsure_B: BoolB
+) -> list[SourceRow]:
+    right_B = (p_ai_B >= 0.5) == (target_B == 1)
+    rows = []
+    for label, source, at in _groups(results, lambda sample: sample.source):
+        # Of the source and of all that it must be told apart from: accuracy is the source's own, AUC that of both.
+        among_B = np.concatenate([at, np.flatnonzero(target_B != LABELS.index(label))])
+        area = measures(target_B[among_B], p_ai_B[among_B], ("auc",))["auc"]
+        called, unsure = (float(so_B[at].mean()) for so_B in (called_B, unsure_B))
+        rows.append(SourceRow(source, label, len(at), called, unsure, share(right_B[at]), area))
+    return rows
+
+
 def _macro_called(rows: Sequence[SourceRow]) -> Called:
     real, ai = ([row for row in rows if row.label == label] for label in LABELS)
     return Called(
@@ -216,16 +222,13 @@ def _macro_called(rows: Sequence[SourceRow]) -> Called:
 
 
 def _kind_rows(results: Sequence[Judged], called_B: BoolB, unsure_B: BoolB) -> list[KindRow]:
-    groups: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for index, result in enumerate(results):
-        groups[result.sample.label, result.sample.kind][result.sample.source or "-"].append(index)
     rows = []
-    for (label, kind), sources in sorted(groups.items(), key=lambda group: (LABELS.index(group[0][0]), group[0][1])):
-        at = [index for part in sources.values() for index in part]
-        macro = fmean(float(called_B[part].mean()) for part in sources.values())
-        rows.append(
-            KindRow(kind or "-", label, len(at), len(sources), share(called_B[at]), macro, float(unsure_B[at].mean()))
-        )
+    for label, kind, at in _groups(results, lambda sample: sample.kind):
+        sources: dict[str, list[bool]] = defaultdict(list)
+        for index in at:
+            sources[results[index].sample.source].append(bool(called_B[index]))
+        macro = fmean(fmean(called) for called in sources.values())
+        rows.append(KindRow(kind, label, len(at), len(sources), share(called_B[at]), macro, float(unsure_B[at].mean())))
     return rows if any(row.kind != "-" for row in rows) else []
 
 
