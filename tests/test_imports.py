@@ -192,3 +192,25 @@ def test_a_bare_import_from_the_root_is_refused(stage: str) -> None:
     tried = subprocess.run([sys.executable, "-c", f"import {stage}"], cwd=ROOT, capture_output=True, text=True)
     assert tried.returncode == 1
     assert f"ImportError: write aivsreal.{stage}" in tried.stderr
+
+
+def test_rooms_files_and_functions_keep_their_limits() -> None:
+    ran = subprocess.run([sys.executable, "-m", "aivsreal.benchmarks.sizes"], cwd=ROOT, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "| `runtime/gpu/` | 9 | 9 |" in ran.stdout
+
+
+def test_what_is_past_its_limit_is_named(tmp_path: Path) -> None:
+    from aivsreal.benchmarks.sizes import rooms
+
+    room = tmp_path / "runtime" / "room"
+    room.mkdir(parents=True)
+    for index in range(10):
+        (room / f"m{index}.py").touch()
+    (room / "m0.py").write_text("x = 1\n" * 401)
+    (room / "m1.py").write_text("def f():\n" + "    x = 1\n" * 50)
+    assert [line for one in rooms(tmp_path) for line in one.passed] == [
+        "runtime/room/ 10 modules, and 9 are the most",
+        "runtime/room/m0.py 401 lines, and 400 are the most",
+        "runtime/room/m1.py f 51 lines, and 50 are the most",
+    ]
