@@ -99,8 +99,9 @@ def proof(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if work is None else work
         wish = Wish(
-            out.absolute(), folder.absolute(), bundle, payload, seconds, limit, sizes, soak, images, size, chosen
-        )
+            out=out.absolute(), work=folder.absolute(), bundle=bundle, payload=payload, seconds=seconds, limit_s=limit,
+            sizes=sizes, soak=soak, images=images, size=size, batches=chosen,
+        )  # fmt: skip
         sys.exit(not prove(wish))
 
 

@@ -137,7 +137,12 @@ def test_without_an_engine_the_rest_goes_on_and_says_why(
 def _proof(folder: Path, **wish: Any) -> Proof:
     for name in ("out", "work"):
         (folder / name).mkdir()
-    return Proof(Wish(folder / "out", folder / "work", **wish), environment=dict(steps_module.QUIET))
+    usual = {
+        "bundle": None, "payload": None, "seconds": 0.5, "limit_s": steps_module.LIMIT_S, "sizes": 500, "soak": 10_000,
+        "images": 200, "size": (1920, 1080), "batches": steps_module.BATCHES,
+    }  # fmt: skip
+    whole = Wish(out=folder / "out", work=folder / "work", **{**usual, **wish})
+    return Proof(whole, environment=dict(steps_module.QUIET))
 
 
 def test_a_step_that_hangs_crashes_or_fails_is_a_line_and_its_rows_are_kept(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import click
@@ -25,14 +24,14 @@ import numpy as np
 import numpy.typing as npt
 
 from aivsreal.benchmarks.machine import machine_facts
+from aivsreal.benchmarks.proof.gpu import KernelRun, kernel_run
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import AivsrealError, BackendError
 from aivsreal.runtime.gpu import driver as cuda
 from aivsreal.runtime.gpu.backend import TensorrtBackend
 from aivsreal.runtime.gpu.calls import Driver
-from aivsreal.runtime.gpu.driver import DeviceBuffer, Graph, PinnedBuffer, Stream
+from aivsreal.runtime.gpu.driver import DeviceBuffer, Graph, Stream
 from aivsreal.runtime.gpu.executor import Floats
-from aivsreal.runtime.gpu.kernel import PreprocessKernel, staging_from_pixels
 from aivsreal.runtime.preprocess import PixelsHWC, batch_from_pixels
 from aivsreal.runtime.spec import Geometry, PreprocessSpec, ResizeFilter
 
@@ -54,52 +53,16 @@ def _tell(what: str, holds: bool, **facts: object) -> None:
     sys.exit(not holds)
 
 
-class KernelRun:
-    """The kernel on a batch from the host and back, with all its memory fresh; a context manager."""
-
-    def __init__(self, driver: Driver) -> None:
-        self.driver, self._held = driver, ExitStack()
-        self._held.enter_context(closing(driver))
-
-    def __enter__(self) -> KernelRun:
-        self._held.enter_context(self.driver.current())
-        self.stream = self._held.enter_context(Stream(self.driver))
-        self.kernel = self._held.enter_context(closing(PreprocessKernel(self.driver)))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._held.close()
-
-    def batch(
-        self, pixels: Sequence[PixelsHWC], spec: PreprocessSpec, dtype: Floats, graph: bool
-    ) -> npt.NDArray[np.floating[Any]]:
-        """`batch_BCHW` as the kernel makes it; what it leaves out is NaN."""
-        plan = staging_from_pixels(pixels, spec)
-        shape = (len(pixels), 3, spec.size, spec.size)
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        driver, stream = self.driver, self.stream
-        with ExitStack() as held:
-            staging = held.enter_context(PinnedBuffer(driver, plan.size))
-            staged = held.enter_context(DeviceBuffer(driver, plan.size))
-            made = held.enter_context(DeviceBuffer(driver, size))
-            result = held.enter_context(PinnedBuffer(driver, size))
-            plan.write(staging.view())
-            result.view()[:] = 0xFF
-            driver.upload(staged.handle, staging.handle, plan.size, stream.handle)
-            driver.upload(made.handle, result.handle, size, stream.handle)
-
-            def enqueue() -> None:
-                self.kernel.enqueue(staged.handle, made.handle, len(pixels), spec=spec, dtype=dtype, stream=stream)
-
-            if graph:
-                held.enter_context(Graph(driver, stream, enqueue)).launch(stream)
-            else:
-                enqueue()
-            driver.download(result.handle, made.handle, size, stream.handle)
-            stream.synchronize()
-            return result.view(dtype).reshape(shape).copy()
+def batch_of(
+    run: KernelRun, pixels: Sequence[PixelsHWC], spec: PreprocessSpec, dtype: Floats, graph: bool
+) -> npt.NDArray[np.floating[Any]]:
+    """`batch_BCHW` as the kernel makes it; what it leaves out is NaN."""
+    with run.placed(pixels, spec, dtype) as placed, ExitStack() as held:
+        if graph:
+            held.enter_context(Graph(run.driver, run.stream, placed.resize)).launch(run.stream)
+        else:
+            placed.resize()
+        return placed.values()
 
 
 def opened(binding: str | None) -> Driver:
@@ -131,12 +94,12 @@ def kernel(sizes: int, longest: int, binding: str | None) -> None:
         (replace(shipped, size=192, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)), np.float32),
     ]
     values, wrong, worst = 0, 0, ""
-    with KernelRun(opened(binding)) as run, ThreadPoolExecutor() as pool:
+    with kernel_run(opened(binding)) as run, ThreadPoolExecutor() as pool:
         for number, pixels in enumerate(_batches(sizes, longest)):
             for spec, dtype in ((shipped, np.float16), specs[number % len(specs)]):
                 expected = np.concatenate(list(pool.map(lambda one, spec=spec: batch_from_pixels([one], spec), pixels)))
                 graph = run.driver.has_graphs and number % 2 == 1
-                differing = int((run.batch(pixels, spec, dtype, graph) != expected.astype(dtype)).sum())
+                differing = int((batch_of(run, pixels, spec, dtype, graph) != expected.astype(dtype)).sum())
                 values, wrong = values + expected.size, wrong + differing
                 if differing and not worst:
                     worst = f"{differing} values of {[one.shape for one in pixels]} with {spec} as {dtype.__name__}"
@@ -208,10 +171,10 @@ def soak(batches: int, seconds: float, bundle: str | None, kernel_alone: bool) -
     spec = opened_bundle.manifest.spec
     with ExitStack() as stack:
         if kernel_alone:
-            run = stack.enter_context(KernelRun(cuda.open_driver()))
+            run = stack.enter_context(kernel_run(cuda.open_driver()))
 
             def one(pixels: list[PixelsHWC]) -> object:
-                return run.batch(pixels, spec, np.float16, run.driver.has_graphs)
+                return batch_of(run, pixels, spec, np.float16, run.driver.has_graphs)
 
         else:
             backend = stack.enter_context(closing(TensorrtBackend(opened_bundle)))

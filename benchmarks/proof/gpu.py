@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from aivsreal.benchmarks.timing import rate, timed
 from aivsreal.runtime.bundle.folder import Bundle
@@ -29,6 +31,7 @@ from aivsreal.runtime.gpu.engine import (
 from aivsreal.runtime.gpu.executor import Contexts, Floats
 from aivsreal.runtime.gpu.kernel import PreprocessKernel, staging_from_pixels
 from aivsreal.runtime.preprocess import PixelsHWC, batch_from_pixels
+from aivsreal.runtime.spec import PreprocessSpec
 
 Row = dict[str, Any]
 OURS = ("kernel", "engine", "graph", "end to end")
@@ -63,28 +66,83 @@ def measured(rows: Callable[[], Iterator[Row]], whats: Sequence[str], batches: S
                 yield {"what": what, "batch": batch, "not_measured": why}
 
 
+@dataclass(frozen=True, slots=True)
+class KernelRun:
+    """The kernel on a stream of its own."""
+
+    driver: Driver
+    stream: Stream
+    kernel: PreprocessKernel
+
+    @contextmanager
+    def placed(self, pixels: Sequence[PixelsHWC], spec: PreprocessSpec, dtype: Floats) -> Iterator[Placed]:
+        """Images on the GPU, in memory that is fresh, and the batch that the kernel makes of them."""
+        driver, stream, plan = self.driver, self.stream, staging_from_pixels(pixels, spec)
+        shape = (len(pixels), 3, spec.size, spec.size)
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        with ExitStack() as held:
+            staging = held.enter_context(PinnedBuffer(driver, plan.size))
+            staged = held.enter_context(DeviceBuffer(driver, plan.size))
+            batch = held.enter_context(DeviceBuffer(driver, size))
+            result = held.enter_context(PinnedBuffer(driver, size))
+            plan.write(staging.view())
+            result.view()[:] = 0xFF
+            driver.upload(staged.handle, staging.handle, plan.size, stream.handle)
+            driver.upload(batch.handle, result.handle, size, stream.handle)
+
+            def resize() -> None:
+                self.kernel.enqueue(staged.handle, batch.handle, len(pixels), spec=spec, dtype=dtype, stream=stream)
+
+            def values() -> npt.NDArray[np.floating[Any]]:
+                driver.download(result.handle, batch.handle, size, stream.handle)
+                stream.synchronize()
+                return result.view(dtype).reshape(shape).copy()
+
+            yield Placed(batch, shape, resize, values)
+            stream.synchronize()
+
+
+@contextmanager
+def kernel_run(driver: Driver) -> Iterator[KernelRun]:
+    """The kernel on a driver, which is closed at the end."""
+    with closing(driver), driver.current(), Stream(driver) as stream, closing(PreprocessKernel(driver)) as kernel:
+        yield KernelRun(driver, stream, kernel)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Images that lie on the GPU."""
+
+    batch: DeviceBuffer
+    """What the kernel makes of them; NaN until then, and after that what it left out."""
+    shape: tuple[int, ...]
+    resize: Callable[[], None]
+    """Puts the kernel's work on its way."""
+    values: Callable[[], npt.NDArray[np.floating[Any]]]
+    """Waits, and gives `batch_BCHW`."""
+
+
 def ours(bundle: Bundle, batches: Sequence[int], size: tuple[int, int], seconds: float) -> Iterator[Row]:
     """A row for each of `OURS` and each batch size that the engine takes; without an engine, the kernel's rows.
 
     Raises:
         BackendError: there is no GPU, or, after the kernel's rows, no TensorRT, or no engine for them.
     """
-    with closing(open_driver()) as driver, driver.current(), ExitStack() as stack:
-        facts = {"gpu": driver.gpu.name, "binding": driver.name}
-        stream = stack.enter_context(Stream(driver))
-        kernel = stack.enter_context(closing(PreprocessKernel(driver)))
+    with kernel_run(open_driver()) as run:
+        facts = {"gpu": run.driver.gpu.name, "binding": run.driver.name}
         engine: _Engine | None = None
         without: BackendError | None = None
         try:
-            engine = _Engine(bundle, driver)
+            engine = _Engine(bundle, run.driver)
             facts |= {"engine": engine.card.file, "precision": engine.card.key.precision}
         except BackendError as error:
             without = error
         for batch in batches if engine is None else engine.taken(batches):
             pixels = photographs(batch, *size)
-            with _placed(driver, bundle, engine, kernel, stream, pixels) as (steps, differing):
+            with _steps(run, bundle.manifest.spec, engine, pixels) as (steps, differing):
                 for what, step in steps.items():
-                    row = _row(what, batch, facts, step, stream.synchronize, seconds)
+                    figures = timed_step(step, run.stream.synchronize, batch, seconds)
+                    row = {"what": what, "batch": batch, **facts, **figures}
                     yield {**row, "differing_values": differing} if what == "kernel" else row
         if without is not None:
             raise without
@@ -123,71 +181,56 @@ class _Engine:
 
 
 @contextmanager
-def _placed(
-    driver: Driver, bundle: Bundle, engine: _Engine | None, kernel: PreprocessKernel, stream: Stream, pixels: Any
+def _steps(
+    run: KernelRun, spec: PreprocessSpec, engine: _Engine | None, pixels: Sequence[PixelsHWC]
 ) -> Iterator[tuple[dict[str, Callable[[], None]], int]]:
     """Steps that only compute, on a batch that lies on the GPU; and how many values the kernel got wrong."""
-    spec, images = bundle.manifest.spec, len(pixels)
     dtype: Floats = np.float16 if engine is None else engine.tensors.input_dtype
-    plan = staging_from_pixels(pixels, spec)
-    wanted = batch_from_pixels(pixels, spec).astype(dtype)
-    with ExitStack() as held:
-        staging = held.enter_context(PinnedBuffer(driver, plan.size))
-        staged = held.enter_context(DeviceBuffer(driver, plan.size))
-        batch = held.enter_context(DeviceBuffer(driver, wanted.nbytes))
-        result = held.enter_context(PinnedBuffer(driver, wanted.nbytes))
-        plan.write(staging.view())
-        driver.upload(staged.handle, staging.handle, plan.size, stream.handle)
-
-        def resize() -> None:
-            kernel.enqueue(staged.handle, batch.handle, images, spec=spec, dtype=dtype, stream=stream)
-
-        resize()
-        driver.download(result.handle, batch.handle, wanted.nbytes, stream.handle)
-        stream.synchronize()
-        differing = int((result.view(dtype).reshape(wanted.shape) != wanted).sum())
-        steps = {"kernel": resize}
+    with run.placed(pixels, spec, dtype) as placed, ExitStack() as held:
+        placed.resize()
+        differing = int((placed.values() != batch_from_pixels(pixels, spec).astype(dtype)).sum())
+        steps = {"kernel": placed.resize}
         if engine is not None:
-            infer = _inference(driver, engine, batch, wanted.shape, stream, held)
+            infer = _inference(run, engine, placed, held)
 
             def both() -> None:
-                resize()
+                placed.resize()
                 infer()
 
             both()
-            stream.synchronize()
+            run.stream.synchronize()
             steps["engine"] = infer
-            if driver.has_graphs:
-                graph = held.enter_context(Graph(driver, stream, both))
-                steps["graph"] = lambda: graph.launch(stream)
+            if run.driver.has_graphs:
+                graph = held.enter_context(Graph(run.driver, run.stream, both))
+                steps["graph"] = lambda: graph.launch(run.stream)
         yield steps, differing
-        stream.synchronize()
+        run.stream.synchronize()
 
 
-def _inference(
-    driver: Driver, engine: _Engine, batch: DeviceBuffer, shape: tuple[int, ...], stream: Stream, held: ExitStack
-) -> Callable[[], None]:
+def _inference(run: KernelRun, engine: _Engine, placed: Placed, held: ExitStack) -> Callable[[], None]:
     context = engine.contexts.new()
-    context.set_input_shape(INPUT, shape)
-    context.set_tensor_address(INPUT, batch.handle)
+    context.set_input_shape(INPUT, placed.shape)
+    context.set_tensor_address(INPUT, placed.batch.handle)
     for name, (dtype, one) in engine.tensors.outputs.items():
-        size = shape[0] * int(np.prod(one)) * np.dtype(dtype).itemsize
-        context.set_tensor_address(name, held.enter_context(DeviceBuffer(driver, size)).handle)
+        size = placed.shape[0] * int(np.prod(one)) * np.dtype(dtype).itemsize
+        context.set_tensor_address(name, held.enter_context(DeviceBuffer(run.driver, size)).handle)
 
     def infer() -> None:
-        if not context.execute_async_v3(stream.handle):
+        if not context.execute_async_v3(run.stream.handle):
             raise BackendError("TensorRT cannot run the engine; its message stands above")
 
     return infer
 
 
-def _row(what: str, batch: int, facts: Row, step: Callable[[], None], wait: Callable[[], None], seconds: float) -> Row:
+def timed_step(step: Callable[[], object], wait: Callable[[], object], batch: int, seconds: float) -> Row:
+    """Latency of a step that only puts a batch's work on its way, and images a second of many of them."""
+
     def once() -> None:
         step()
         wait()
 
     per_s = batch * rate(step, wait, seconds)
-    return {"what": what, "batch": batch, **facts, **timed(once, seconds).to_json(), "images_per_s": round(per_s, 1)}
+    return {**timed(once, seconds).to_json(), "images_per_s": round(per_s, 1)}
 
 
 def _threaded(backend: TensorrtBackend, pixels: list[PixelsHWC], seconds: float) -> float:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from aivsreal.benchmarks.proof.gpu import Row
-from aivsreal.benchmarks.timing import rate, timed
+from aivsreal.benchmarks.proof.gpu import Row, timed_step
+from aivsreal.benchmarks.timing import rate
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import LOGITS
 from aivsreal.runtime.errors import BackendError
@@ -50,7 +50,9 @@ def torch_rows(bundle: Bundle, batches: Sequence[int], seconds: float, mode: str
                 step = _bound(run, batch_BCSS)
                 for _ in range(3):  # compiles, then records its graph
                     step()
-                row = _row(what, batch, step, torch.cuda.synchronize, seconds, torch)
+                timing = timed_step(step, torch.cuda.synchronize, batch, seconds)
+                facts = {"gpu": torch.cuda.get_device_name(), "precision": "fp16"}
+                row = {"what": what, "batch": batch, **facts, **timing}
                 yield {**row, "mode": mode} if what == TORCH[1] else row
 
 
@@ -77,8 +79,8 @@ def onnx_rows(bundle: Bundle, batches: Sequence[int], seconds: float) -> Iterato
             def step(binding: Any = binding) -> None:
                 session.run_with_iobinding(binding)
 
-            row = _row(ONNX[0], batch, step, binding.synchronize_outputs, seconds)
-            yield {**row, "precision": backend.precision}
+            timing = timed_step(step, binding.synchronize_outputs, batch, seconds)
+            yield {"what": ONNX[0], "batch": batch, **timing, "precision": backend.precision}
 
 
 def roofline_rows(bundle: Bundle, batches: Sequence[int]) -> Iterator[Row]:
@@ -117,18 +119,6 @@ def operations_and_weights(bundle: Bundle) -> tuple[int, int]:
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, side, side))
     return counter.get_total_flops(), sum(weight.numel() for weight in network.parameters())
-
-
-def _row(
-    what: str, batch: int, step: Callable[[], object], wait: Callable[[], object], seconds: float, torch: Any = None
-) -> Row:
-    def once() -> None:
-        step()
-        wait()
-
-    per_s = batch * rate(step, wait, seconds)
-    gpu = {} if torch is None else {"gpu": torch.cuda.get_device_name(), "precision": "fp16"}
-    return {"what": what, "batch": batch, **gpu, **timed(once, seconds).to_json(), "images_per_s": round(per_s, 1)}
 
 
 def _bound(run: Callable[[Any], object], batch_BCSS: Any) -> Callable[[], object]:

@@ -30,25 +30,25 @@ QUIET = {"ORT_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1", "PYTHONFAULTHAND
 BATCHES = ("64", "1", "256", "8")  # the first are what is claimed of; who runs out of time has those
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What was asked for."""
+    """What was asked for, as `aivsreal-bench proof` has it."""
 
     out: Path
     work: Path
-    bundle: str | None = None
+    bundle: str | None
     """Model to prove; None is the shipped one."""
-    payload: Path | None = None
+    payload: Path | None
     """Folder with archives of TensorRT-RTX, `images` and `wheels`, as run.sh unpacks it."""
-    seconds: float = 0.5
+    seconds: float
     """For each measurement."""
-    limit_s: float = LIMIT_S
+    limit_s: float
     """For all of it; who gives more gives each step more."""
-    sizes: int = 500
-    soak: int = 10_000
-    images: int = 200
-    size: tuple[int, int] = (1920, 1080)
-    batches: tuple[str, ...] = BATCHES
+    sizes: int
+    soak: int
+    images: int
+    size: tuple[int, int]
+    batches: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -75,7 +75,7 @@ class Proof:
             return self.skip(name, "the time for all of it was up")
         begin, limit = time.monotonic(), min(limit_s * max(1, self.wish.limit_s / LIMIT_S), left)
         out, err = self.wish.work / f"{len(self.steps)}.out", self.wish.work / f"{len(self.steps)}.err"
-        code, why = _ended([*command], out, err, {**os.environ, **self.environment}, self.wish.work, limit)
+        code, why = self._ended([*command], out, err, limit)
         printed, said = out.read_text(errors="replace"), err.read_text(errors="replace")
         rows = [] if keep is not None else list(_rows(printed))
         if keep is not None:
@@ -85,27 +85,41 @@ class Proof:
         unmeasured = [row["not_measured"] for row in rows if "not_measured" in row]
         if good and unmeasured and not any("p50_ms" in row for row in rows):
             good, why = False, str(unmeasured[0])
-        self._write(name, good, why, time.monotonic() - begin, code, command, printed, said)
+        seconds, both = time.monotonic() - begin, (said.rstrip() + "\n" + printed.rstrip()).strip()
+        self.note(name, good, why, seconds=seconds, code=code, command=command, said=both)
         self._add(rows)
         return good
 
+    def _ended(self, command: list[str], out: Path, err: Path, limit_s: float) -> tuple[int | None, str]:
+        """The exit status of a command, and why it has none that counts: it hung, crashed or is not there."""
+        with out.open("wb") as stdout, err.open("wb") as stderr:
+            try:
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, cwd=self.wish.work,
+                    env={**os.environ, **self.environment}, start_new_session=True,
+                )  # fmt: skip
+            except OSError as error:
+                return None, str(error)
+            try:
+                code = process.wait(limit_s)
+            except BaseException as error:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                if isinstance(error, subprocess.TimeoutExpired):
+                    return None, f"not done after {limit_s:.0f} s"
+                raise
+        return code, f"ended by {signal.Signals(-code).name}" if code < 0 else ""
+
     def skip(self, name: str, why: str) -> bool:
         """A step that was not run."""
-        self._write(name, False, why, 0.0, None, (), "", "")
+        self.note(name, False, why)
         return False
 
-    def _write(
-        self,
-        name: str,
-        good: bool,
-        why: str,
-        seconds: float,
-        code: int | None,
-        command: Sequence[str],
-        out: str,
-        err: str,
-    ) -> None:
-        said = (err.rstrip() + "\n" + out.rstrip()).strip()
+    def note(
+        self, name: str, good: bool, why: str, *, seconds: float = 0.0, code: int | None = None,
+        command: Sequence[str] = (), said: str = "",
+    ) -> None:  # fmt: skip
+        """Write what came of a step."""
         step = {
             "step": name, "ok": good, "why": why, "seconds": round(seconds, 1), "exit": code, "command": list(command),
             "said": said[-SAID:],
@@ -298,34 +312,11 @@ def _pycuda_ended(proof: Proof, build: subprocess.Popen[bytes] | None) -> None:
         build.wait()
         code = -9
     said = (proof.wish.work / "pycuda.log").read_text(errors="replace")
-    proof._write("pycuda builds", code == 0, "" if code == 0 else _last_line(said), 0.0, code, (), said, "")
+    proof.note("pycuda builds", code == 0, "" if code == 0 else _last_line(said), code=code, said=said.strip())
     if code == 0:
         proof.environment["PYTHONPATH"] = str(proof.wish.work / "pycuda")
         sizes = str(max(1, proof.wish.sizes // 10))
         proof.run(name, 40, *_check("kernel"), "--binding", "pycuda", "--sizes", sizes)
-
-
-def _ended(
-    command: list[str], out: Path, err: Path, environment: dict[str, str], folder: Path, limit_s: float
-) -> tuple[int | None, str]:
-    """The exit status of a command, and why it has none that counts: it hung, crashed or is not there."""
-    with out.open("wb") as stdout, err.open("wb") as stderr:
-        try:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=environment, cwd=folder,
-                start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            return None, str(error)
-        try:
-            code = process.wait(limit_s)
-        except BaseException as error:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            if isinstance(error, subprocess.TimeoutExpired):
-                return None, f"not done after {limit_s:.0f} s"
-            raise
-    return code, f"ended by {signal.Signals(-code).name}" if code < 0 else ""
 
 
 def _rows(printed: str) -> Iterator[dict[str, Any]]:
