@@ -94,6 +94,7 @@ def bundle_with_engine(
     folder: Path,
     source: Bundle,
     version: str = "10.3.0",
+    *,
     gpu: Gpu = CARD,
     half: bool = False,
     batches: Any = (1, 4, 32),

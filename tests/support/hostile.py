@@ -60,6 +60,12 @@ def png_header(width: int, height: int) -> bytes:
 
 def good_files() -> Iterator[tuple[str, bytes]]:
     """Odd and whole: each must end in a verdict."""
+    yield from _odd_encodings()
+    yield from _several_pictures()
+    yield from _odd_metadata_and_names()
+
+
+def _odd_encodings() -> Iterator[tuple[str, bytes]]:
     grey, rgb = picture().convert("L"), picture()
     yield "cmyk.jpg", encoded("JPEG", rgb.convert("CMYK"))
     # YCCK: Pillow writes Adobe's transform 0; 2 makes the decoder turn the same data from YCCK to CMYK.
@@ -78,13 +84,27 @@ def good_files() -> Iterator[tuple[str, bytes]]:
     yield "palette_alpha.png", encoded("PNG", palette, transparency=bytes(range(0, 256, 16)))
     yield "rgba.png", encoded("PNG", rgb.convert("RGBA"))
     yield "la.png", encoded("PNG", grey.convert("LA"))
+    yield "lzw.tiff", encoded("TIFF", rgb, compression="tiff_lzw")
+    yield "jpeg.tiff", encoded("TIFF", rgb, compression="jpeg")
+    yield "float.tiff", encoded("TIFF", grey.convert("F"))
+    yield "text_bomb.png", _with_text_bomb(encoded("PNG"))
+    yield "not_ended.jpg", encoded("JPEG")[:-2]
+    yield "not_ended_progressive.jpg", encoded("JPEG", progressive=True)[:-2] + b"and a trailer"
+    yield "integers.tiff", encoded("TIFF", grey.convert("I"))
+
+
+def _several_pictures() -> Iterator[tuple[str, bytes]]:
+    grey, rgb = picture().convert("L"), picture()
     yield "animated.gif", encoded("GIF", rgb, save_all=True, append_images=[picture(1), picture(2)])
     yield "animated.webp", encoded("WEBP", rgb, save_all=True, append_images=[picture(1), picture(2)])
     yield "animated.png", encoded("PNG", rgb, save_all=True, append_images=[picture(1), picture(2)])
     yield "pages.tiff", encoded("TIFF", rgb, save_all=True, append_images=[picture(1), picture(2)])
-    yield "lzw.tiff", encoded("TIFF", rgb, compression="tiff_lzw")
-    yield "jpeg.tiff", encoded("TIFF", rgb, compression="jpeg")
-    yield "float.tiff", encoded("TIFF", grey.convert("F"))
+    yield "two.jpg", encoded("MPO", rgb, save_all=True, append_images=[grey.resize((24, 18))])
+    yield "hidden.png", encoded("PNG", rgb, save_all=True, default_image=True, append_images=[picture(1), picture(2)])
+    yield "small_page.tiff", encoded("TIFF", rgb, save_all=True, append_images=[rgb.resize((12, 10))])
+
+
+def _odd_metadata_and_names() -> Iterator[tuple[str, bytes]]:
     for turn in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = turn
@@ -96,17 +116,10 @@ def good_files() -> Iterator[tuple[str, bytes]]:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     yield "icc.jpg", encoded("JPEG", icc_profile=profile)
     yield "icc.png", encoded("PNG", icc_profile=profile)
-    yield "text_bomb.png", _with_text_bomb(encoded("PNG"))
     yield "wide.jpg", encoded("JPEG", icc_profile=rgb_profile(P3, SRGB_CURVE))
     yield "linear.tiff", encoded("TIFF", icc_profile=rgb_profile(P3, gamma_curve(1.0)))
-    yield "inks.tiff", encoded("TIFF", rgb.convert("CMYK"), icc_profile=cmyk_profile())
+    yield "inks.tiff", encoded("TIFF", picture().convert("CMYK"), icc_profile=cmyk_profile())
     yield "pq.png", with_chunk(encoded("PNG"), b"cICP", b"\x09\x10\0\x01")
-    yield "not_ended.jpg", encoded("JPEG")[:-2]
-    yield "not_ended_progressive.jpg", encoded("JPEG", progressive=True)[:-2] + b"and a trailer"
-    yield "two.jpg", encoded("MPO", rgb, save_all=True, append_images=[grey.resize((24, 18))])
-    yield "hidden.png", encoded("PNG", rgb, save_all=True, default_image=True, append_images=[picture(1), picture(2)])
-    yield "small_page.tiff", encoded("TIFF", rgb, save_all=True, append_images=[rgb.resize((12, 10))])
-    yield "integers.tiff", encoded("TIFF", grey.convert("I"))
     yield "broken_icc.jpg", encoded("JPEG", icc_profile=b"no profile at all")
     yield "png_in.jpg", encoded("PNG")
     yield "jpeg_in.png", encoded("JPEG")
