@@ -24,8 +24,6 @@ EXCUSED = {
     "benchmarks/": (10, "commands, each a module that is run by its name"),
     "train/fit/loop.py fit": (121, "the training, read from top to bottom"),
     "train/cli.py _train": (141, "what was typed becomes a run, read from top to bottom"),
-    "export/draft.py draft_from_checkpoint": (66, "an export, read from top to bottom"),
-    "export/engine.py engine_from_onnx": (55, "a build, read from top to bottom"),
 }
 
 

@@ -7,26 +7,18 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from aivsreal.export.draft import Draft
-from aivsreal.export.engine import BuildOptions, engine_from_onnx
+from aivsreal.export.engine import BuildOptions, EngineBuilder, Gpu
 from aivsreal.export.graphs.half import full_from_onnx, half_from_onnx
 from aivsreal.export.graphs.parity import FULL_ENGINE, HALF
 from aivsreal.export.graphs.session import engine_logits, onnx_logits
 from aivsreal.runtime.bundle.engine_key import EngineKind
 from aivsreal.runtime.bundle.manifest import HALF_MODEL, INT8_MODEL, MODEL
 from aivsreal.runtime.errors import BackendError, ExportError, MissingExtra
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """The GPU that is here."""
-
-    name: str
-    capability: str
 
 
 def add_half(draft: Draft) -> None:
@@ -114,8 +106,8 @@ def _with_engine(draft: Draft, kind: EngineKind, trt: Any, gpu: Gpu | None, opti
     digest = hashlib.sha256(draft.files[MODEL]).hexdigest()
     started = time.monotonic()
     with _gpu():
-        here = None if gpu is None else (gpu.name, gpu.capability)
-        engine = engine_from_onnx(trt, kind, graph, draft.manifest.spec, digest, options, here)
+        builder = EngineBuilder(trt, kind, options, gpu)
+        engine = builder.engine_from_onnx(graph, draft.manifest.spec, digest)
     card = engine.card
     draft.tell(
         f"{card.file}: {len(engine.plan) / 1e6:.1f} MB in {time.monotonic() - started:.0f} s, "

@@ -91,35 +91,38 @@ def main(
     if accurate is not None:
         _make_accurate(accurate, source, out)
         return
-    from aivsreal.export.draft import BALANCED, Making
+    from aivsreal.export.draft import Making
     from aivsreal.export.engine import BuildOptions
-    from aivsreal.export.run import Wish, run
+    from aivsreal.export.run import Wish, run, verified
 
-    of_a_checkpoint = {
-        "--encoder": encoder,
-        "--opset": opset,
-        "--crop-fraction": crop_fraction,
-        "--temperature": temperature,
-        "--gradcam": gradcam,
-    }
     if int8 and data is None:
         raise click.UsageError("--int8 needs --data: a folder with train/ and val_unseen/, each of real/ and ai/")
     if verify and (fp16 or int8 or triton or out or engine or rtx):
         raise click.UsageError("--verify changes nothing: give it a bundle, --reference and --json alone")
-    build = BuildOptions(fp16 or bool(rtx), max_batch, workspace, version_compatible, timing_cache, dla, rtx)
-    making = Making(int(opset or 17), crop_fraction, temperature or 1.0, points or (BALANCED,), gradcam, encoder)
-    wish = Wish(
-        source, out, reference, fp16 or bool(rtx), data if int8 else None, engine, build, triton, verify,
-        making, card,
-        [name for name, value in {**of_a_checkpoint, "--point": points or None}.items() if value is not None],
+    half = fp16 or bool(rtx)
+    making = Making(
+        opset=None if opset is None else int(opset), crop_fraction=crop_fraction, temperature=temperature,
+        points=points or None, gradcam=gradcam, encoder=encoder,
     )  # fmt: skip
-    draft = run(wish, lambda line: click.echo(line, err=True))
+    build = BuildOptions(
+        half=half, max_batch=max_batch, workspace_mib=workspace, version_compatible=version_compatible,
+        timing_cache=timing_cache, dla_core=dla, compute_capabilities=rtx,
+    )  # fmt: skip
+    wish = Wish(
+        source=source, out=out, reference=reference, half=half, int8_data=data if int8 else None, engine=engine,
+        build=build, triton=triton, making=making, card=card,
+    )  # fmt: skip
+    draft = verified(source, reference, _say) if verify else run(wish, _say)
     for step in draft.left:
-        click.echo(f"left to do: {step}", err=True)
+        _say(f"left to do: {step}")
     if as_json:
-        click.echo(json.dumps(_result(draft, wish.target)))
+        click.echo(json.dumps(_result(draft)))
     else:
         _show(draft)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _make_accurate(encoder: str, source: Path | None, out: Path | None) -> None:
@@ -128,13 +131,13 @@ def _make_accurate(encoder: str, source: Path | None, out: Path | None) -> None:
     if source is not None:
         raise click.UsageError("--accurate makes a bundle of its encoder alone: leave the CHECKPOINT out")
     bundle = accurate_bundle(encoder, out)
-    click.echo(f"bundle {bundle.digest} written to {bundle.path}", err=True)
-    click.echo(f"try: aivsreal-scan --bundle {'accurate' if out is None else shlex.quote(str(out))} IMAGES", err=True)
+    _say(f"bundle {bundle.digest} written to {bundle.path}")
+    _say(f"try: aivsreal-scan --bundle {'accurate' if out is None else shlex.quote(str(out))} IMAGES")
 
 
-def _result(draft: Draft, target: Path | None) -> dict[str, object]:
+def _result(draft: Draft) -> dict[str, object]:
     return {
-        "bundle": None if target is None else str(target),
+        "bundle": None if draft.target is None else str(draft.target),
         "reference_images": draft.reference.kind,
         "files": {name: len(content) for name, content in sorted(draft.files.items())},
         "comparisons": [

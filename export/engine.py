@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +57,14 @@ class BuildOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Gpu:
+    """The GPU that is here: its name, and its compute capability like 8.7."""
+
+    name: str
+    capability: str
+
+
+@dataclass(frozen=True, slots=True)
 class Engine:
     """A serialised engine with its card."""
 
@@ -65,125 +72,146 @@ class Engine:
     card: EngineCard
 
 
-def engine_from_onnx(
-    trt: Any, kind: EngineKind, graph: bytes, spec: PreprocessSpec, model_sha256: str, options: BuildOptions,
-    gpu: tuple[str, str] | None,
-) -> Engine:  # fmt: skip
-    """Build an engine, load it and read back what it is.
+class EngineBuilder:
+    """Builds engines with one TensorRT as one person asks.
 
     Args:
         trt: the module `tensorrt` or `tensorrt_rtx`.
         kind: which of them it is.
-        graph: the half graph, or the FP32 one where `options.half` is off.
-        spec: gives the input's size.
-        model_sha256: of the bundle's `model.onnx`.
         options: what is asked for.
-        gpu: name and compute capability of the GPU that is here, or None, for TensorRT-RTX that builds for
-            `options.compute_capabilities`.
-
-    Raises:
-        ExportError: the graph is not accepted, the build failed, or the engine is not half.
+        gpu: the one that is here, or None, for TensorRT-RTX that builds for `options.compute_capabilities`.
     """
-    logger = _logger(trt)
-    builder = trt.Builder(logger)
-    flags = [f"{kind.product} {trt.__version__}"]
-    network = builder.create_network(_creation_flags(trt, options, flags))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(graph):
-        found = "; ".join(str(parser.get_error(index).desc()) for index in range(parser.num_errors))
-        raise ExportError(f"{flags[0]} does not accept the graph: {found or 'it gives no reason'}")
-    config = builder.create_builder_config()
-    _configure(trt, kind, builder, config, spec.size, options, gpu, flags)
-    cache = _timing_cache(config, options.timing_cache)
-    serialised = builder.build_serialized_network(network, config)
-    if serialised is None:
-        raise ExportError(f"{flags[0]} could not build the engine: {'; '.join(logger.errors) or 'it gives no reason'}")
-    plan = bytes(serialised)
-    if cache is not None:
-        _write_cache(config, cache)
-    capabilities = options.compute_capabilities or ((gpu[1],) if gpu else ())
-    # TensorRT-RTX compiles its kernels when the engine is first run, so there its network says what it will be.
-    if kind is EngineKind.TENSORRT:
-        layers, half = _inspected(trt, plan, options, logger)
-    else:
-        layers, half = layers_from_network(network)
-    if options.half and half < MIN_HALF_SHARE * layers:
-        raise ExportError(
-            f"{flags[0]} built an engine of which {half} of {layers} layers are half: it is not an FP16 engine, and "
-            "nothing was written; update TensorRT, or export with --no-engine"
-        )
-    low, usual, high = options.batches
-    precision = "fp16" if half >= MIN_HALF_SHARE * layers else "fp32"
-    key = EngineKey(
-        kind, str(trt.__version__), capabilities, this_platform(), precision, low, usual, high, model_sha256,
-        options.version_compatible, options.dla_core,
-    )  # fmt: skip
-    name = gpu[0] if gpu is not None and gpu[1] in capabilities else ""
-    return Engine(plan, EngineCard(key, spec, name, tuple(flags), layers, half, hashlib.sha256(graph).hexdigest()))
 
+    def __init__(self, trt: Any, kind: EngineKind, options: BuildOptions, gpu: Gpu | None) -> None:
+        self._trt, self._kind, self._options, self._gpu = trt, kind, options, gpu
+        self._capabilities = options.compute_capabilities or ((gpu.capability,) if gpu else ())
+        self._product = f"{kind.product} {trt.__version__}"
+        self._logger = _logger(trt)
+        self._flags: list[str] = []
 
-def _creation_flags(trt: Any, options: BuildOptions, flags: list[str]) -> int:
-    known = trt.NetworkDefinitionCreationFlag
-    bits = 0
-    if hasattr(known, "EXPLICIT_BATCH"):  # 8 needs it, 10 takes it for granted, 11 has it no more
-        bits |= 1 << int(known.EXPLICIT_BATCH)
-    # Where there still is a flag for FP16, DLA takes its precision from there.
-    if hasattr(known, "STRONGLY_TYPED") and not (options.dla_core is not None and hasattr(trt.BuilderFlag, "FP16")):
-        bits |= 1 << int(known.STRONGLY_TYPED)
-        flags.append("strongly typed")
-    return bits
+    def engine_from_onnx(self, graph: bytes, spec: PreprocessSpec, model_sha256: str) -> Engine:
+        """Build an engine, load it and read back what it is.
 
+        Args:
+            graph: the half graph, or the FP32 one where `options.half` is off.
+            spec: gives the input's size.
+            model_sha256: of the bundle's `model.onnx`.
 
-def _configure(
-    trt: Any, kind: EngineKind, builder: Any, config: Any, size: int, options: BuildOptions,
-    gpu: tuple[str, str] | None, flags: list[str],
-) -> None:  # fmt: skip
-    if options.half and "strongly typed" not in flags and hasattr(trt.BuilderFlag, "FP16"):
-        config.set_flag(trt.BuilderFlag.FP16)
-        flags.append("FP16 flag")
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector gives names and no precision
-    if options.workspace_mib is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
-        flags.append(f"workspace {options.workspace_mib} MiB")
-    if options.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        flags.append("version compatible")
-    if options.dla_core is not None:
-        if options.dla_core >= builder.num_DLA_cores:
+        Raises:
+            ExportError: the graph is not accepted, the build failed, or the engine is not half.
+        """
+        options, self._flags = self._options, [self._product]
+        plan, network = self._built(graph, spec.size)
+        # TensorRT-RTX compiles its kernels when the engine is first run, so there its network says what it will be.
+        layers, half = self._inspected(plan) if self._kind is EngineKind.TENSORRT else layers_from_network(network)
+        if options.half and half < MIN_HALF_SHARE * layers:
             raise ExportError(
-                f"there is no DLA core {options.dla_core}: {builder.num_DLA_cores} are here; leave --dla out"
+                f"{self._product} built an engine of which {half} of {layers} layers are half: it is not an FP16 "
+                "engine, and nothing was written; update TensorRT, or export with --no-engine"
             )
-        config.default_device_type, config.DLA_core = trt.DeviceType.DLA, options.dla_core
-        config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
-        flags.append(f"DLA core {options.dla_core} with GPU fallback")
-    if kind is EngineKind.TENSORRT and options.compute_capabilities:
-        raise ExportError(f"{kind.product} builds only for the GPU that is here: leave --rtx out, or use TensorRT-RTX")
-    if kind is EngineKind.TENSORRT_RTX and options.portable:
-        flags.append("portable")
-    elif kind is EngineKind.TENSORRT_RTX:
-        _set_targets(trt, config, options.compute_capabilities, gpu, flags)
-    profile = builder.create_optimization_profile()
-    profile.set_shape(INPUT, *((batch, 3, size, size) for batch in options.batches))
-    if config.add_optimization_profile(profile) < 0:
-        raise ExportError(f"{flags[0]} refuses batches of {options.batches}: try another --max-batch")
+        precision = "fp16" if half >= MIN_HALF_SHARE * layers else "fp32"
+        key = EngineKey(
+            self._kind, str(self._trt.__version__), self._capabilities, this_platform(), precision, *options.batches,
+            model_sha256, options.version_compatible, options.dla_core,
+        )  # fmt: skip
+        name = self._gpu.name if self._gpu is not None and self._gpu.capability in self._capabilities else ""
+        made_of = hashlib.sha256(graph).hexdigest()
+        return Engine(plan, EngineCard(key, spec, name, tuple(self._flags), layers, half, made_of))
 
+    def _built(self, graph: bytes, size: int) -> tuple[bytes, Any]:
+        """The serialised engine, and the network that it was built of."""
+        builder = self._trt.Builder(self._logger)
+        network = builder.create_network(self._creation_flags())
+        parser = self._trt.OnnxParser(network, self._logger)
+        if not parser.parse(graph):
+            found = "; ".join(str(parser.get_error(index).desc()) for index in range(parser.num_errors))
+            raise ExportError(f"{self._product} does not accept the graph: {found or 'it gives no reason'}")
+        config = builder.create_builder_config()
+        self._configure(builder, config)
+        profile = builder.create_optimization_profile()
+        profile.set_shape(INPUT, *((batch, 3, size, size) for batch in self._options.batches))
+        if config.add_optimization_profile(profile) < 0:
+            raise ExportError(f"{self._product} refuses batches of {self._options.batches}: try another --max-batch")
+        cache = _timing_cache(config, self._options.timing_cache)
+        serialised = builder.build_serialized_network(network, config)
+        if serialised is None:
+            why = "; ".join(self._logger.errors) or "it gives no reason"
+            raise ExportError(f"{self._product} could not build the engine: {why}")
+        if cache is not None:
+            _write_cache(config, cache)
+        return bytes(serialised), network
 
-def _set_targets(
-    trt: Any, config: Any, capabilities: Sequence[str], gpu: tuple[str, str] | None, flags: list[str]
-) -> None:
-    """Those GPUs, or the one that is here, which TensorRT-RTX need not know by its number: it is then asked itself."""
-    known = {item[2:]: getattr(trt.ComputeCapability, item) for item in dir(trt.ComputeCapability) if item[:2] == "SM"}
-    wanted = capabilities or ((gpu[1],) if gpu else ())
-    numbers = [capability.replace(".", "") for capability in wanted]
-    config.num_compute_capabilities = len(numbers)
-    for index, (capability, number) in enumerate(zip(wanted, numbers, strict=True)):
-        if number not in known and capabilities:
+    def _creation_flags(self) -> int:
+        known = self._trt.NetworkDefinitionCreationFlag
+        bits = 0
+        if hasattr(known, "EXPLICIT_BATCH"):  # 8 needs it, 10 takes it for granted, 11 has it no more
+            bits |= 1 << int(known.EXPLICIT_BATCH)
+        # Where there still is a flag for FP16, DLA takes its precision from there.
+        from_flag = self._options.dla_core is not None and hasattr(self._trt.BuilderFlag, "FP16")
+        if hasattr(known, "STRONGLY_TYPED") and not from_flag:
+            bits |= 1 << int(known.STRONGLY_TYPED)
+            self._flags.append("strongly typed")
+        return bits
+
+    def _configure(self, builder: Any, config: Any) -> None:
+        trt, options, flags = self._trt, self._options, self._flags
+        if options.half and "strongly typed" not in flags and hasattr(trt.BuilderFlag, "FP16"):
+            config.set_flag(trt.BuilderFlag.FP16)
+            flags.append("FP16 flag")
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector gives names, no precision
+        if options.workspace_mib is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+            flags.append(f"workspace {options.workspace_mib} MiB")
+        if options.version_compatible:
+            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+            flags.append("version compatible")
+        if options.dla_core is not None:
+            if options.dla_core >= builder.num_DLA_cores:
+                raise ExportError(
+                    f"there is no DLA core {options.dla_core}: {builder.num_DLA_cores} are here; leave --dla out"
+                )
+            config.default_device_type, config.DLA_core = trt.DeviceType.DLA, options.dla_core
+            config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+            flags.append(f"DLA core {options.dla_core} with GPU fallback")
+        if self._kind is EngineKind.TENSORRT_RTX:
+            self._set_targets(config)
+        elif options.compute_capabilities:
             raise ExportError(
-                f"{flags[0]} cannot build for compute capability {capability}: one of "
-                f"{', '.join(f'{item[:-1]}.{item[-1]}' for item in sorted(known))}"
+                f"{self._kind.product} builds only for the GPU that is here: leave --rtx out, or use TensorRT-RTX"
             )
-        config.set_compute_capability(known.get(number, trt.ComputeCapability.CURRENT), index)
-    flags.append(f"for {', '.join(wanted)}")
+
+    def _set_targets(self, config: Any) -> None:
+        """Those GPUs, or the one that is here, which TensorRT-RTX need not know by its number: it is asked itself."""
+        if self._options.portable:
+            self._flags.append("portable")
+            return
+        kinds = self._trt.ComputeCapability
+        known = {item[2:]: getattr(kinds, item) for item in dir(kinds) if item[:2] == "SM"}
+        config.num_compute_capabilities = len(self._capabilities)
+        for index, capability in enumerate(self._capabilities):
+            number = capability.replace(".", "")
+            if number not in known and self._options.compute_capabilities:
+                raise ExportError(
+                    f"{self._product} cannot build for compute capability {capability}: one of "
+                    f"{', '.join(f'{item[:-1]}.{item[-1]}' for item in sorted(known))}"
+                )
+            config.set_compute_capability(known.get(number, kinds.CURRENT), index)
+        self._flags.append(f"for {', '.join(self._capabilities)}")
+
+    def _inspected(self, plan: bytes) -> tuple[int, int]:
+        """Layers of floating point and those of them that touch half, as the loaded engine's inspector says."""
+        runtime = self._trt.Runtime(self._logger)
+        if self._options.version_compatible:
+            runtime.engine_host_code_allowed = True
+        if self._options.dla_core is not None:
+            runtime.DLA_core = self._options.dla_core
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise ExportError(
+                f"the engine does not load where it was built: {'; '.join(self._logger.errors)}; nothing was written"
+            )
+        kind = self._trt.LayerInformationFormat.JSON
+        return layers_from_inspection(engine.create_engine_inspector().get_engine_information(kind))
 
 
 def _timing_cache(config: Any, file: Path | None) -> Path | None:
@@ -216,22 +244,6 @@ def _write_cache(config: Any, file: Path) -> None:
         raise ExportError(
             f"{file}: the timing cache cannot be written: {error.strerror}; nothing was written"
         ) from None
-
-
-def _inspected(trt: Any, plan: bytes, options: BuildOptions, logger: Any) -> tuple[int, int]:
-    """Layers of floating point and those of them that touch half, as the loaded engine's inspector says."""
-    runtime = trt.Runtime(logger)
-    if options.version_compatible:
-        runtime.engine_host_code_allowed = True
-    if options.dla_core is not None:
-        runtime.DLA_core = options.dla_core
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        raise ExportError(
-            f"the engine does not load where it was built: {'; '.join(logger.errors)}; nothing was written"
-        )
-    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    return layers_from_inspection(text)
 
 
 def _logger(trt: Any) -> Any:

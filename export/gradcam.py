@@ -8,15 +8,12 @@ Legend: B image in a batch; C channel; H, W input height and width; h, w those o
 
 from __future__ import annotations
 
-import tempfile
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aivsreal.runtime.bundle.manifest import INPUT, LOGITS, MAP
+from aivsreal.runtime.bundle.manifest import INPUT, MAP
 from aivsreal.runtime.errors import ExportError
 from aivsreal.runtime.preprocess import BatchBCHW
 from aivsreal.runtime.spec import PreprocessSpec
@@ -49,21 +46,13 @@ def gradcam_graph_from_network(network: MappedNetwork, spec: PreprocessSpec, sta
     import torch
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    from aivsreal.export.graphs.full import lift_constants
+    from aivsreal.export.graphs.full import graph_from_module, lift_constants
 
     logits_and_gradcam = _logits_and_gradcam(network, stage)
     batch_BCHW = torch.zeros(2, 3, spec.size, spec.size)
     traced = make_fx(logits_and_gradcam, decomposition_table=_decompositions())(batch_BCHW)
     _free_the_batch(traced)
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's deprecation, and the tracer's of sizes that are fixed
-        file = Path(scratch, "gradcam.onnx")
-        torch.onnx.export(
-            traced, (batch_BCHW,), file, dynamo=False, opset_version=opset, do_constant_folding=False,
-            input_names=[INPUT], output_names=[LOGITS, MAP],
-            dynamic_axes={name: {0: "batch"} for name in (INPUT, LOGITS, MAP)},
-        )  # fmt: skip
-        model = onnx.load(file)
+    model = graph_from_module(traced, batch_BCHW, opset)
     lift_constants(model)
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -79,17 +68,16 @@ def gradcam_from_network(
     Raises:
         ExportError: past `MAX_MAP_DIFFERENCE`, or as `gradcam_graph_from_network` says.
     """
-    import onnxruntime
     import torch
 
     from aivsreal.export.graphs.full import with_half_weights
+    from aivsreal.export.graphs.session import cpu_session
     from aivsreal.runtime.networks.mapped import round_to_half
 
     rounded = round_to_half(network)
     model = with_half_weights(gradcam_graph_from_network(rounded, spec, stage, opset))
     content: bytes = model.SerializeToString(deterministic=True)
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    found_Bhw = session.run([MAP], {INPUT: batch_BCHW})[0]
+    found_Bhw = cpu_session(content).run([MAP], {INPUT: batch_BCHW})[0]
     expected_Bhw = _logits_and_gradcam(rounded, stage)(torch.from_numpy(batch_BCHW))[1].numpy()
     scale_B = np.maximum(np.abs(expected_Bhw).max(axis=(1, 2)), 1e-12)
     worst = float((np.abs(found_Bhw - expected_Bhw).max(axis=(1, 2)) / scale_B).max())

@@ -47,7 +47,6 @@ def folder(stored: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """A bundle to add to, on a machine with neither TensorRT nor a GPU."""
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setattr("aivsreal.export.graphs.reference.COUNT", 24)
     monkeypatch.setattr("aivsreal.export.draft.COUNT", 24)
     write_bundle(tmp_path / "bundle", {"model.onnx": stored, "README.md": b"# card"}, MANIFEST)
     return tmp_path / "bundle"

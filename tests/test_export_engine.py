@@ -15,7 +15,7 @@ from conftest import write_image
 from fake_tensorrt import fake_tensorrt
 from onnx import TensorProto, helper, numpy_helper
 
-from aivsreal.export.engine import BuildOptions, engine_from_onnx, layers_from_inspection
+from aivsreal.export.engine import BuildOptions, EngineBuilder, Gpu, layers_from_inspection
 from aivsreal.export.graphs.half import full_from_onnx, half_from_onnx
 from aivsreal.runtime.bundle.engine_key import EngineKind, card_from_json
 from aivsreal.runtime.bundle.folder import Bundle
@@ -23,7 +23,7 @@ from aivsreal.runtime.errors import ExportError
 from aivsreal.runtime.spec import PreprocessSpec
 
 SHA256 = "0" * 64
-GPU = ("Orin", "8.7")
+GPU = Gpu("Orin", "8.7")
 ALL = ("8.6.1", "10.3.0", "10.16", "11.4")
 
 
@@ -44,7 +44,8 @@ def small(small_model: Any) -> bytes:
 
 def _build(trt: Any, graph: bytes, spec: PreprocessSpec | None = None, **options: Any) -> Any:
     wanted = BuildOptions(max_batch=4, **options)
-    return engine_from_onnx(trt, EngineKind.TENSORRT, graph, spec or PreprocessSpec(64), SHA256, wanted, GPU)
+    builder = EngineBuilder(trt, EngineKind.TENSORRT, wanted, GPU)
+    return builder.engine_from_onnx(graph, spec or PreprocessSpec(64), SHA256)
 
 
 @pytest.mark.parametrize("version", ALL)
@@ -131,11 +132,15 @@ def test_a_layer_that_fuses_everything_counts_by_what_it_reads() -> None:
 # The real TensorRT-RTX: it has TensorRT 11's parser and builder, and needs no GPU.
 
 
+def _rtx(trt: Any, half: bytes, options: BuildOptions, gpu: Gpu | None) -> Any:
+    return EngineBuilder(trt, EngineKind.TENSORRT_RTX, options, gpu).engine_from_onnx(half, PreprocessSpec(), SHA256)
+
+
 def test_tensorrt_rtx_builds_our_half_graph_for_three_gpus(half: bytes) -> None:
     trt = pytest.importorskip("tensorrt_rtx")
     targets = ("8.0", "8.6", "8.9")
     options = BuildOptions(compute_capabilities=targets)
-    engine = engine_from_onnx(trt, EngineKind.TENSORRT_RTX, half, PreprocessSpec(), SHA256, options, None)
+    engine = _rtx(trt, half, options, None)
     card = engine.card
     assert (card.key.kind, card.key.compute_capabilities, card.key.precision) == (
         EngineKind.TENSORRT_RTX, targets, "fp16"
@@ -144,11 +149,11 @@ def test_tensorrt_rtx_builds_our_half_graph_for_three_gpus(half: bytes) -> None:
     assert card.half_layers >= card.layers - 10  # all but the head's last additions
     assert len(engine.plan) > 20e6
     portable = replace(options, compute_capabilities=(), portable=True)
-    engine = engine_from_onnx(trt, EngineKind.TENSORRT_RTX, half, PreprocessSpec(), SHA256, portable, ("H100", "9.0"))
+    engine = _rtx(trt, half, portable, Gpu("H100", "9.0"))
     assert (engine.card.key.compute_capabilities, engine.card.flags[2:]) == (("9.0",), ("portable",))
     orin = replace(options, compute_capabilities=("8.7",))
     with pytest.raises(ExportError, match=r"cannot build for compute capability 8\.7: one of .*8\.6"):
-        engine_from_onnx(trt, EngineKind.TENSORRT_RTX, half, PreprocessSpec(), SHA256, orin, None)
+        _rtx(trt, half, orin, None)
 
 
 def _model(nodes: list[Any], kind: int, shape: list[Any], weights: list[Any] | None = None) -> bytes:

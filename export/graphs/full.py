@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,6 @@ def onnx_from_network(network: nn.Module, spec: PreprocessSpec, opset: int = 17)
     Raises:
         ExportError: BatchNormalization or a node without use is left, or a weight lost its name.
     """
-    import onnx
     import torch
     from onnx import numpy_helper
 
@@ -44,17 +44,9 @@ def onnx_from_network(network: nn.Module, spec: PreprocessSpec, opset: int = 17)
     generator = torch.Generator().manual_seed(0)
     for value in shell.state_dict().values():
         value.copy_(torch.randn(value.shape, generator=generator) * 0.01)
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the exporter that replaces it writes no opset 17
-        file = Path(scratch, "model.onnx")
-        example = torch.zeros(2, 3, spec.size, spec.size)
-        cells = shell.logits_and_map(example)[1].shape[1:]
-        torch.onnx.export(
-            shell, (example,), file, dynamo=False, opset_version=opset, do_constant_folding=False,
-            input_names=[INPUT], output_names=[LOGITS, MAP],
-            dynamic_axes={name: {0: "batch"} for name in (INPUT, LOGITS, MAP)},
-        )  # fmt: skip
-        model = onnx.load(file)
+    example = torch.zeros(2, 3, spec.size, spec.size)
+    cells = shell.logits_and_map(example)[1].shape[1:]
+    model = graph_from_module(shell, example, opset)
     # The exporter loses sight of the map's height and width, and a runtime wants to know how much memory it needs.
     (drawn,) = (output for output in model.graph.output if output.name == MAP)
     for dim, size in zip(drawn.type.tensor_type.shape.dim[1:], cells, strict=True):
@@ -67,6 +59,24 @@ def onnx_from_network(network: nn.Module, spec: PreprocessSpec, opset: int = 17)
     lift_constants(model)
     _check(model)
     return model
+
+
+def graph_from_module(module: Any, example_BCHW: Any, opset: int) -> Any:
+    """What PyTorch's exporter makes of a module: an `onnx.ModelProto` whose batch is free, with our tensors' names."""
+    import onnx
+    import torch
+
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # of the tracer for fixed sizes; the exporter that replaces it writes no opset 17
+        file = Path(scratch, "model.onnx")
+        torch.onnx.export(
+            module, (example_BCHW,), file, dynamo=False, opset_version=opset, do_constant_folding=False,
+            input_names=[INPUT], output_names=[LOGITS, MAP],
+            dynamic_axes={name: {0: "batch"} for name in (INPUT, LOGITS, MAP)},
+        )  # fmt: skip
+        return onnx.load(file)
 
 
 def lift_constants(model: Any) -> None:
@@ -89,9 +99,14 @@ def lift_constants(model: Any) -> None:
         renamed[node.output[0]] = names[key]
     for node in nodes:
         node.input[:] = [renamed.get(name, name) for name in node.input]
+    replace_nodes(model.graph, nodes)
+
+
+def replace_nodes(graph: Any, nodes: Sequence[Any]) -> None:
+    """Let a graph have these nodes, of which some may be its own."""
     kept = [type(node).FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _check(model: Any) -> None:
@@ -131,8 +146,6 @@ def with_half_weights(model: Any) -> Any:
         stored = name + HALF_SUFFIX
         tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), stored))
         casts.append(helper.make_node("Cast", [stored], [name], name=name + ".cast", to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *result.graph.node]
-    del result.graph.node[:]
-    result.graph.node.extend(nodes)
+    replace_nodes(result.graph, [*casts, *result.graph.node])
     _check(result)
     return result

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from aivsreal.export.graphs.full import replace_nodes
 from aivsreal.runtime.bundle.manifest import HALF_SUFFIX
 from aivsreal.runtime.errors import ExportError
 
@@ -30,7 +31,7 @@ def full_from_onnx(model: Any) -> Any:
             tensor.CopyFrom(numpy_helper.from_array(values, node.output[0]))
         else:
             kept.append(node)
-    _set_nodes(graph, kept)
+    replace_nodes(graph, kept)
     onnx.checker.check_model(result, full_check=True)
     return result
 
@@ -79,7 +80,7 @@ def half_from_onnx(model: Any) -> Any:
         helper.make_node("Cast", [name], [f"{name}.full"], f"{name}.to_full", to=onnx.TensorProto.FLOAT)
         for name in crossing
     ]
-    _set_nodes(graph, [*head, *casts, *tail])
+    replace_nodes(graph, [*head, *casts, *tail])
     for value in graph.input:
         value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
     del graph.value_info[:]
@@ -116,9 +117,3 @@ def check_half(model: Any) -> None:
 
 def _floating(tensors: Any) -> set[str]:
     return {name for name, tensor in tensors.items() if tensor.data_type == 1}
-
-
-def _set_nodes(graph: Any, nodes: list[Any]) -> None:
-    kept = [type(node).FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(kept)

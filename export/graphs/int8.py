@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from aivsreal.export.graphs.session import cpu_session
 from aivsreal.runtime.bundle.manifest import INPUT, LOGITS
 from aivsreal.runtime.errors import DataError, ExportError, MissingExtra
 from aivsreal.runtime.files.find import image_paths
@@ -87,7 +88,7 @@ def measure(full: bytes, int8: bytes, split: Path, spec: PreprocessSpec) -> Int8
     Raises:
         DataError: the split lacks a class.
     """
-    sessions = [_session(full), _session(int8)]
+    sessions = [cpu_session(content, threads=1) for content in (full, int8)]
     logits: list[list[npt.NDArray[np.float32]]] = [[], []]
     truths: list[int] = []
     for truth, label in enumerate(LABELS):
@@ -138,14 +139,6 @@ def _batches(paths: list[Path], spec: PreprocessSpec) -> Iterator[BatchBCHW]:
     for start in range(0, len(paths), _CHUNK):
         squares = [square_from_pixels(pixels_from_file(path), spec) for path in paths[start : start + _CHUNK]]
         yield batch_from_squares(squares, spec)
-
-
-def _session(content: bytes) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 4
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def _pairs(sessions: list[Any], spec: PreprocessSpec) -> Iterator[list[float]]:
@@ -221,15 +214,3 @@ def _with_precision(model: Any) -> bytes:
 
 def _silent(record: logging.LogRecord) -> bool:
     return "pre-processing" not in record.getMessage()
-
-
-def quantised_share(content: bytes) -> float:
-    """Share of the convolutions whose weight is INT8."""
-    import onnx
-    from onnx import numpy_helper
-
-    graph = onnx.load_from_string(content).graph
-    stored = {tensor.name: numpy_helper.to_array(tensor).dtype for tensor in graph.initializer}
-    made = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    kinds = [stored.get(made.get(node.input[1], node.input[1])) for node in graph.node if node.op_type == "Conv"]
-    return sum(kind == np.int8 for kind in kinds) / max(1, len(kinds))

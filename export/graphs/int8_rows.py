@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from aivsreal.export.graphs.full import replace_nodes
 from aivsreal.export.graphs.half import IN_FULL
+from aivsreal.export.graphs.session import cpu_session
 from aivsreal.runtime.bundle.manifest import INPUT, LOGITS
 from aivsreal.runtime.preprocess import BatchBCHW
 
@@ -127,9 +129,8 @@ def _quantise(graph: Any) -> None:
             for kind, inputs, output, options in steps
         ]
         nodes.append(helper.make_node("Add", [f"{y}.product", bias], [y], f"{node.name}.biased"))
-    kept = [type(one).FromString(one.SerializeToString()) for one in nodes]
-    del graph.node[:], graph.value_info[:]
-    graph.node.extend(kept)
+    replace_nodes(graph, nodes)
+    del graph.value_info[:]
     left = [type(one).FromString(one.SerializeToString()) for one in (*tensors.values(), *made)]
     del graph.initializer[:]
     graph.initializer.extend(left)
@@ -140,11 +141,7 @@ def _logits(model: Any, batches: list[BatchBCHW]) -> npt.NDArray[np.float32]:
 
 
 def _outputs(model: Any, names: list[str], batches: list[BatchBCHW]) -> Iterator[list[npt.NDArray[np.float32]]]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = cpu_session(model.SerializeToString())
     for batch_BCHW in batches:
         for start in range(0, len(batch_BCHW), _CHUNK):
             yield session.run(names, {INPUT: batch_BCHW[start : start + _CHUNK]})

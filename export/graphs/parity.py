@@ -93,27 +93,18 @@ def parity(
     )
 
 
-def refusal(measured: Parity, allowed: Tolerance) -> str:
-    """What is past its tolerance, in words; empty where nothing is."""
-    past = [
-        f"{what} {value:.2g} (at most {most:g})"
-        for what, value, most in (
-            ("logit differs by", measured.max_logit, allowed.max_logit),
-            ("p_ai differs by", measured.max_probability, allowed.max_probability),
-            ("p_ai differs on average by", measured.mean_probability, allowed.mean_probability),
-            ("a label flips at a distance from the threshold of", measured.farthest_flip, allowed.flip_margin),
-        )
-        if value > most
-    ]
-    return ", ".join(past)
-
-
 def check(what: str, measured: Parity, allowed: Tolerance) -> None:
     """Refuse a computation that differs too much.
 
     Raises:
         ExportError: it says what is past its tolerance.
     """
-    past = refusal(measured, allowed)
+    figures = (
+        ("logit differs by", measured.max_logit, allowed.max_logit),
+        ("p_ai differs by", measured.max_probability, allowed.max_probability),
+        ("p_ai differs on average by", measured.mean_probability, allowed.mean_probability),
+        ("a label flips at a distance from the threshold of", measured.farthest_flip, allowed.flip_margin),
+    )
+    past = ", ".join(f"{name} {value:.2g} (at most {most:g})" for name, value, most in figures if value > most)
     if past:
         raise ExportError(f"{what}: {past}; {measured.flips} of {measured.images} labels flip; nothing was written")

@@ -59,12 +59,17 @@ def onnx_logits(content: bytes, batch_BCHW: BatchBCHW) -> LogitsB:
         raise ExportError(f"the ONNX graph cannot be run: {what}; make the bundle again from its checkpoint") from None
 
 
-def _run(content: bytes, batch_BCHW: BatchBCHW) -> LogitsB:
+def cpu_session(content: bytes, threads: int = 0) -> Any:
+    """A session of ONNX Runtime on the CPU; 0 threads are as many as there are cores."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    options.intra_op_num_threads, options.log_severity_level = threads, 4  # what goes wrong is raised
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _run(content: bytes, batch_BCHW: BatchBCHW) -> LogitsB:
+    session = cpu_session(content)
     entry = session.get_inputs()[0]
     batch = batch_BCHW.astype(np.float16 if entry.type == "tensor(float16)" else np.float32, copy=False)
     parts = [session.run([LOGITS], {entry.name: batch[i : i + CHUNK]})[0] for i in range(0, len(batch), CHUNK)]
