@@ -23,33 +23,28 @@ def machine_facts(packages: tuple[str, ...] = PACKAGES) -> dict[str, object]:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
+    lines = _cpuinfo()
+    words = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()}
     return {
-        "cpu": _cpu_model(),
+        "cpu": _cpu_model(lines),
         "cores": usable_cores(),
-        "instructions": _instructions(),
+        "instructions": sorted(words & _INSTRUCTIONS),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": versions,
     }
 
 
-def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def _cpuinfo() -> list[str]:
     try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        lines = []
+        return []
+
+
+def _cpu_model(lines: list[str]) -> str:
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     # ARM kernels give no model name; a Jetson says what it is in the device tree.
     board = Path("/proc/device-tree/model")
     on_board = board.read_text(errors="replace").strip("\0 ") if board.is_file() else ""
     return facts.get("model name") or on_board or platform.processor() or platform.machine()
-
-
-def _instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    return sorted(
-        {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()} & _INSTRUCTIONS
-    )

@@ -55,11 +55,6 @@ def _elapsed_ms(arguments: Sequence[str]) -> float:
     return (perf_counter() - start) * 1000
 
 
-def least(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
-    """The shorter of two times for each command."""
-    return {name: min(elapsed, other[name]) for name, elapsed in one.items()}
-
-
 def judged(best: dict[str, float]) -> dict[str, object]:
     """The comparisons and whether all of them hold."""
     ratio = best["runtime"] / best["dependencies"]
@@ -86,7 +81,7 @@ def main(rounds: int) -> int:
     try:
         best = dict.fromkeys(COMMANDS, float("inf"))
         for passes in range(1, MOST_PASSES + 1):
-            best = least(best, best_ms(COMMANDS, rounds))
+            best = {name: min(best[name], elapsed) for name, elapsed in best_ms(COMMANDS, rounds).items()}
             result = judged(best)
             rounds_taken = rounds * passes
             if result["holds"]:
