@@ -22,8 +22,6 @@ MODULES, FILE, FUNCTION = 9, 400, 50  # the most that a room, a file and a funct
 EXCUSED = {
     "runtime/": (15, "the values, each a module of its own, and the doors: detector, options, explain"),
     "benchmarks/": (10, "commands, each a module that is run by its name"),
-    "train/fit/loop.py fit": (121, "the training, read from top to bottom"),
-    "train/cli.py _train": (141, "what was typed becomes a run, read from top to bottom"),
 }
 
 
