@@ -143,7 +143,8 @@ class Detector:
             TypeError: `images` is a single one, or one of them is nothing that `judge` takes.
         """
         self._check_open()
-        _check_positive("batch_size", batch_size)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, not {batch_size}")
         _check_several("images", images)
         rest = iter(images)
         failed: ImageError | None = None
@@ -312,8 +313,3 @@ def _check_several(name: str, given: object) -> None:
     """A single one could be iterated over too: a text by its letters, a file by its lines."""
     if isinstance(given, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(given, "read"):
         raise TypeError(f"{name} must be several, for example a list, not {kind_of(given)}")
-
-
-def _check_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} must be positive, not {value}")

@@ -18,6 +18,8 @@ is a defect of ours and is not caught.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 
 
@@ -90,6 +92,24 @@ class MissingExtra(BackendError):
         super().__init__(f"{module} is needed to {purpose} and is not installed: run pip install 'aivsreal[{extra}]'")
         self.extra = extra
         self.module = module
+
+
+@contextmanager
+def importing(extra: str, module: str, purpose: str) -> Iterator[None]:
+    """For the import of what an optional extra brings; the arguments are those of `MissingExtra`.
+
+    Raises:
+        MissingExtra: it is not installed.
+        BackendError: it is installed and does not load.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtra(extra, error.name or module, purpose) from None
+    except ImportError as error:
+        raise BackendError(
+            f"{module} is installed but does not load ({error}): run pip install --force-reinstall 'aivsreal[{extra}]'"
+        ) from None
 
 
 class CheckpointError(AivsrealError):

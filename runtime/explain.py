@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aivsreal.runtime.bundle.folder import Bundle
-from aivsreal.runtime.errors import BackendError, MissingExtra
+from aivsreal.runtime.errors import BackendError, MissingExtra, importing
 from aivsreal.runtime.files.given import AnyImage, pixels_from_any
 from aivsreal.runtime.preprocess import BatchBCHW, MapHW, PixelsHWC, batch_from_squares, square_from_pixels
 from aivsreal.runtime.spec import Box
@@ -147,10 +147,8 @@ def map_from_network(
     Raises:
         MissingExtra: grad-cam is not installed.
     """
-    try:
+    with importing("explain", "grad-cam", "draw Grad-CAM heat maps"):
         import pytorch_grad_cam
-    except ImportError as error:
-        raise MissingExtra("explain", error.name or "grad-cam", "draw Grad-CAM heat maps") from None
     import torch
 
     stage, maps_from_output = network.layer(layer.value)

@@ -56,6 +56,11 @@ def escaped(text: Path | str) -> str:
     return "".join(_escaped_character(character) for character in plain)
 
 
+def first_line(error: Exception) -> str:
+    """What another library's error says, without its pages of detail."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def typed(*words: Path | str) -> str:
     """Words of a command as a person can type them into a shell: quoted where that is needed, and safe to show."""
     return escaped(shlex.join(str(word) for word in words))

@@ -16,9 +16,10 @@ from aivsreal.runtime.backends.protocol import scores_from_graph
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import INPUT, INT8_MODEL, LOGITS, MAP, MODEL
 from aivsreal.runtime.cache import cache_folder
-from aivsreal.runtime.errors import BackendError, BundleError, MissingExtra
+from aivsreal.runtime.errors import BackendError, BundleError, importing
 from aivsreal.runtime.machine import has_int8_products, usable_cores
 from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, Scores
+from aivsreal.runtime.text import first_line
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -54,16 +55,9 @@ class OnnxBackend:
     def __init__(
         self, bundle: Bundle, threads: int | None = None, provider: str | None = None, int8: bool | None = None
     ) -> None:
-        try:
+        extra, where = ("gpu", "a GPU") if provider in ("cuda", "tensorrt") else ("cpu", "this CPU")
+        with importing(extra, "onnxruntime", f"run the network on {where}"):
             import onnxruntime
-        except ModuleNotFoundError as error:
-            extra, where = ("gpu", "a GPU") if provider in ("cuda", "tensorrt") else ("cpu", "this CPU")
-            raise MissingExtra(extra, error.name or "onnxruntime", f"run the network on {where}") from None
-        except ImportError as error:
-            raise BackendError(
-                f"onnxruntime is installed but does not load ({error}): "
-                "run pip install --force-reinstall 'aivsreal[cpu]'"
-            ) from None
         onnxruntime.set_default_logger_severity(_FATAL_ONLY)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _FATAL_ONLY
@@ -82,7 +76,7 @@ class OnnxBackend:
             raise
         except Exception as error:  # ONNX Runtime's errors have no common class below this one
             raise BundleError(
-                f"{file} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {_first_line(error)}; "
+                f"{file} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {first_line(error)}; "
                 "update onnxruntime, or make the bundle again with aivsreal-export"
             ) from None
         self._bundle = bundle
@@ -117,7 +111,7 @@ class OnnxBackend:
         try:
             found = self._session.run(outputs, {self._input: batch_BCHW.astype(self._dtype, copy=False)})
         except Exception as error:  # as above: out of memory, a lost device
-            raise BackendError(f"ONNX Runtime failed: {_first_line(error)}; try a smaller --batch-size") from None
+            raise BackendError(f"ONNX Runtime failed: {first_line(error)}; try a smaller --batch-size") from None
         return [np.asarray(value, dtype=np.float32) for value in found]
 
 
@@ -164,10 +158,6 @@ def _checked_input(session: Any, size: int, file: str) -> tuple[str, str, type[n
         )
     precision, dtype = _INPUT_TYPES[kind]
     return name, precision, dtype
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def providers_for(bundle: Bundle, asked: str | None, available: list[str]) -> list[Provider]:

@@ -16,7 +16,7 @@ from aivsreal.runtime.backends.protocol import scores_from_graph
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import INPUT, LOGITS, MAP, MODEL
 from aivsreal.runtime.cache import usable_cache_folder
-from aivsreal.runtime.errors import BackendError, BundleError, MissingExtra
+from aivsreal.runtime.errors import BackendError, BundleError, importing
 from aivsreal.runtime.machine import usable_cores
 from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, Scores
 
@@ -41,15 +41,8 @@ class OpenvinoBackend:
     takes_squares = True
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        try:
+        with importing("openvino", "openvino", "run the network with OpenVINO"):
             import openvino
-        except ModuleNotFoundError as error:
-            raise MissingExtra("openvino", error.name or "openvino", "run the network with OpenVINO") from None
-        except ImportError as error:
-            raise BackendError(
-                f"openvino is installed but does not load ({error}): "
-                "run pip install --force-reinstall 'aivsreal[openvino]'"
-            ) from None
         self._bundle, self._spec, self._lock = bundle, bundle.manifest.spec, threading.Lock()
         core = openvino.Core()
         capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -11,16 +11,14 @@ import numpy as np
 
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import HALF_SUFFIX, MAP, MODEL
-from aivsreal.runtime.errors import BundleError, MissingExtra
+from aivsreal.runtime.errors import BundleError, importing
 from aivsreal.runtime.networks.arch import fused_network, network_from_arch
 from aivsreal.runtime.networks.levit import fold_attention_scale
 from aivsreal.runtime.networks.mapped import MappedNetwork, logits_from_output
 from aivsreal.runtime.preprocess import LogitsB, PixelsHWC, Scores, batch_from_squares
 
-try:
+with importing("torch", "torch", "run the network in PyTorch"):
     import torch
-except ImportError as error:
-    raise MissingExtra("torch", error.name or "torch", "run the network in PyTorch") from None
 
 
 def network_from_bundle(bundle: Bundle) -> MappedNetwork:
@@ -30,11 +28,9 @@ def network_from_bundle(bundle: Bundle) -> MappedNetwork:
         BundleError: the file holds other weights than the arch needs.
         MissingExtra: onnx is not installed.
     """
-    try:
+    with importing("torch", "onnx", "read the weights of a bundle"):
         import onnx
         from onnx import numpy_helper
-    except ImportError as error:
-        raise MissingExtra("torch", error.name or "onnx", "read the weights of a bundle") from None
     manifest = bundle.manifest
     try:
         fresh = network_from_arch(manifest.arch, manifest.spec.size)

@@ -11,6 +11,7 @@ from cuda.bindings import driver as cu
 
 from aivsreal.runtime.errors import BackendError, GpuMemoryError
 from aivsreal.runtime.gpu.calls import Argument, Dim3, Gpu
+from aivsreal.runtime.text import first_line
 
 _HOST_FLAGS = cu.CU_MEMHOSTALLOC_PORTABLE | cu.CU_MEMHOSTALLOC_DEVICEMAP
 _NON_BLOCKING = cu.CUstream_flags.CU_STREAM_NON_BLOCKING
@@ -144,7 +145,7 @@ def code_from_source(source: bytes, capability: tuple[int, int]) -> bytes:
         program = _checked(nvrtc, nvrtc.nvrtcCreateProgram(source, b"preprocess.cu", 0, [], []))
     except RuntimeError as error:
         raise BackendError(
-            f"NVRTC is not installed ({_first_line(error)}): "
+            f"NVRTC is not installed ({first_line(error)}): "
             "run pip install 'cuda-python[all]', or install the CUDA toolkit"
         ) from None
     options = [b"--std=c++17", b"--gpu-architecture=sm_%d%d" % capability]
@@ -195,7 +196,3 @@ def _version() -> str:
     from importlib.metadata import version
 
     return version("cuda-bindings")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
