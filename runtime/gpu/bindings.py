@@ -78,19 +78,6 @@ class BindingsDriver:
     def synchronize(self, stream: int) -> None:
         _call(cu.cuStreamSynchronize, stream)
 
-    def create_event(self) -> int:
-        return int(_call(cu.cuEventCreate, 0))
-
-    def destroy_event(self, event: int) -> None:
-        _call(cu.cuEventDestroy, event)
-
-    def record(self, event: int, stream: int) -> None:
-        _call(cu.cuEventRecord, event, stream)
-
-    def elapsed_ms(self, begin: int, end: int) -> float:
-        _call(cu.cuEventSynchronize, end)
-        return float(_call(cu.cuEventElapsedTime, begin, end))
-
     def compile(self, source: bytes) -> bytes:
         return code_from_source(source, self.gpu.capability)
 

@@ -69,13 +69,6 @@ class Stream(Owned):
         self._driver.synchronize(self.handle)
 
 
-class Event(Owned):
-    """A point in a stream, to measure time between two of them."""
-
-    def __init__(self, driver: Driver) -> None:
-        super().__init__(driver.create_event(), driver.destroy_event)
-
-
 class DeviceBuffer(Owned):
     """Memory of the GPU; `handle` is its address there."""
 

@@ -95,23 +95,6 @@ class PycudaDriver:
         with _errors():
             self._kept[stream].synchronize()
 
-    def create_event(self) -> int:
-        with _errors():
-            event = cu.Event()
-            return self._keep(event, id(event))
-
-    def destroy_event(self, event: int) -> None:
-        del self._kept[event]
-
-    def record(self, event: int, stream: int) -> None:
-        with _errors():
-            self._kept[event].record(self._kept[stream])
-
-    def elapsed_ms(self, begin: int, end: int) -> float:
-        with _errors():
-            self._kept[end].synchronize()
-            return float(self._kept[begin].time_till(self._kept[end]))
-
     def compile(self, source: bytes) -> bytes:
         from pycuda.compiler import compile as compiled  # with nvcc, which pycuda was built beside
 

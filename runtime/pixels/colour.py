@@ -29,7 +29,7 @@ _SRGB = {b"rXYZ": (0.4361, 0.2225, 0.0139), b"gXYZ": (0.3851, 0.7169, 0.0971), b
 _CURVES = (b"rTRC", b"gTRC", b"bTRC")
 _ALIKE = 2  # levels of 255 that a profile may be off sRGB and count as it
 
-BT2020, DISPLAY_P3, BT709 = 9, 12, 1
+BT2020, DISPLAY_P3 = 9, 12
 PQ, HLG, LINEAR = 16, 18, 8
 # To BT.709, from ITU-R BT.2087 and from the primaries of SMPTE EG 432-1.
 _TO_BT709 = {

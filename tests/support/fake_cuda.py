@@ -152,27 +152,6 @@ class FakeDriver:
             for work in queue:
                 work()
 
-    def create_event(self) -> int:
-        self._told("create_event")
-        self._others[handle := self._handle()] = "event"
-        return handle
-
-    def destroy_event(self, event: int) -> None:
-        self._told("destroy_event")
-        del self._others[event]
-
-    def record(self, event: int, stream: int) -> None:
-        self._told("record")
-        assert self._others[event] == "event"
-        self._enqueue(stream, lambda: None)
-
-    def elapsed_ms(self, begin: int, end: int) -> float:
-        self._told("elapsed_ms")
-        assert self._others[begin] == self._others[end] == "event"
-        for stream in self._queues:
-            self.synchronize(stream)
-        return 1.0
-
     def compile(self, source: bytes) -> bytes:
         self._told("compile")
         assert b"preprocess" in source
