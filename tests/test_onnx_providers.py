@@ -14,7 +14,7 @@ from fake_gpu import SIDE, small_bundle
 from aivsreal.runtime.backends.choose import open_backend
 from aivsreal.runtime.backends.onnx import MAX_TENSORRT_BATCH, PROVIDERS, OnnxBackend
 from aivsreal.runtime.bundle.folder import Bundle
-from aivsreal.runtime.errors import BackendError
+from aivsreal.runtime.errors import BackendError, MissingExtra, importing
 
 REAL = onnxruntime.InferenceSession
 GPU_BUILD = [PROVIDERS["tensorrt"], PROVIDERS["cuda"], PROVIDERS["cpu"]]
@@ -104,3 +104,15 @@ def test_a_cache_that_cannot_be_made_is_an_error(
     _installed(monkeypatch, "tensorrt", "cuda", "cpu")
     with pytest.raises(BackendError, match="set XDG_CACHE_HOME"):
         open_backend(bundle, "onnx-tensorrt")
+
+
+def test_a_package_that_is_broken_is_told_from_one_that_is_missing() -> None:
+    with (
+        pytest.raises(MissingExtra, match=r"another is needed to run.*'aivsreal\[cpu\]'"),
+        importing("cpu", "ort", "run"),
+    ):
+        raise ModuleNotFoundError("no module", name="another")
+    reinstall = r"ort is installed but does not load .*--force-reinstall 'aivsreal\[gpu\]'"
+    with pytest.raises(BackendError, match=reinstall) as told, importing("gpu", "ort", "run"):
+        raise ImportError("libcudart.so.13: cannot open shared object file")
+    assert not isinstance(told.value, MissingExtra)
