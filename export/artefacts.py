@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import Any
 from aivsreal.export.draft import Draft
 from aivsreal.export.engine import BuildOptions, EngineBuilder, Gpu
 from aivsreal.export.graphs.half import full_from_onnx, half_from_onnx
-from aivsreal.export.graphs.parity import FULL_ENGINE, HALF
+from aivsreal.export.graphs.parity import FULL_ENGINE, HALF, Parity
 from aivsreal.export.graphs.session import engine_logits, onnx_logits
-from aivsreal.runtime.bundle.engine_key import EngineKind
+from aivsreal.runtime.bundle.engine_key import EngineCard, EngineKind
 from aivsreal.runtime.bundle.manifest import HALF_MODEL, INT8_MODEL, MODEL
 from aivsreal.runtime.errors import BackendError, ExportError, MissingExtra
 
@@ -55,19 +55,18 @@ def add_int8(draft: Draft, data: Path) -> None:
     draft.record("int8", gate.to_json())
 
 
-def add_engine(draft: Draft, options: BuildOptions, required: bool, rtx: bool) -> None:
+def add_engine(draft: Draft, options: BuildOptions, required: bool) -> None:
     """Build an engine where there is a library and a GPU for it, load it, and hold it against FP32.
 
     Args:
         options: what is asked of the builder.
         required: whether it is an error that nothing can be built here.
-        rtx: whether it must be TensorRT-RTX.
 
     Raises:
         ExportError: nothing can be built and it is required, the build failed, or the engine is past its tolerance.
     """
     try:
-        kind, trt = _library(rtx)
+        kind, trt = _library(rtx=bool(options.compute_capabilities))
     except BackendError as error:
         _leave(draft, str(error), required)
         return
@@ -117,12 +116,22 @@ def _with_engine(draft: Draft, kind: EngineKind, trt: Any, gpu: Gpu | None, opti
     if gpu is None or gpu.capability not in card.key.compute_capabilities:
         draft.left.append(f"compare {card.file} on its GPU: aivsreal-export {draft.name}--verify")
         return files
-    # Only this engine: the backend would else be free to take another that fits as well.
-    alone = {MODEL: draft.files[MODEL], **{name: files[name] for name in (card.file, card.card_file)}}
-    logits_B = engine_logits(alone, draft.manifest, draft.reference)
-    measured = draft.compare(card.file, logits_B, HALF if options.half else FULL_ENGINE)
+    measured = compare_engine(draft, files, card)
     files[card.card_file] = json.dumps(replace(card, parity=measured.to_json()).to_json(), indent=2).encode()
     return files
+
+
+def compare_engine(draft: Draft, files: Mapping[str, bytes], card: EngineCard) -> Parity:
+    """Run an engine that fits the GPU, and hold it against FP32.
+
+    Raises:
+        ExportError: it is past its tolerance.
+        BackendError: it does not run.
+    """
+    # Alone: the backend would else be free to take another that fits as well.
+    alone = {name: files[name] for name in (MODEL, card.file, card.card_file)}
+    logits_B = engine_logits(alone, draft.manifest, draft.reference)
+    return draft.compare(card.file, logits_B, HALF if card.key.precision == "fp16" else FULL_ENGINE)
 
 
 def _leave(draft: Draft, missing: str, required: bool) -> None:

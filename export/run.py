@@ -52,7 +52,7 @@ def run(wish: Wish, tell: Tell) -> Draft:
     if wish.int8_data is not None:
         add_int8(draft, wish.int8_data)
     if wish.engine or (wish.half and wish.engine is None):
-        add_engine(draft, wish.build, bool(wish.engine), bool(wish.build.compute_capabilities))
+        add_engine(draft, wish.build, bool(wish.engine))
     if bundle is None or wish.card is not None:
         draft.files[CARD] = _card(wish.card, draft.manifest)
     if wish.triton is not None:

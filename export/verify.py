@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from aivsreal.export.artefacts import compare_engine
 from aivsreal.export.draft import Draft, Tell, draft_from_bundle
-from aivsreal.export.graphs.parity import FULL_ENGINE, HALF, SAME_WEIGHTS
-from aivsreal.export.graphs.session import engine_logits, onnx_logits, torch_logits
+from aivsreal.export.graphs.parity import HALF, SAME_WEIGHTS
+from aivsreal.export.graphs.session import onnx_logits, torch_logits
 from aivsreal.runtime.bundle.engine_key import engines_of
 from aivsreal.runtime.bundle.folder import Bundle
-from aivsreal.runtime.bundle.manifest import CARD_SUFFIX, ENGINE_SUFFIX, HALF_MODEL, INT8_MODEL
+from aivsreal.runtime.bundle.manifest import HALF_MODEL, INT8_MODEL
 from aivsreal.runtime.errors import BackendError, ExportError, MissingExtra
 
 
@@ -59,7 +60,4 @@ def _verify_engine(draft: Draft, bundle: Bundle) -> None:
     except BackendError as error:
         draft.left.append(f"engines: {error}")
         return
-    others = {name for name in draft.files if name.endswith((ENGINE_SUFFIX, CARD_SUFFIX))} - {card.file, card.card_file}
-    files = {name: content for name, content in draft.files.items() if name not in others}
-    allowed = HALF if card.key.precision == "fp16" else FULL_ENGINE
-    draft.compare(card.file, engine_logits(files, bundle.manifest, draft.reference), allowed)
+    compare_engine(draft, draft.files, card)
