@@ -74,15 +74,17 @@ def test_the_library_example_runs(folder: Path, name: str) -> None:
 def test_every_option_in_the_documents_exists() -> None:
     from importlib.metadata import entry_points
 
+    from aivsreal.benchmarks import accuracy, sizes
     from aivsreal.benchmarks.cli import main as bench
 
     points = [point.load() for point in entry_points(group="console_scripts") if point.name.startswith("aivsreal-")]
+    points += [accuracy.main, sizes.main]
     known = {
         option
         for one in [*points, *(bench.get_command(None, name) for name in bench.list_commands(None))]
         for parameter in one.params
         for option in (*parameter.opts, *parameter.secondary_opts)
-    } | {"--help", "--brief"}
+    } | {"--help"}
     used = {option for text in DOCUMENTS.values() for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)}
     # Of other programs.
     others = {"--system-site-packages", "--nproc-per-node", "--no-deps", "--tmux"}
