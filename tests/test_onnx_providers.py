@@ -64,6 +64,7 @@ def test_cuda_that_does_not_load_is_passed_over_or_an_error_where_asked_for(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _installed(monkeypatch, "cpu")
+    monkeypatch.setattr("aivsreal.runtime.backends.choose.find_spec", lambda name: None)  # OpenVINO may be installed
     backend, why = open_backend(bundle)
     assert backend.name == "onnx-cpu"
     assert "CUDAExecutionProvider passed over: it did not load" in why

@@ -292,7 +292,7 @@ def test_a_contender_that_is_measured_opts_out_too(tmp_path: Path) -> None:
     (tmp_path / "sahu65.py").write_text(
         "import os\ndef warm(): open('seen', 'w').write(os.environ['ORT_DISABLE_TELEMETRY'])\ndef detect(file): pass"
     )
-    worker = ROOT / "benchmarks" / "contender.py"
+    worker = ROOT / "benchmarks" / "cpu" / "contender.py"
     environment = {"HOME": str(tmp_path), "PYTHONPATH": str(tmp_path)}
     subprocess.run([sys.executable, str(worker), "sahu65"], input=b"", cwd=tmp_path, env=environment, check=True)
     assert (tmp_path / "seen").read_text() == "1"

@@ -115,13 +115,12 @@ def test_half_holds_its_tolerance_and_its_head_is_full(stored: Any, batch_BCHW: 
 
 def test_the_tensorrt_builder_takes_both_graphs_of_half(fused: MappedNetwork, stored: Any) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    from aivsreal.export.engine import BuildOptions, engine_from_onnx
+    from aivsreal.export.engine import BuildOptions, EngineBuilder
     from aivsreal.runtime.bundle.engine_key import EngineKind
 
     options = BuildOptions(max_batch=4, compute_capabilities=("8.0",))
-    engine = engine_from_onnx(
-        trt, EngineKind.TENSORRT_RTX, half_from_onnx(stored).SerializeToString(), SPEC, "0" * 64, options, None
-    )
+    builder = EngineBuilder(trt, EngineKind.TENSORRT_RTX, options, None)
+    engine = builder.engine_from_onnx(half_from_onnx(stored).SerializeToString(), SPEC, "0" * 64)
     assert engine.card.half_layers > 0.7 * engine.card.layers
     assert engine.plan
 
