@@ -36,14 +36,17 @@ _LEAST_STD = 1e-3
 class HeadConfig:
     """How the head is fitted. On 6,144 images a linear head had an AUC of 0.924 on unseen sources, this one 0.941."""
 
-    steps: int = 400
+    steps: int = 800
     batch_size: int = 256
-    lr: float = 3e-4
+    lr: float = 6e-4
+    """At the start; it falls to zero as a cosine. At a constant rate AUC on unseen sources was 0.934 to 0.957 with the
+    seed (25 heads), in this way 0.946 to 0.950 (8 heads)."""
     weight_decay: float = 0.1
     mixup: float = 0.5
     """Both parameters of the Beta distribution that features and labels are mixed by (arXiv:1710.09412)."""
-    dropout: float = 0.5
-    """Of the features and of the hidden units."""
+    dropout: float = 0.3
+    """Of the features and of the hidden units. AUC on unseen sources with two heads: 0.938 at 0.7, 0.950 at 0.5, 0.953
+    at 0.3."""
 
 
 def begin_with_head(
@@ -182,6 +185,7 @@ def _train(
 ) -> None:
     x_NF, target_N, weight_N = data
     optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     size = min(config.batch_size, len(x_NF))
     order: list[int] = []
     for _ in range(config.steps):
@@ -196,3 +200,4 @@ def _train(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        schedule.step()
