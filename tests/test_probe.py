@@ -56,7 +56,9 @@ def test_features_are_kept_and_a_stopped_run_goes_on(
                 asked.append(start)
                 yield batches[start // 4]
 
-        return kept_features(network, batches_from, 12, file, told.append)
+        return kept_features(
+            lambda batch_BCHW: network.raw_features(batch_BCHW)[0], batches_from, 12, file, told.append
+        )
 
     with pytest.raises(KeyboardInterrupt):
         kept(stop_at=8)

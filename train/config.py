@@ -53,11 +53,9 @@ class DistilConfig:
 
     once: bool = False
     """The teacher is asked once of each image's plain view, before the training: on a CPU it is ten times slower than
-    the student. It says nothing of tokens then, and crops are taught what was said of their image."""
-
-    def __post_init__(self) -> None:
-        if self.once and self.tokens:
-            raise ValueError("a teacher that is asked once says nothing of tokens")
+    the student. Crops are taught what was said of their image, and the tokens that lie under them."""
+    token_components: int = 96
+    """Principal components of the patch tokens that are kept of a teacher that is asked once."""
 
     @property
     def asks_a_teacher(self) -> bool:
@@ -119,6 +117,8 @@ class TrainConfig:
             raise ValueError(f"schedule must be constant or cosine, not {self.schedule}")
         if self.epochs < 1 and not self.arch.startswith("vit_"):
             raise ValueError("at least one epoch is needed; a ViT alone may have none, whose head is fitted before")
+        if self.distil.once and self.distil.tokens and self.cutmix_p:
+            raise ValueError("a teacher that is asked once says nothing of the tokens of an image cut from two")
         if self.batch_size < 2:
             raise ValueError("a batch of two is needed (BatchNorm has no variance of one image)")
 
@@ -193,10 +193,12 @@ PRESETS: dict[str, TrainConfig] = {
         _STUDENT,
         preset="student-once",
         augment=replace(_LABELS.augment, crop_min=0.7),
-        distil=DistilConfig(labels=0.5, logits=1.0, features=1.0, once=True),
+        distil=DistilConfig(labels=0.25, logits=0.5, features=1.0, tokens=1.0, once=True),
         passes=1,
         batch_size=128,
-        cutmix_p=0.3,
+        schedule="cosine",
+        ema_decay=0.99,
+        cutmix_p=0.0,
     ),
     # One change each, for the table of what was tried.
     "student-logits": replace(_STUDENT, preset="student-logits", distil=DistilConfig(labels=0.5, logits=1.0)),

@@ -49,11 +49,11 @@ def augmented(
     """
     rng = np.random.default_rng(seed)
     noise = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+    flip_B = mirrored(sum(map(len, crops)), config, seed).to(device)
     groups = []
-    for crops_BHWC in crops:
+    for crops_BHWC, mirror_B in zip(crops, torch.split(flip_B, [len(part) for part in crops]), strict=True):
         x = crops_BHWC.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
-        flip_B = _drawn(len(x), config.hflip_p, rng, device)
-        x = torch.where(flip_B[:, None, None, None], x.flip(3), x)
+        x = torch.where(mirror_B[:, None, None, None], x.flip(3), x)
         x = _some(x, config.jpeg_first_p, rng, lambda part: _jpeg(part, rng))
         x = _some(x, config.rescale_p, rng, lambda part: _rescaled(part, rng))
         x = resized(x, size, _filter(rng))
@@ -68,6 +68,11 @@ def augmented(
     return torch.cat(groups)
 
 
+def mirrored(count: int, config: AugmentConfig, seed: tuple[int, ...]) -> torch.Tensor:
+    """`flip_B`: which images of a batch are mirrored. Drawn apart, for one who knows what lies where in them."""
+    return torch.from_numpy(np.random.default_rng((*seed, 1)).random(count) < config.hflip_p)
+
+
 def resized(x_BCHW: torch.Tensor, size: int, mode: str) -> torch.Tensor:
     """Antialiased to SxS, whole grey levels."""
     if x_BCHW.shape[2] == size:
@@ -80,10 +85,6 @@ def batch_from_levels(levels_BCHW: torch.Tensor, spec: PreprocessSpec) -> torch.
     scale_C, bias_C = (torch.from_numpy(values).to(levels_BCHW.device) for values in spec.affine())
     batch_BCHW = levels_BCHW * scale_C[:, None, None] + bias_C[:, None, None]
     return batch_BCHW.contiguous(memory_format=torch.channels_last if batch_BCHW.is_cuda else torch.contiguous_format)
-
-
-def _drawn(count: int, p: float, rng: np.random.Generator, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(rng.random(count) < p).to(device)
 
 
 def _some(x: torch.Tensor, p: float, rng: np.random.Generator, change: Change) -> torch.Tensor:

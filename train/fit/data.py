@@ -23,8 +23,9 @@ from aivsreal.train.samples import Sample, weights_of
 
 Ints = npt.NDArray[np.int64]
 PixelsOf = Callable[[Sample], PixelsHWC]
-Batch = tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]
-"""Groups of `crops_BHWC`, uint8; `target_B`, NaN without a label; `index_B` of the samples."""
+Batch = tuple[list[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]
+"""Groups of `crops_BHWC`, uint8; `window_B3`: left, top and side of each crop in sides of the square that `plain` cuts
+out of the same view; `target_B`, NaN without a label; `index_B` of the samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,13 @@ class Crops:
         corner_B2 = room_B2 // 2 if self.place_B2 is None else (self.place_B2 * (room_B2 + 1)).astype(np.int64)
         return corner_B2[:, 0], corner_B2[:, 1]
 
+    def window(self, height_B: Ints, width_B: Ints, plain_side: int) -> torch.Tensor:
+        """`window_B3` of a `Batch`, in views of these sizes."""
+        top_B, left_B = self.corners(height_B, width_B)
+        plain_top_B, plain_left_B = Crops(self.index_B, plain_side).corners(height_B, width_B)
+        place_3B = [left_B - plain_left_B, top_B - plain_top_B, np.full(len(self.index_B), self.side)]
+        return torch.from_numpy(np.stack(place_3B, axis=1).astype(np.float32) / plain_side)
+
 
 class TrainBatches:
     """The batches of an epoch: views are cut by threads ahead of their use, or on the GPU that holds them all.
@@ -69,6 +77,7 @@ class TrainBatches:
         self.weights_N = weights_of([(sample.label, sample.source) for sample in samples], config.source_power)
         """How often each image is drawn in a pass, as a share of all draws."""
         self.size = config.batch_size // self.ranks.world
+        self.plain_side = round(config.spec.crop_fraction * config.view_side)
         mine = len(samples) // self.ranks.world
         # A rest that is smaller than a batch is left out, unless it is all there is and no other rank waits.
         self.whole = mine // self.size or (1 if self.ranks.world == 1 and mine > 1 else 0)
@@ -98,24 +107,23 @@ class TrainBatches:
 
     def plain(self, first: int = 0) -> Iterator[Batch]:
         """Each image from `first` on once, in order, cut as the runtime cuts it."""
-        side = round(self.config.spec.crop_fraction * self.config.view_side)
         every_N = np.arange(len(self.samples))
         starts = range(first, len(self.samples), self.size)
-        yield from self._made([[Crops(every_N[start : start + self.size], side)] for start in starts])
+        yield from self._made([[Crops(every_N[start : start + self.size], self.plain_side)] for start in starts])
 
     def _made(self, plans: Sequence[list[Crops]]) -> Iterator[Batch]:
         if self.resident is not None:
             for plan in plans:
-                yield [self.resident.cut(crops) for crops in plan], *self._told(plan)
+                yield *self._joined([self.resident.cut(crops, self.plain_side) for crops in plan]), *self._told(plan)
             return
-        waiting: deque[Future[list[torch.Tensor]]] = deque()
+        waiting: deque[Future[tuple[list[torch.Tensor], torch.Tensor]]] = deque()
         ahead = 2 * self.workers
         with ThreadPoolExecutor(self.workers) as pool:
             try:
                 for number, plan in enumerate(plans):
                     while len(waiting) <= ahead and number + len(waiting) < len(plans):
                         waiting.append(pool.submit(self._cut, plans[number + len(waiting)]))
-                    yield waiting.popleft().result(), *self._told(plan)
+                    yield *waiting.popleft().result(), *self._told(plan)
             finally:
                 for late in waiting:
                     late.cancel()
@@ -133,7 +141,7 @@ class TrainBatches:
         index_B = np.concatenate([crops.index_B for crops in plan])
         return torch.tensor([_target(self.samples[index]) for index in index_B]), torch.from_numpy(index_B)
 
-    def _cut(self, plan: Sequence[Crops]) -> list[torch.Tensor]:
+    def _cut(self, plan: Sequence[Crops]) -> tuple[list[torch.Tensor], torch.Tensor]:
         groups = []
         for crops in plan:
             views = [self.pixels_of(self.samples[index]) for index in crops.index_B]
@@ -142,8 +150,13 @@ class TrainBatches:
                 view_HWC[top : top + crops.side, left : left + crops.side]
                 for view_HWC, top, left in zip(views, *crops.corners(heights, widths), strict=True)
             ]
-            groups.append(torch.from_numpy(np.stack(cut)))
-        return groups
+            window_B3 = crops.window(heights, widths, self.plain_side)
+            groups.append((torch.from_numpy(np.stack(cut)), window_B3))
+        return self._joined(groups)
+
+    @staticmethod
+    def _joined(groups: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        return [crops_BHWC for crops_BHWC, _ in groups], torch.cat([window_B3 for _, window_B3 in groups])
 
 
 class ResidentViews:
@@ -157,16 +170,17 @@ class ResidentViews:
         places = [cache.places[str(sample.path)] for sample in samples]
         self.start_N, self.height_N, self.width_N = np.array(places, dtype=np.int64).T
 
-    def cut(self, crops: Crops) -> torch.Tensor:
-        """`crops_BHWC`, uint8, on the GPU."""
-        device, width_B = self.pixels.device, self.width_N[crops.index_B]
-        top_B, left_B = crops.corners(self.height_N[crops.index_B], width_B)
+    def cut(self, crops: Crops, plain_side: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """`crops_BHWC`, uint8, on the GPU, and their `window_B3`."""
+        device, height_B, width_B = self.pixels.device, self.height_N[crops.index_B], self.width_N[crops.index_B]
+        top_B, left_B = crops.corners(height_B, width_B)
         first_B = self.start_N[crops.index_B] + (top_B * width_B + left_B) * 3
         first, width = (torch.from_numpy(values).to(device)[:, None, None] for values in (first_B, width_B))
         at = torch.arange(crops.side, device=device)
         across = torch.arange(crops.side * 3, device=device)
         index = first + at[None, :, None] * (width * 3) + across
-        return self.pixels[index].reshape(-1, crops.side, crops.side, 3)
+        cut_BHWC = self.pixels[index].reshape(-1, crops.side, crops.side, 3)
+        return cut_BHWC, crops.window(height_B, width_B, plain_side)
 
 
 def _target(sample: Sample) -> float:

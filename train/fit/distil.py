@@ -27,9 +27,11 @@ from aivsreal.train.config import DistilConfig
 from aivsreal.train.fit.augment import PLAIN, augmented, batch_from_levels, resized
 from aivsreal.train.fit.data import TrainBatches
 from aivsreal.train.fit.machine import Machine
-from aivsreal.train.fit.probe import plain_features
+from aivsreal.train.fit.probe import features_file, plain_features
+from aivsreal.train.fit.tokens import TokenBasis, grids_of, taught_tokens, under
 
 FITTED_ON = 4096  # images that the components and the tokens' moments are taken of
+TOKENS_OF = 512  # images that the components of tokens are taken of, a quarter of the 196 patches of each
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +42,7 @@ class Lesson:
     """`p_ai` at the temperature of the distillation."""
     components_BC: torch.Tensor
     tokens: tuple[torch.Tensor, ...] = ()
-    """`[B, C, H, W]`, standardised: of the middle block, and of the last one; none where it was asked once."""
+    """`[B, C, H, W]`, standardised: of the middle block, and of the last one; NaN where it has not seen the image."""
 
 
 class Teacher(nn.Module):
@@ -61,7 +63,8 @@ class Teacher(nn.Module):
         self.heat, components = config.temperature, config.components
         self.network = network.eval().requires_grad_(False)
         self.spec = spec
-        self.width = width = int(network.encoder.embed_dim)
+        width = int(network.encoder.embed_dim)
+        self.token_width = min(config.token_components, width) if config.once else width
         self.register_buffer("basis_FC", torch.zeros(network.shift.numel(), components))
         self.register_buffer("offset_C", torch.zeros(components))
         self.register_buffer("moments", torch.ones(2, 2, width))
@@ -70,7 +73,8 @@ class Teacher(nn.Module):
         """Of a batch that is normalised as its own spec says."""
         network = self.network
         features_BF, tokens = network.features(batch_BCHW)
-        return self.lesson(features_BF, (self._grid(tokens[len(tokens) // 2], 0), self._grid(tokens[-1], 1)))
+        middle_BTC, last_BTC = taught_tokens(tokens)
+        return self.lesson(features_BF, (self._grid(middle_BTC, 0), self._grid(last_BTC, 1)))
 
     def batch(self, levels_BCHW: torch.Tensor) -> torch.Tensor:
         """The student's images as it wants them, which may be of another size."""
@@ -82,7 +86,7 @@ class Teacher(nn.Module):
         return Lesson(soft_B, features_BF @ self.basis_FC - self.offset_C, tokens)
 
     def _grid(self, tokens_BTC: torch.Tensor, which: int) -> torch.Tensor:
-        x_BTC = (tokens_BTC[:, 1:].float() - self.moments[which, 0]) / self.moments[which, 1]
+        x_BTC = (tokens_BTC.float() - self.moments[which, 0]) / self.moments[which, 1]
         return x_BTC.transpose(1, 2).reshape(len(x_BTC), -1, *self.network.resolution)
 
     @torch.no_grad()
@@ -93,8 +97,8 @@ class Teacher(nn.Module):
         for batch_BCHW in batches:
             features_BF, tokens = self.network.features(batch_BCHW)
             rows.append(features_BF.float())
-            for which, tokens_BTC in enumerate((tokens[len(tokens) // 2], tokens[-1])):
-                flat = tokens_BTC[:, 1:].flatten(0, 1).float()
+            for which, tokens_BTC in enumerate(taught_tokens(tokens)):
+                flat = tokens_BTC.flatten(0, 1).float()
                 sums[which, 0] += flat.mean(0).double().cpu() * len(rows[-1])
                 sums[which, 1] += flat.square().mean(0).double().cpu() * len(rows[-1])
             seen += len(rows[-1])
@@ -119,22 +123,28 @@ class Teacher(nn.Module):
 
 
 class Lessons:
-    """What a teacher says of each image's plain view, from features that were kept of all of them."""
+    """What a teacher says of each image's plain view, from what was kept of all of them: features, then tokens."""
 
-    def __init__(self, teacher: Teacher, features_NF: npt.NDArray[np.float16]) -> None:
-        self.teacher, self.features_NF = teacher, features_NF
-        step = -(-len(features_NF) // FITTED_ON)
-        teacher.fit_components(self._standardised(np.arange(0, len(features_NF), step)))
+    def __init__(self, teacher: Teacher, kept_NF: npt.NDArray[np.float16]) -> None:
+        self.teacher, self.kept_NF = teacher, kept_NF
+        self.width = teacher.network.shift.numel()
+        step = -(-len(kept_NF) // FITTED_ON)
+        teacher.fit_components(self._standardised(kept_NF[::step]))
 
-    def of(self, index_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`soft_B` and `components_BC`."""
-        with torch.no_grad():
-            lesson = self.teacher.lesson(self._standardised(index_B.numpy()))
-        return lesson.soft_B, lesson.components_BC
-
-    def _standardised(self, index_B: npt.NDArray[np.int64]) -> torch.Tensor:
+    def of(self, index_B: torch.Tensor, window_B3: torch.Tensor, flip_B: torch.Tensor) -> Lesson:
+        """Of images of which a window is seen, mirrored or not."""
         network = self.teacher.network
-        raw_BF = torch.from_numpy(self.features_NF[index_B].astype(np.float32)).to(network.shift.device)
+        rows_BF = self.kept_NF[index_B.numpy()]
+        tokens: tuple[torch.Tensor, ...] = ()
+        if rows_BF.shape[1] > self.width:
+            grids = grids_of(rows_BF[:, self.width :], network.resolution).to(network.shift.device).unbind(1)
+            tokens = tuple(under(x_BKHW, window_B3.to(x_BKHW.device), flip_B.to(x_BKHW.device)) for x_BKHW in grids)
+        with torch.no_grad():
+            return self.teacher.lesson(self._standardised(rows_BF), tokens)
+
+    def _standardised(self, rows_BF: npt.NDArray[np.float16]) -> torch.Tensor:
+        network = self.teacher.network
+        raw_BF = torch.from_numpy(rows_BF[:, : self.width].astype(np.float32)).to(network.shift.device)
         return (raw_BF - network.shift) / network.scale
 
 
@@ -143,15 +153,21 @@ def prepared(
 ) -> Lessons | None:
     """Fit the teacher's components on images as the student will see them; where it is asked once, ask it."""
     config = batches.config
-    if config.distil.once:
-        return Lessons(teacher, plain_features(teacher.network, teacher.spec, batches, machine, folder, tell=tell))
 
-    def shown() -> Iterator[torch.Tensor]:
-        for step, (crops, *_) in enumerate(islice(batches.epoch(0), -(-FITTED_ON // batches.size))):
+    def shown(images: int) -> Iterator[torch.Tensor]:
+        for step, (crops, *_) in enumerate(islice(batches.epoch(0), -(-images // batches.size))):
             yield teacher.batch(augmented(crops, config.spec.size, PLAIN, (config.seed, step), machine.device))
 
+    if config.distil.once:
+        basis = None
+        if config.distil.tokens:
+            basis = _kept_basis(teacher, batches, machine, folder, shown(TOKENS_OF))
+        return Lessons(
+            teacher, plain_features(teacher.network, teacher.spec, batches, machine, folder, tell=tell, basis=basis)
+        )
+
     with machine.autocast():
-        teacher.fit(shown())
+        teacher.fit(shown(FITTED_ON))
     # Each rank has seen its own images: all must learn the components of the first.
     fitted = machine.ranks.gathered(dict(teacher.named_buffers(recurse=False)))[0]
     for name, value in teacher.named_buffers(recurse=False):
@@ -159,10 +175,25 @@ def prepared(
     return None
 
 
+def _kept_basis(
+    teacher: Teacher, batches: TrainBatches, machine: Machine, folder: Path, shown: Iterator[torch.Tensor]
+) -> TokenBasis:
+    """Of the patch tokens of some images, in a file: found anew, a component may have the other sign."""
+    components = teacher.token_width
+    file = features_file(teacher.network, teacher.spec, batches, folder, f"-basis{components}").with_suffix(".npz")
+    with machine.ranks.first_before_others():
+        if not file.is_file():
+            with torch.inference_mode(), machine.autocast():
+                found = [taught_tokens(teacher.network.tokens(batch_BCHW)) for batch_BCHW in shown]
+            both = zip(*found, strict=True)
+            TokenBasis.of([torch.cat(parts)[:, ::4].flatten(0, 1).float() for parts in both], components).save(file)
+    return TokenBasis.load(file, machine.device)
+
+
 class Learner(nn.Module):
     """A student LeViT and what maps its stages to a teacher's; only the student is kept in the end."""
 
-    def __init__(self, network: nn.Module, config: DistilConfig, teacher_width: int) -> None:
+    def __init__(self, network: nn.Module, config: DistilConfig, token_width: int) -> None:
         super().__init__()
         self.network = network
         self.config = config
@@ -171,7 +202,7 @@ class Learner(nn.Module):
         self.to_components = nn.Sequential(
             nn.Linear(widths[-1], 2 * widths[-1]), nn.GELU(), nn.Linear(2 * widths[-1], config.components)
         )
-        self.to_tokens = nn.ModuleList(nn.Linear(width, teacher_width) for width in (widths[0], widths[-1]))
+        self.to_tokens = nn.ModuleList(nn.Linear(width, token_width) for width in (widths[0], widths[-1]))
 
     def forward(self, batch_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """`[B, 1]` logits, `components_BC`, and tokens `[B, T, C]` of the first and the last stage."""
@@ -212,5 +243,7 @@ def distillation_loss(
         for own_BTC, grid_BCHW in zip(tokens, lesson.tokens, strict=True):
             side = round(own_BTC.shape[1] ** 0.5)
             pooled = functional.adaptive_avg_pool2d(grid_BCHW, side).flatten(2).transpose(1, 2)
-            loss = loss + config.tokens / 2 * functional.mse_loss(own_BTC.float(), pooled)
+            known = ~pooled.isnan()
+            apart = torch.where(known, own_BTC.float() - pooled, 0.0)
+            loss = loss + config.tokens / 2 * apart.square().sum() / known.sum().clamp_min(1)
     return loss

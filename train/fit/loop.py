@@ -22,7 +22,7 @@ from aivsreal.runtime.networks.vit import ProbedVit
 from aivsreal.train.config import TrainConfig
 from aivsreal.train.evaluate.bootstrap import measures
 from aivsreal.train.evaluate.metrics import auc
-from aivsreal.train.fit.augment import augmented, batch_from_levels, patched, perturbed
+from aivsreal.train.fit.augment import augmented, batch_from_levels, mirrored, patched, perturbed
 from aivsreal.train.fit.checkpoint import Progress, Trained, load_progress, save_best, save_last
 from aivsreal.train.fit.data import Batch, Data, TrainBatches, val_batches
 from aivsreal.train.fit.distil import Learner, Lesson, Lessons, Teacher, distillation_loss, prepared
@@ -91,7 +91,7 @@ def _placed(network: nn.Module, teacher: Teacher | None, config: TrainConfig, ma
     network = machine.placed(network)
     learner: nn.Module = network
     if teacher is not None:
-        learner = Learner(network, config.distil, teacher.to(machine.device).width).to(machine.device)
+        learner = Learner(network, config.distil, teacher.to(machine.device).token_width).to(machine.device)
     average = copy.deepcopy(network).eval() if config.ema_decay else network
     return Trained(network, learner, average, optimizer_for(learner, config))
 
@@ -150,16 +150,20 @@ class Step:
     def take(self, batch: Batch, lr: float, seed: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The loss, `logits_B`, and `target_B` as images were mixed; a target of NaN is of one without a label."""
         config, trained = self.config, self.trained
-        crops, target_B, index_B = batch
+        crops, window_B3, target_B, index_B = batch
         levels_BCHW = augmented(crops, config.spec.size, config.augment, seed, self.machine.device)
-        known = [target_B.to(self.machine.device), *(self.lessons.of(index_B) if self.lessons is not None else ())]
+        known, lesson = [target_B.to(self.machine.device)], None
+        if self.lessons is not None:
+            lesson = self.lessons.of(index_B, window_B3, mirrored(len(index_B), config.augment, seed))
+            known += [lesson.soft_B, lesson.components_BC]
         if config.cutmix_p:
             levels_BCHW, *known = patched(levels_BCHW, config.cutmix_p, seed, *known)
         target_B, *taught = known
+        lesson = self._asked(levels_BCHW) if lesson is None else Lesson(taught[0], taught[1], lesson.tokens)
         if config.consistency and self.teacher is None:
             loss, logits_B = self._consistent(levels_BCHW, target_B, seed)
         else:
-            loss, logits_B = self._loss(levels_BCHW, target_B, Lesson(*taught) if taught else self._asked(levels_BCHW))
+            loss, logits_B = self._loss(levels_BCHW, target_B, lesson)
         for group in trained.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
         trained.optimizer.zero_grad(set_to_none=True)
