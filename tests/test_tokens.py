@@ -22,10 +22,14 @@ CPU = torch.device("cpu")
 GRID = 7
 
 
-def test_what_is_said_of_a_crop_is_what_lies_under_it() -> None:
+@pytest.mark.parametrize("share", [0.875, 1.0])
+def test_what_is_said_of_a_crop_is_what_lies_under_it(share: float) -> None:
     """A "teacher" that says of each patch its mean colour, on views whose colour is their place."""
     config = TrainConfig(
-        spec=PreprocessSpec(56), augment=AugmentConfig(crop_min=0.5, groups=4), batch_size=16, passes=2
+        spec=PreprocessSpec(56, crop_fraction=share),
+        augment=AugmentConfig(crop_min=0.5, groups=4),
+        batch_size=16,
+        passes=2,
     )
     views = [
         np.stack(np.meshgrid(np.arange(width), np.arange(height), [90]), -1).reshape(height, width, 3).astype(np.uint8)
@@ -34,14 +38,16 @@ def test_what_is_said_of_a_crop_is_what_lies_under_it() -> None:
     samples = [Sample(__file__, ("real", "ai")[index % 2], "train", "made") for index in range(16)]  # type: ignore[arg-type]
     at = {id(sample): views[index % 4] for index, sample in enumerate(samples)}
     batches = TrainBatches(samples, config, lambda sample: at[id(sample)], Machine(workers=1))
-    plain_NCHW = torch.cat([crops.permute(0, 3, 1, 2).float() for crops_B, *_ in batches.plain() for crops in crops_B])
+    plain_NCHW = torch.cat(
+        [crops.permute(0, 3, 1, 2).float() for crops_B, *_ in batches.plain(config.spec) for crops in crops_B]
+    )
     said_NKHW = adaptive_avg_pool2d(plain_NCHW, GRID)[:, :2]
     known, mirrored_ones, beyond = 0, 0, 0
     for number, (crops, window_B3, _, index_B) in enumerate(batches.epoch(0)):
         seed = (0, number)
         flip_B = mirrored(len(index_B), config.augment, seed)
         seen_BKHW = adaptive_avg_pool2d(augmented(crops, 56, config.augment, seed, CPU), GRID)[:, :2]
-        found_BKHW = under(said_NKHW[index_B], window_B3, flip_B)
+        found_BKHW = under(said_NKHW[index_B], window_B3, flip_B, share)
         # Where the outer half of the outermost cells is asked, the nearest cell's middle answers.
         inside_BKHW = ~found_BKHW.isnan()
         apart_BKHW = (found_BKHW - seen_BKHW).abs()[inside_BKHW]

@@ -125,7 +125,7 @@ class TrainConfig:
     @property
     def view_side(self) -> int:
         """Short side in pixels of the views that crops are taken from: room for them around the judged square."""
-        return round(self.spec.size * 9 / 7)
+        return round(self.spec.size / self.spec.crop_fraction if self.epochs == 0 else self.spec.size * 9 / 7)
 
     def to_json(self) -> dict[str, object]:
         """As JSON values."""
@@ -150,14 +150,22 @@ _LABELS = TrainConfig(
     label_smoothing=0.05,
     cutmix_p=0.3,
 )
-# A head over a frozen encoder. Low-rank changes of its layers were better on the sources they saw, worse on others:
+# A head over a frozen encoder, which sees more of an image at 288 pixels than at the 224 of its own training: AUC and
+# macro AUC on unseen sources 0.957 and 0.970 in place of 0.948 and 0.959 (three heads each on 60 images of a source).
+# Low-rank changes of its layers were better on the sources they saw, worse on others:
 # 0.899 and 0.926 (AUC, macro) on unseen sources with a linear head, 0.889 and 0.914 after an epoch at rank 16.
 _ACCURATE = replace(
-    _LABELS, preset="accurate", arch="vit_base_patch16_clip_quickgelu_224", spec=CLIP_SPEC, epochs=0, batch_size=128
+    _LABELS,
+    preset="accurate",
+    arch="vit_base_patch16_clip_quickgelu_224",
+    spec=replace(CLIP_SPEC, size=288, crop_fraction=1.0),
+    epochs=0,
+    batch_size=128,
 )
 _LOW_RANK = replace(
     _ACCURATE,
     preset="low-rank",
+    spec=CLIP_SPEC,
     augment=replace(_LABELS.augment, crop_min=0.6, colour_p=0.3, grey_p=0.05),
     epochs=2,
     batch_size=256,

@@ -22,7 +22,7 @@ from aivsreal.runtime.bundle.manifest import (
 from aivsreal.runtime.errors import ExportError, MissingExtra
 from aivsreal.runtime.fields import object_from_json
 from aivsreal.runtime.networks.encoder import checked_encoder
-from aivsreal.runtime.networks.vit_weights import Array, Weights, inference_weights, joined
+from aivsreal.runtime.networks.vit_weights import Array, Weights, at_size, inference_weights, joined
 
 PARTS = Path(__file__).resolve().parent
 GRAPH, TRAINED = "graph.onnx", "trained.safetensors"
@@ -114,7 +114,7 @@ def model_from_parts(graph: bytes, trained: Mapping[str, Array], encoder: Weight
     (drawn,) = (output for output in model.graph.output if output.name == MAP)
     height, width = (dim.dim_value for dim in drawn.type.tensor_type.shape.dim[1:])
     added = {name: values for name, values in trained.items() if name != QUERY_SCALE}
-    whole = joined(encoder, added, named)
+    whole = joined(at_size(encoder, height * width), added, named)
     whole = {name: values.reshape(_shape(name, values)) for name, values in whole.items()}
     weights = inference_weights(whole, trained[QUERY_SCALE].item(), height * width)
     for tensor in model.graph.initializer:

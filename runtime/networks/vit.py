@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aivsreal.runtime.errors import CheckpointError, MissingExtra
 from aivsreal.runtime.networks.mapped import STAGES, MappedNetwork
-from aivsreal.runtime.networks.vit_weights import DOWN, LOW_RANK, PREFIX, Weights, changed_weight, inference_weights
+from aivsreal.runtime.networks.vit_weights import (
+    DOWN,
+    LOW_RANK,
+    PREFIX,
+    Weights,
+    at_size,
+    changed_weight,
+    inference_weights,
+)
 
 try:
     import timm
@@ -286,11 +294,12 @@ def trained_names(network: nn.Module) -> Iterator[str]:
 
 
 def load_encoder(network: ProbedVit, weights: Weights, name: str) -> None:
-    """Put an encoder's weights into a network; what belongs to its own head is left.
+    """Put an encoder's weights into a network, which may be of another size; what belongs to its own head is left.
 
     Raises:
         CheckpointError: a weight is missing or of another shape.
     """
+    weights = at_size(weights, network.resolution[0] * network.resolution[1])
     for key, value in network.encoder.state_dict().items():
         given = weights.get(key)
         if key.endswith(LOW_RANK):

@@ -1,11 +1,13 @@
 """The weights of a ViT for inference, made of an encoder's and of what training added: plain numpy, the same to the bit
 on every machine.
 
-Legend: O, I outputs and inputs of a linear layer; P rank of a low-rank change.
+Legend: O, I outputs and inputs of a linear layer; P rank of a low-rank change; T token; C its feature; N, S patches
+along an axis, as they are wanted and as they are.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -62,6 +64,37 @@ def inference_weights(weights: Mapping[str, Array], query_scale: float, patches:
             values[: len(values) // 3] *= np.float32(query_scale)
             plain[name] = values
     return plain
+
+
+def at_size(encoder: Mapping[str, Array], patches: int) -> Weights:
+    """An encoder's weights for images of another size: its positions, resampled to so many patches by cubic convolution
+    (Keys 1981, a = -0.5), antialiased. Sums run term by term: a product of matrices would differ by machine.
+    """
+    weights = dict(encoder)
+    if "pos_embed" not in weights:
+        return weights
+    positions_TC = weights["pos_embed"].reshape(-1, weights["pos_embed"].shape[-1])
+    old, new = math.isqrt(len(positions_TC)), math.isqrt(patches)
+    first = len(positions_TC) - old**2  # class token and registers
+    if old != new:
+        taps_NS = _cubic_taps(old, new)
+        grid_SSC = positions_TC[first:].reshape(old, old, -1)
+        for _ in range(2):  # each time along the first axis, which then becomes the second
+            sums_NSC = np.zeros((new, *grid_SSC.shape[1:]), dtype=np.float32)
+            for place in range(old):
+                sums_NSC += taps_NS[:, place, None, None] * grid_SSC[place]
+            grid_SSC = sums_NSC.transpose(1, 0, 2)
+        weights["pos_embed"] = np.concatenate([positions_TC[:first], grid_SSC.reshape(new**2, -1)])[None]
+    return weights
+
+
+def _cubic_taps(old: int, new: int) -> Array:
+    stretch = max(old / new, 1.0)
+    centre_N1 = (np.arange(new)[:, None] + 0.5) * (old / new)
+    x_NS = np.abs(np.arange(old) + 0.5 - centre_N1) / stretch
+    inner_NS, outer_NS = (1.5 * x_NS - 2.5) * x_NS * x_NS + 1, ((x_NS - 5) * x_NS + 8) * x_NS * -0.5 + 2
+    taps_NS = np.where(x_NS < 1, inner_NS, np.where(x_NS < 2, outer_NS, 0.0))
+    return (taps_NS / np.cumsum(taps_NS, axis=1)[:, -1:]).astype(np.float32)
 
 
 def joined(encoder: Mapping[str, Array], trained: Mapping[str, Array], named: str) -> Weights:

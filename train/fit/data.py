@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from aivsreal.runtime.preprocess import PixelsHWC, square_from_pixels
+from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.train.config import TrainConfig
 from aivsreal.train.fit.cache import CachedPixels
 from aivsreal.train.fit.machine import Machine
@@ -24,8 +25,8 @@ from aivsreal.train.samples import Sample, weights_of
 Ints = npt.NDArray[np.int64]
 PixelsOf = Callable[[Sample], PixelsHWC]
 Batch = tuple[list[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]
-"""Groups of `crops_BHWC`, uint8; `window_B3`: left, top and side of each crop in sides of the square that `plain` cuts
-out of the same view; `target_B`, NaN without a label; `index_B` of the samples."""
+"""Groups of `crops_BHWC`, uint8; `window_B3`: left, top and side of each crop in sides of its view's middle square;
+`target_B`, NaN without a label; `index_B` of the samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +57,12 @@ class Crops:
         corner_B2 = room_B2 // 2 if self.place_B2 is None else (self.place_B2 * (room_B2 + 1)).astype(np.int64)
         return corner_B2[:, 0], corner_B2[:, 1]
 
-    def window(self, height_B: Ints, width_B: Ints, plain_side: int) -> torch.Tensor:
+    def window(self, height_B: Ints, width_B: Ints) -> torch.Tensor:
         """`window_B3` of a `Batch`, in views of these sizes."""
         top_B, left_B = self.corners(height_B, width_B)
-        plain_top_B, plain_left_B = Crops(self.index_B, plain_side).corners(height_B, width_B)
-        place_3B = [left_B - plain_left_B, top_B - plain_top_B, np.full(len(self.index_B), self.side)]
-        return torch.from_numpy(np.stack(place_3B, axis=1).astype(np.float32) / plain_side)
+        short_B = np.minimum(height_B, width_B)
+        place_3B = [left_B - (width_B - short_B) / 2, top_B - (height_B - short_B) / 2, np.full(len(top_B), self.side)]
+        return torch.from_numpy((np.stack(place_3B) / short_B).T.astype(np.float32))
 
 
 class TrainBatches:
@@ -77,7 +78,6 @@ class TrainBatches:
         self.weights_N = weights_of([(sample.label, sample.source) for sample in samples], config.source_power)
         """How often each image is drawn in a pass, as a share of all draws."""
         self.size = config.batch_size // self.ranks.world
-        self.plain_side = round(config.spec.crop_fraction * config.view_side)
         mine = len(samples) // self.ranks.world
         # A rest that is smaller than a batch is left out, unless it is all there is and no other rank waits.
         self.whole = mine // self.size or (1 if self.ranks.world == 1 and mine > 1 else 0)
@@ -105,16 +105,17 @@ class TrainBatches:
         mine_N = rng.permutation(np.minimum(drawn_N, count - 1))[self.ranks.rank :: self.ranks.world]
         return mine_N[: count // self.ranks.world]
 
-    def plain(self, first: int = 0) -> Iterator[Batch]:
-        """Each image from `first` on once, in order, cut as the runtime cuts it."""
+    def plain(self, spec: PreprocessSpec, first: int = 0) -> Iterator[Batch]:
+        """Each image from `first` on once, in order, cut as the runtime cuts it for a network of that spec."""
+        side = round(spec.crop_fraction * self.config.view_side)
         every_N = np.arange(len(self.samples))
         starts = range(first, len(self.samples), self.size)
-        yield from self._made([[Crops(every_N[start : start + self.size], self.plain_side)] for start in starts])
+        yield from self._made([[Crops(every_N[start : start + self.size], side)] for start in starts])
 
     def _made(self, plans: Sequence[list[Crops]]) -> Iterator[Batch]:
         if self.resident is not None:
             for plan in plans:
-                yield *self._joined([self.resident.cut(crops, self.plain_side) for crops in plan]), *self._told(plan)
+                yield *self._joined([self.resident.cut(crops) for crops in plan]), *self._told(plan)
             return
         waiting: deque[Future[tuple[list[torch.Tensor], torch.Tensor]]] = deque()
         ahead = 2 * self.workers
@@ -150,8 +151,7 @@ class TrainBatches:
                 view_HWC[top : top + crops.side, left : left + crops.side]
                 for view_HWC, top, left in zip(views, *crops.corners(heights, widths), strict=True)
             ]
-            window_B3 = crops.window(heights, widths, self.plain_side)
-            groups.append((torch.from_numpy(np.stack(cut)), window_B3))
+            groups.append((torch.from_numpy(np.stack(cut)), crops.window(heights, widths)))
         return self._joined(groups)
 
     @staticmethod
@@ -170,7 +170,7 @@ class ResidentViews:
         places = [cache.places[str(sample.path)] for sample in samples]
         self.start_N, self.height_N, self.width_N = np.array(places, dtype=np.int64).T
 
-    def cut(self, crops: Crops, plain_side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def cut(self, crops: Crops) -> tuple[torch.Tensor, torch.Tensor]:
         """`crops_BHWC`, uint8, on the GPU, and their `window_B3`."""
         device, height_B, width_B = self.pixels.device, self.height_N[crops.index_B], self.width_N[crops.index_B]
         top_B, left_B = crops.corners(height_B, width_B)
@@ -180,7 +180,7 @@ class ResidentViews:
         across = torch.arange(crops.side * 3, device=device)
         index = first + at[None, :, None] * (width * 3) + across
         cut_BHWC = self.pixels[index].reshape(-1, crops.side, crops.side, 3)
-        return cut_BHWC, crops.window(height_B, width_B, plain_side)
+        return cut_BHWC, crops.window(height_B, width_B)
 
 
 def _target(sample: Sample) -> float:

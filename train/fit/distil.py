@@ -138,7 +138,9 @@ class Lessons:
         tokens: tuple[torch.Tensor, ...] = ()
         if rows_BF.shape[1] > self.width:
             grids = grids_of(rows_BF[:, self.width :], network.resolution).to(network.shift.device).unbind(1)
-            tokens = tuple(under(x_BKHW, window_B3.to(x_BKHW.device), flip_B.to(x_BKHW.device)) for x_BKHW in grids)
+            window_B3, flip_B = window_B3.to(network.shift.device), flip_B.to(network.shift.device)
+            share = self.teacher.spec.crop_fraction
+            tokens = tuple(under(x_BKHW, window_B3, flip_B, share) for x_BKHW in grids)
         with torch.no_grad():
             return self.teacher.lesson(self._standardised(rows_BF), tokens)
 

@@ -82,7 +82,7 @@ def plain_features(
     file = features_file(network, spec, batches, folder, "" if basis is None else f"-tokens{basis.offset_2K.shape[1]}")
 
     def batches_from(first: int) -> Iterator[torch.Tensor]:
-        for crops, *_ in batches.plain(first):
+        for crops, *_ in batches.plain(spec, first):
             yield batch_from_levels(augmented(crops, spec.size, PLAIN, (0,), machine.device), spec)
 
     def rows_of(batch_BCHW: torch.Tensor) -> torch.Tensor:

@@ -62,13 +62,14 @@ def taught_tokens(tokens: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.T
     return tokens[len(tokens) // 2][:, 1:], tokens[-1][:, 1:]
 
 
-def under(grid_BKHW: torch.Tensor, window_B3: torch.Tensor, flip_B: torch.Tensor) -> torch.Tensor:
-    """`[B, K, H, W]`: what a grid says of the crops of its squares, NaN where a crop reaches beyond its square.
+def under(grid_BKHW: torch.Tensor, window_B3: torch.Tensor, flip_B: torch.Tensor, share: float = 1.0) -> torch.Tensor:
+    """`[B, K, H, W]`: what a grid says of crops, NaN where a crop reaches beyond what the grid has seen.
 
     Args:
-        grid_BKHW: of the squares.
-        window_B3: left, top and side of the crops in sides of the squares.
+        grid_BKHW: of a square in the middle of each view.
+        window_B3: of the crops, as of a `Batch`.
         flip_B: whether a crop was mirrored then.
+        share: side of the grid's square over the view's short side.
     """
     side = grid_BKHW.shape[-1]
     centre_S = (torch.arange(side, device=grid_BKHW.device) + 0.5) / side
@@ -76,6 +77,7 @@ def under(grid_BKHW: torch.Tensor, window_B3: torch.Tensor, flip_B: torch.Tensor
     x_BW = left_B1 + size_B1 * torch.where(flip_B[:, None], 1 - centre_S, centre_S)
     y_BH = top_B1 + size_B1 * centre_S
     place_BHW2 = torch.stack([x_BW[:, None, :].expand(-1, side, side), y_BH[:, :, None].expand(-1, side, side)], dim=-1)
+    place_BHW2 = (place_BHW2 - (1 - share) / 2) / share
     values_BKHW = functional.grid_sample(grid_BKHW, 2 * place_BHW2 - 1, padding_mode="border", align_corners=False)
     beyond_BHW = ((place_BHW2 < 0) | (place_BHW2 > 1)).any(-1)
     return values_BKHW.masked_fill(beyond_BHW[:, None], torch.nan)
