@@ -12,10 +12,12 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 from pocket_vit import NAME, SIZE, encoder_file, pocket_vit
+from timm.layers import resample_abs_pos_embed
 
 from aivsreal.runtime.errors import CheckpointError
 from aivsreal.runtime.networks.encoder import encoder_from_file
 from aivsreal.runtime.networks.vit import ProbedVit, load_encoder
+from aivsreal.runtime.networks.vit_weights import at_size
 
 _PLAIN = {
     "cls_token": "embeddings.class_embedding",
@@ -139,3 +141,13 @@ def test_an_encoder_for_another_arch_is_refused() -> None:
         load_encoder(network, {name: value for name, value in weights.items() if name != "norm_pre.weight"}, "it")
     with pytest.raises(CheckpointError, match="another shape for pos_embed"):
         load_encoder(network, {**weights, "pos_embed": np.zeros((1, 99, 32), np.float32)}, "it")
+
+
+@pytest.mark.parametrize(("old", "new"), [(14, 18), (4, 3), (5, 5)])
+def test_an_encoder_for_another_size_gets_the_positions_that_timm_gives_it(old: int, new: int) -> None:
+    positions_1TC = np.random.default_rng(0).normal(size=(1, 1 + old * old, 8)).astype(np.float32)
+    found = at_size({"pos_embed": positions_1TC}, new * new)
+    wanted = resample_abs_pos_embed(torch.from_numpy(positions_1TC), (new, new), num_prefix_tokens=1)
+    np.testing.assert_allclose(found["pos_embed"], wanted.numpy(), atol=1e-5)
+    flat = at_size({"pos_embed": positions_1TC[0]}, new * new)["pos_embed"]
+    np.testing.assert_array_equal(flat.reshape(found["pos_embed"].shape), found["pos_embed"])

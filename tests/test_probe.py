@@ -13,7 +13,7 @@ from pocket_vit import SIZE, pocket_vit
 
 from aivsreal.runtime.networks.vit import ProbedVit
 from aivsreal.train.evaluate.metrics import auc
-from aivsreal.train.fit.probe import PATCHES, HeadConfig, fit_head, kept_features
+from aivsreal.train.fit.probe import PATCHES, HeadConfig, fit_head, judged_by_others, kept_features
 
 
 @pytest.fixture
@@ -108,3 +108,26 @@ def test_images_count_by_their_weight(network: ProbedVit) -> None:
     fit_head(network, features_NF, wrong_N, torch.ones(600), config=QUICK)
     assert found > 0.85
     assert _auc_of(network, *val) < found - 0.1
+
+
+def test_heads_of_other_sources_know_no_label_by_heart() -> None:
+    random = torch.Generator().manual_seed(0)
+    sources = [f"{index // 50}" for index in range(800)]
+    target_N = torch.tensor([float(index // 50 % 2) for index in range(800)])
+    own_NF = torch.randn(16, 48, generator=random).repeat_interleave(50, 0)  # what betrays a source, and so its label
+    plain_NF = own_NF + 0.3 * torch.randn(800, 48, generator=random)
+    unknown_N = target_N.clone()
+    unknown_N[::10] = torch.nan
+
+    def found(x_NF: torch.Tensor) -> float:
+        logit_N = judged_by_others(x_NF, unknown_N, torch.ones(800), sources, 4, 0, QUICK)
+        known_N = ~unknown_N.isnan()
+        assert torch.isfinite(logit_N).all()
+        return auc(target_N[known_N].numpy().astype(np.int64), logit_N[known_N].double().numpy())
+
+    assert found(plain_NF) < 0.8
+    told_NF = plain_NF.clone()
+    told_NF[:, :6] += 4 * target_N[:, None]
+    assert found(told_NF) > 0.9
+    once = judged_by_others(told_NF, unknown_N, torch.ones(800), sources, 4, 0, QUICK)
+    assert torch.equal(once, judged_by_others(told_NF, unknown_N, torch.ones(800), sources, 4, 0, QUICK))

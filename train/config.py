@@ -56,6 +56,9 @@ class DistilConfig:
     the student. Crops are taught what was said of their image, and the tokens that lie under them."""
     token_components: int = 96
     """Principal components of the patch tokens that are kept of a teacher that is asked once."""
+    folds: int = 0
+    """Of a teacher that is asked once: sources are dealt out to so many heads, and an image's verdict is that of the
+    head which has seen none of its source; 0 asks the teacher's own, which knows the labels by heart."""
 
     @property
     def asks_a_teacher(self) -> bool:
@@ -201,7 +204,7 @@ PRESETS: dict[str, TrainConfig] = {
         _STUDENT,
         preset="student-once",
         augment=replace(_LABELS.augment, crop_min=0.7),
-        distil=DistilConfig(labels=0.25, logits=0.5, features=1.0, tokens=1.0, once=True),
+        distil=DistilConfig(labels=0.25, logits=0.5, features=1.0, tokens=1.0, once=True, folds=4),
         passes=1,
         batch_size=128,
         schedule="cosine",

@@ -94,7 +94,8 @@ def _cubic_taps(old: int, new: int) -> Array:
     x_NS = np.abs(np.arange(old) + 0.5 - centre_N1) / stretch
     inner_NS, outer_NS = (1.5 * x_NS - 2.5) * x_NS * x_NS + 1, ((x_NS - 5) * x_NS + 8) * x_NS * -0.5 + 2
     taps_NS = np.where(x_NS < 1, inner_NS, np.where(x_NS < 2, outer_NS, 0.0))
-    return (taps_NS / np.cumsum(taps_NS, axis=1)[:, -1:]).astype(np.float32)
+    weights_NS: Array = (taps_NS / np.cumsum(taps_NS, axis=1)[:, -1:]).astype(np.float32)
+    return weights_NS
 
 
 def joined(encoder: Mapping[str, Array], trained: Mapping[str, Array], named: str) -> Weights:

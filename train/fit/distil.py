@@ -9,7 +9,7 @@ Legend: B image in a batch; C channel or component; H, W height and width; F fea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from aivsreal.train.config import DistilConfig
 from aivsreal.train.fit.augment import PLAIN, augmented, batch_from_levels, resized
 from aivsreal.train.fit.data import TrainBatches
 from aivsreal.train.fit.machine import Machine
-from aivsreal.train.fit.probe import features_file, plain_features
+from aivsreal.train.fit.probe import features_file, judged_by_others, plain_features
 from aivsreal.train.fit.tokens import TokenBasis, grids_of, taught_tokens, under
 
 FITTED_ON = 4096  # images that the components and the tokens' moments are taken of
@@ -128,8 +128,20 @@ class Lessons:
     def __init__(self, teacher: Teacher, kept_NF: npt.NDArray[np.float16]) -> None:
         self.teacher, self.kept_NF = teacher, kept_NF
         self.width = teacher.network.shift.numel()
+        self.verdict_N: torch.Tensor | None = None
         step = -(-len(kept_NF) // FITTED_ON)
         teacher.fit_components(self._standardised(kept_NF[::step]))
+
+    def ask_others(self, batches: TrainBatches) -> None:
+        """Let heads judge that have seen nothing of an image's source, in the teacher's place."""
+        device, config = self.teacher.network.shift.device, batches.config
+        target_N = torch.tensor([float(sample.target) if sample.label else torch.nan for sample in batches.samples])
+        weight_N = torch.from_numpy(batches.weights_N * len(batches.samples)).float()
+        sources = [f"{sample.label}/{sample.source}" for sample in batches.samples]
+        self.verdict_N = judged_by_others(
+            self._standardised(self.kept_NF), target_N.to(device), weight_N.to(device), sources, config.distil.folds,
+            config.seed,
+        )  # fmt: skip
 
     def of(self, index_B: torch.Tensor, window_B3: torch.Tensor, flip_B: torch.Tensor) -> Lesson:
         """Of images of which a window is seen, mirrored or not."""
@@ -142,7 +154,10 @@ class Lessons:
             share = self.teacher.spec.crop_fraction
             tokens = tuple(under(x_BKHW, window_B3, flip_B, share) for x_BKHW in grids)
         with torch.no_grad():
-            return self.teacher.lesson(self._standardised(rows_BF), tokens)
+            lesson = self.teacher.lesson(self._standardised(rows_BF), tokens)
+        if self.verdict_N is None:
+            return lesson
+        return replace(lesson, soft_B=(self.verdict_N[index_B] / self.teacher.heat).sigmoid())
 
     def _standardised(self, rows_BF: npt.NDArray[np.float16]) -> torch.Tensor:
         network = self.teacher.network
@@ -164,9 +179,11 @@ def prepared(
         basis = None
         if config.distil.tokens:
             basis = _kept_basis(teacher, batches, machine, folder, shown(TOKENS_OF))
-        return Lessons(
-            teacher, plain_features(teacher.network, teacher.spec, batches, machine, folder, tell=tell, basis=basis)
-        )
+        kept_NF = plain_features(teacher.network, teacher.spec, batches, machine, folder, tell=tell, basis=basis)
+        lessons = Lessons(teacher, kept_NF)
+        if config.distil.folds:
+            lessons.ask_others(batches)
+        return lessons
 
     with machine.autocast():
         teacher.fit(shown(FITTED_ON))
