@@ -12,11 +12,11 @@ from PIL import Image
 
 from aivsreal.runtime.preprocess import square_from_pixels
 from aivsreal.runtime.spec import PreprocessSpec
+from aivsreal.train.batches.augment import augmented, jpeg, patched, perturbed
+from aivsreal.train.batches.cache import reduced
+from aivsreal.train.batches.data import Crops, TrainBatches
+from aivsreal.train.batches.machine import Machine
 from aivsreal.train.config import PRESETS, AugmentConfig, TrainConfig
-from aivsreal.train.fit.augment import augmented, jpeg, patched, perturbed
-from aivsreal.train.fit.cache import reduced
-from aivsreal.train.fit.data import Crops, TrainBatches
-from aivsreal.train.fit.machine import Machine
 from aivsreal.train.samples import Sample
 
 CPU = torch.device("cpu")

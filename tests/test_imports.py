@@ -76,7 +76,8 @@ FLOORS = (
 TRAIN_FLOORS = (
     ("config", "samples", "plot", "progress"),
     ("evaluate",),
-    ("calibrate", "fit"),
+    ("batches", "calibrate"),
+    ("fit",),
     ("start",),
     ("run", "pack"),
     ("cli",),

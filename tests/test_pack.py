@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from conftest import write_image
 
 from aivsreal.runtime.pixels.images import pixels_from_file
-from aivsreal.train.fit.cache import FilePixels
+from aivsreal.train.batches.cache import FilePixels
 from aivsreal.train.pack import main
 from aivsreal.train.samples import samples_from_data
 

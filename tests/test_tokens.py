@@ -11,10 +11,10 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
 from aivsreal.runtime.spec import PreprocessSpec
+from aivsreal.train.batches.augment import augmented, mirrored
+from aivsreal.train.batches.data import TrainBatches
+from aivsreal.train.batches.machine import Machine
 from aivsreal.train.config import PRESETS, AugmentConfig, TrainConfig
-from aivsreal.train.fit.augment import augmented, mirrored
-from aivsreal.train.fit.data import TrainBatches
-from aivsreal.train.fit.machine import Machine
 from aivsreal.train.fit.tokens import TokenBasis, grids_of, under
 from aivsreal.train.samples import Sample
 

@@ -29,12 +29,12 @@ from aivsreal.runtime.bundle.model_card import _origin
 from aivsreal.runtime.errors import CheckpointError
 from aivsreal.runtime.spec import PreprocessSpec, spec_from_json
 from aivsreal.runtime.verdict import LABELS
+from aivsreal.train.batches.cache import FilePixels
+from aivsreal.train.batches.data import Data, TrainBatches
+from aivsreal.train.batches.machine import Machine, Ranks
 from aivsreal.train.cli import main
 from aivsreal.train.config import PRESETS, TrainConfig
-from aivsreal.train.fit.cache import FilePixels
-from aivsreal.train.fit.data import Data, TrainBatches
 from aivsreal.train.fit.loop import fit
-from aivsreal.train.fit.machine import Machine, Ranks
 from aivsreal.train.fit.optimise import learning_rate
 from aivsreal.train.samples import Sample, in_split, samples_from_data
 from aivsreal.train.start.network import Start, network_to_train

@@ -20,7 +20,7 @@ from PIL import Image
 
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.errors import ImageError
-from aivsreal.train.fit.cache import FilePixels
+from aivsreal.train.batches.cache import FilePixels
 from aivsreal.train.samples import Sample, samples_from_data
 
 QUALITY, SPEED = 85, 9

@@ -16,12 +16,12 @@ from aivsreal.runtime.bundle.card import TrainingCard
 from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.verdict import LABELS
 from aivsreal.train import plot
+from aivsreal.train.batches.cache import FilePixels, cached_pixels
+from aivsreal.train.batches.data import Data, PixelsOf
+from aivsreal.train.batches.machine import Machine, Ranks
 from aivsreal.train.config import TrainConfig
-from aivsreal.train.fit.cache import FilePixels, cached_pixels
 from aivsreal.train.fit.checkpoint import CURVES, METRICS, check_unused
-from aivsreal.train.fit.data import Data, PixelsOf
 from aivsreal.train.fit.loop import Row, fit
-from aivsreal.train.fit.machine import Machine, Ranks
 from aivsreal.train.progress import TrainDisplay
 from aivsreal.train.samples import (
     Sample,

@@ -23,10 +23,10 @@ from torch.nn import functional
 from aivsreal.runtime.networks.mapped import logits_from_output
 from aivsreal.runtime.networks.vit import ProbedVit
 from aivsreal.runtime.spec import PreprocessSpec
+from aivsreal.train.batches.augment import PLAIN, augmented, batch_from_levels, resized
+from aivsreal.train.batches.data import TrainBatches
+from aivsreal.train.batches.machine import Machine
 from aivsreal.train.config import DistilConfig
-from aivsreal.train.fit.augment import PLAIN, augmented, batch_from_levels, resized
-from aivsreal.train.fit.data import TrainBatches
-from aivsreal.train.fit.machine import Machine
 from aivsreal.train.fit.probe import features_file, judged_by_others, plain_features
 from aivsreal.train.fit.tokens import TokenBasis, grids_of, taught_tokens, under
 

@@ -19,14 +19,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from aivsreal.runtime.bundle.card import TrainingCard
 from aivsreal.runtime.networks.mapped import logits_from_output
 from aivsreal.runtime.networks.vit import ProbedVit
+from aivsreal.train.batches.augment import augmented, batch_from_levels, mirrored, patched, perturbed
+from aivsreal.train.batches.data import Batch, Data, TrainBatches, val_batches
+from aivsreal.train.batches.machine import Machine
 from aivsreal.train.config import TrainConfig
 from aivsreal.train.evaluate.bootstrap import measures
 from aivsreal.train.evaluate.metrics import auc
-from aivsreal.train.fit.augment import augmented, batch_from_levels, mirrored, patched, perturbed
 from aivsreal.train.fit.checkpoint import Progress, Trained, load_progress, save_best, save_last
-from aivsreal.train.fit.data import Batch, Data, TrainBatches, val_batches
 from aivsreal.train.fit.distil import Learner, Lesson, Lessons, Teacher, distillation_loss, prepared
-from aivsreal.train.fit.machine import Machine
 from aivsreal.train.fit.optimise import learning_rate, optimizer_for, update_average
 from aivsreal.train.fit.probe import begin_with_head
 from aivsreal.train.samples import Sample

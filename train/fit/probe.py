@@ -21,10 +21,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits, dropout
 from aivsreal.runtime.networks.vit import HEADS, HIDDEN, ProbedVit, quick_gelu
 from aivsreal.runtime.networks.vit_weights import LOW_RANK
 from aivsreal.runtime.spec import PreprocessSpec
-from aivsreal.train.fit.augment import PLAIN, augmented, batch_from_levels
-from aivsreal.train.fit.cache import FEATURES
-from aivsreal.train.fit.data import TrainBatches
-from aivsreal.train.fit.machine import Machine
+from aivsreal.train.batches.augment import PLAIN, augmented, batch_from_levels
+from aivsreal.train.batches.cache import FEATURES
+from aivsreal.train.batches.data import TrainBatches
+from aivsreal.train.batches.machine import Machine
 from aivsreal.train.fit.tokens import TokenBasis, taught_tokens
 
 PATCHES = 0.25

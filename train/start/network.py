@@ -20,9 +20,9 @@ from aivsreal.runtime.networks.levit import ARCHS
 from aivsreal.runtime.networks.vit import ProbedVit, is_vit, load_encoder, low_rank, vit_from_parts
 from aivsreal.runtime.networks.vit_weights import Weights
 from aivsreal.runtime.spec import spec_from_json
+from aivsreal.train.batches.data import PixelsOf
 from aivsreal.train.config import DistilConfig, TrainConfig
 from aivsreal.train.fit.checkpoint import starting_point
-from aivsreal.train.fit.data import PixelsOf
 from aivsreal.train.fit.distil import Teacher
 from aivsreal.train.samples import Sample
 from aivsreal.train.start.resolution import weights_at_size

@@ -22,8 +22,8 @@ from aivsreal.runtime.errors import CheckpointError
 from aivsreal.runtime.networks.arch import network_from_arch
 from aivsreal.runtime.networks.levit import FusedLevit, fold_attention_scale
 from aivsreal.runtime.preprocess import batch_from_squares
+from aivsreal.train.batches.data import PixelsOf, val_batches
 from aivsreal.train.config import TrainConfig
-from aivsreal.train.fit.data import PixelsOf, val_batches
 from aivsreal.train.samples import Sample
 
 _IMAGES = 512

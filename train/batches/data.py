@@ -17,9 +17,9 @@ import torch
 
 from aivsreal.runtime.preprocess import PixelsHWC, square_from_pixels
 from aivsreal.runtime.spec import PreprocessSpec
+from aivsreal.train.batches.cache import CachedPixels
+from aivsreal.train.batches.machine import Machine
 from aivsreal.train.config import TrainConfig
-from aivsreal.train.fit.cache import CachedPixels
-from aivsreal.train.fit.machine import Machine
 from aivsreal.train.samples import Sample, weights_of
 
 Ints = npt.NDArray[np.int64]
