@@ -15,11 +15,11 @@ from conftest import write_image
 
 from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.pixels.images import pixels_from_file
+from aivsreal.train.batches import cache as cache_module
 from aivsreal.train.batches.cache import CachedPixels, FilePixels, cached_pixels, reduced
 from aivsreal.train.batches.data import Crops, ResidentViews, TrainBatches
 from aivsreal.train.batches.machine import Machine
 from aivsreal.train.config import TrainConfig
-from aivsreal.train.fit import cache as cache_module
 from aivsreal.train.samples import Sample
 
 
