@@ -152,8 +152,11 @@ def test_views_in_a_gpus_memory_are_cut_like_those_that_threads_cut(tmp_path: Pa
     resident = ResidentViews(cache, samples, torch.device("cpu"))
     crops = Crops(np.array([3, 17, 9]), 12, np.array([[0.0, 0.99], [0.5, 0.5], [0.99, 0.0]]))
     batches = TrainBatches(samples, TrainConfig(), cache, Machine(workers=1))
-    assert torch.equal(resident.cut(crops), batches._cut([crops])[0])
-    assert torch.equal(resident.cut(crops)[0], torch.from_numpy(cache(samples[3])[:12, -12:].copy()))
+    cut_BHWC, window_B3 = resident.cut(crops)
+    (threads_BHWC,), threads_B3 = batches._cut([crops])
+    assert torch.equal(cut_BHWC, threads_BHWC)
+    assert torch.equal(window_B3, threads_B3)
+    assert torch.equal(cut_BHWC[0], torch.from_numpy(cache(samples[3])[:12, -12:].copy()))
 
 
 def test_a_view_of_a_large_photo_is_decoded_small_and_differs_little(tmp_path: Path) -> None:
