@@ -9,7 +9,7 @@ Legend: B image in a batch; C channel or component; H, W height and width; F fea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -123,41 +123,46 @@ class Teacher(nn.Module):
 
 
 class Lessons:
-    """What a teacher says of each image's plain view, from what was kept of all of them: features, then tokens."""
+    """What a teacher says of each image's plain view, from what was kept of all of them: features, then tokens.
+
+    Args:
+        teacher: gets its components of them.
+        kept_NF: as of `plain_features`.
+    """
 
     def __init__(self, teacher: Teacher, kept_NF: npt.NDArray[np.float16]) -> None:
         self.teacher, self.kept_NF = teacher, kept_NF
         self.width = teacher.network.shift.numel()
-        self.verdict_N: torch.Tensor | None = None
-        step = -(-len(kept_NF) // FITTED_ON)
-        teacher.fit_components(self._standardised(kept_NF[::step]))
+        teacher.fit_components(self._standardised(kept_NF[:: -(-len(kept_NF) // FITTED_ON)]))
+        with torch.no_grad():
+            starts = range(0, len(kept_NF), 512)
+            said = [teacher.lesson(self._standardised(kept_NF[start : start + 512])) for start in starts]
+        self.soft_N = torch.cat([lesson.soft_B for lesson in said])
+        self.components_NC = torch.cat([lesson.components_BC for lesson in said])
 
     def ask_others(self, batches: TrainBatches) -> None:
         """Let heads judge that have seen nothing of an image's source, in the teacher's place."""
-        device, config = self.teacher.network.shift.device, batches.config
+        config, device = batches.config, self.soft_N.device
         target_N = torch.tensor([float(sample.target) if sample.label else torch.nan for sample in batches.samples])
         weight_N = torch.from_numpy(batches.weights_N * len(batches.samples)).float()
         sources = [f"{sample.label}/{sample.source}" for sample in batches.samples]
-        self.verdict_N = judged_by_others(
-            self._standardised(self.kept_NF), target_N.to(device), weight_N.to(device), sources, config.distil.folds,
-            config.seed,
-        )  # fmt: skip
+        x_NF = self._standardised(self.kept_NF)
+        logit_N = judged_by_others(
+            x_NF, target_N.to(device), weight_N.to(device), sources, config.distil.folds, config.seed
+        )
+        self.soft_N = (logit_N / self.teacher.heat).sigmoid()
 
     def of(self, index_B: torch.Tensor, window_B3: torch.Tensor, flip_B: torch.Tensor) -> Lesson:
         """Of images of which a window is seen, mirrored or not."""
-        network = self.teacher.network
-        rows_BF = self.kept_NF[index_B.numpy()]
         tokens: tuple[torch.Tensor, ...] = ()
-        if rows_BF.shape[1] > self.width:
-            grids = grids_of(rows_BF[:, self.width :], network.resolution).to(network.shift.device).unbind(1)
-            window_B3, flip_B = window_B3.to(network.shift.device), flip_B.to(network.shift.device)
-            share = self.teacher.spec.crop_fraction
+        device, share = self.soft_N.device, self.teacher.spec.crop_fraction
+        if self.kept_NF.shape[1] > self.width:
+            rows_BN = self.kept_NF[index_B.numpy(), self.width :]
+            grids = grids_of(rows_BN, self.teacher.network.resolution).to(device).unbind(1)
+            window_B3, flip_B = window_B3.to(device), flip_B.to(device)
             tokens = tuple(under(x_BKHW, window_B3, flip_B, share) for x_BKHW in grids)
-        with torch.no_grad():
-            lesson = self.teacher.lesson(self._standardised(rows_BF), tokens)
-        if self.verdict_N is None:
-            return lesson
-        return replace(lesson, soft_B=(self.verdict_N[index_B] / self.teacher.heat).sigmoid())
+        index_B = index_B.to(device)
+        return Lesson(self.soft_N[index_B], self.components_NC[index_B], tokens)
 
     def _standardised(self, rows_BF: npt.NDArray[np.float16]) -> torch.Tensor:
         network = self.teacher.network
