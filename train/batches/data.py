@@ -88,6 +88,12 @@ class TrainBatches:
     def __len__(self) -> int:
         return self.whole * self.config.passes
 
+    def known(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """`target_N`, NaN without a label, and `weight_N`: how often each image is drawn in a pass, 1 in the mean."""
+        target_N = torch.tensor([_target(sample) for sample in self.samples])
+        weight_N = torch.from_numpy(self.weights_N * len(self.samples)).float()
+        return target_N.to(device), weight_N.to(device)
+
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Groups of crops and their targets, in the order of the draws."""
         for number in range(epoch * self.config.passes, (epoch + 1) * self.config.passes):

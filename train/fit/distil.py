@@ -28,7 +28,7 @@ from aivsreal.train.batches.data import TrainBatches
 from aivsreal.train.batches.machine import Machine
 from aivsreal.train.config import DistilConfig
 from aivsreal.train.fit.probe import features_file, judged_by_others, plain_features
-from aivsreal.train.fit.tokens import TokenBasis, grids_of, taught_tokens, under
+from aivsreal.train.fit.tokens import TokenBasis, grids_of, principal_components, taught_tokens, under
 
 FITTED_ON = 4096  # images that the components and the tokens' moments are taken of
 TOKENS_OF = 512  # images that the components of tokens are taken of, a quarter of the 196 patches of each
@@ -111,14 +111,7 @@ class Teacher(nn.Module):
     def fit_components(self, x_NF: torch.Tensor) -> None:
         """Take the principal components of standardised features."""
         mean_F = x_NF.mean(0)
-        count = min(self.basis_FC.shape[1], len(x_NF))
-        # There is no factorisation in bfloat16; and a run that is resumed must find the same components.
-        with torch.autocast(x_NF.device.type, enabled=False), torch.random.fork_rng():
-            torch.manual_seed(0)
-            _, _, basis_FC = torch.svd_lowrank(x_NF - mean_F, q=count, niter=4)
-            scores = (x_NF - mean_F) @ basis_FC
-        scale = scores.square().mean().sqrt()  # one for all: large components stay large
-        self.basis_FC.zero_()[:, :count] = basis_FC / scale
+        self.basis_FC.copy_(principal_components(x_NF - mean_F, self.basis_FC.shape[1]))
         self.offset_C.copy_(mean_F @ self.basis_FC)
 
 
@@ -142,14 +135,11 @@ class Lessons:
 
     def ask_others(self, batches: TrainBatches) -> None:
         """Let heads judge that have seen nothing of an image's source, in the teacher's place."""
-        config, device = batches.config, self.soft_N.device
-        target_N = torch.tensor([float(sample.target) if sample.label else torch.nan for sample in batches.samples])
-        weight_N = torch.from_numpy(batches.weights_N * len(batches.samples)).float()
+        config = batches.config
         sources = [f"{sample.label}/{sample.source}" for sample in batches.samples]
         x_NF = self._standardised(self.kept_NF)
-        logit_N = judged_by_others(
-            x_NF, target_N.to(device), weight_N.to(device), sources, config.distil.folds, config.seed
-        )
+        known = batches.known(self.soft_N.device)
+        logit_N = judged_by_others(x_NF, *known, sources, config.distil.folds, config.seed)
         self.soft_N = (logit_N / self.teacher.heat).sigmoid()
 
     def of(self, index_B: torch.Tensor, window_B3: torch.Tensor, flip_B: torch.Tensor) -> Lesson:

@@ -56,10 +56,8 @@ def begin_with_head(
     """Fit the head over the encoder as it comes, to plain views; an image counts as often as it would be drawn."""
     config = batches.config
     features_NF = plain_features(network, config.spec, batches, machine, folder, tell=tell)
-    weight_N = torch.from_numpy(batches.weights_N * len(batches.samples)).float()
-    target_N = torch.tensor([float(sample.target) for sample in batches.samples])
     values_NF = torch.from_numpy(features_NF.astype(np.float32)).to(machine.device)
-    fit_head(network, values_NF, target_N.to(machine.device), weight_N.to(machine.device), config.seed)
+    fit_head(network, values_NF, *batches.known(machine.device), config.seed)
 
 
 def plain_features(

@@ -30,12 +30,7 @@ class TokenBasis:
         found = []
         for tokens_NC in tokens_2NC:
             mean_C, std_C = tokens_NC.mean(0), tokens_NC.std(0).clamp_min(1e-3)
-            x_NC = (tokens_NC - mean_C) / std_C
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
-                basis_CK = torch.svd_lowrank(x_NC, q=min(components, *x_NC.shape), niter=4)[2]
-            basis_CK = functional.pad(basis_CK, (0, components - basis_CK.shape[1]))
-            basis_CK = basis_CK / (x_NC @ basis_CK).square().mean().sqrt() / std_C[:, None]
+            basis_CK = principal_components((tokens_NC - mean_C) / std_C, components) / std_C[:, None]
             found.append((basis_CK, mean_C @ basis_CK))
         basis, offset = zip(*found, strict=True)
         return TokenBasis(torch.stack(basis), torch.stack(offset))
@@ -57,12 +52,22 @@ class TokenBasis:
             return TokenBasis(*(torch.from_numpy(values[name]).to(device) for name in ("basis", "offset")))
 
 
+def principal_components(x_NC: torch.Tensor, count: int) -> torch.Tensor:
+    """`basis_CK` of centred rows, by which their mean square is 1; where there are fewer rows, the rest is zero."""
+    # There is no factorisation in bfloat16; and a run that is resumed must find the same components.
+    with torch.autocast(x_NC.device.type, enabled=False), torch.random.fork_rng():
+        torch.manual_seed(0)
+        basis_CK = torch.svd_lowrank(x_NC, q=min(count, *x_NC.shape), niter=4)[2]
+        scale = (x_NC @ basis_CK).square().mean().sqrt()  # one for all: large components stay large
+    return functional.pad(basis_CK / scale, (0, count - basis_CK.shape[1]))
+
+
 def taught_tokens(tokens: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Patch tokens `[B, T, C]` of the middle probed block and of the last, of those of all probed blocks."""
     return tokens[len(tokens) // 2][:, 1:], tokens[-1][:, 1:]
 
 
-def under(grid_BKHW: torch.Tensor, window_B3: torch.Tensor, flip_B: torch.Tensor, share: float = 1.0) -> torch.Tensor:
+def under(grid_BKHW: torch.Tensor, window_B3: torch.Tensor, flip_B: torch.Tensor, share: float) -> torch.Tensor:
     """`[B, K, H, W]`: what a grid says of crops, NaN where a crop reaches beyond what the grid has seen.
 
     Args:
