@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +77,25 @@ def remember(file: Path, key: str, value: Mapping[str, Any], most: int = 16) -> 
     kept = dict(list(values.items())[-most:])
     with contextlib.suppress(OSError):
         write_whole(file, json.dumps(kept, indent=1).encode())
+
+
+def remove_oldest(places: Iterable[Path], most: int) -> None:
+    """Remove all but the `most` files or folders that were made or read last; none of them may go, that is no error."""
+    used: list[tuple[int, Path]] = []
+    for place in places:
+        with contextlib.suppress(OSError):  # another process has removed it
+            status = place.stat(follow_symlinks=False)
+            used.append((max(status.st_mtime_ns, status.st_atime_ns), place))
+    for _, place in sorted(used, reverse=True)[most:]:
+        remove(place)
+
+
+def remove(place: Path) -> None:
+    """Remove a file or a folder; that it is not there, or cannot go, is no error."""
+    import shutil  # 4 ms, which only a first start needs
+
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            place.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -58,3 +59,17 @@ def test_a_network_that_openvino_cannot_use_is_a_clear_error(tmp_path: Path) -> 
     write_bundle(tmp_path / "odd", {"model.onnx": shipped.read("model.onnx")}, other)
     with pytest.raises(BundleError, match="96"):
         open_backend(Bundle.open(tmp_path / "odd"), "openvino")
+
+
+@installed
+def test_compiled_networks_that_were_used_long_ago_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "aivsreal" / "openvino"
+    folder.mkdir(parents=True, mode=0o700)
+    for index in range(5):
+        (folder / f"{index}.blob").write_bytes(b"of another network")
+        os.utime(folder / f"{index}.blob", (index, index))
+    open_backend(Bundle.open(), "openvino")[0].close()
+    kept = {path.name for path in folder.glob("*.blob")}
+    assert len(kept) == 4
+    assert {"2.blob", "3.blob", "4.blob"} < kept, "beside these lies the one that was compiled now"

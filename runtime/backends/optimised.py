@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aivsreal.runtime.cache import remember, remembered, usable_cache_folder
+from aivsreal.runtime.cache import remember, remembered, remove, remove_oldest, usable_cache_folder
 from aivsreal.runtime.machine import cpu_digest
 
 NETWORK, WEIGHTS = "network.onnx", "weights.bin"
-_KEPT = 4  # folders of 43 MB; the oldest go
+_KEPT = 4  # folders of 43 MB
 _ENTRIES = "kept.json"
 
 
@@ -66,18 +66,17 @@ class OptimisedModel:
         """Move what was written to `part` into its place. A disk that is full is no error."""
         with contextlib.suppress(OSError):
             # Removed and never written over: another process may have these weights mapped into its memory.
-            _remove(self.folder)
+            remove(self.folder)
             os.rename(self.part, self.folder)
             remember(self.folder.parent / _ENTRIES, self.folder.name, _facts(self.folder))
             others = [path for path in self.folder.parent.iterdir() if path.name != _ENTRIES and path.name[0] != "."]
-            for old in sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)[_KEPT:]:
-                _remove(old)
-        _remove(self.part)
+            remove_oldest(others, _KEPT)
+        remove(self.part)
 
     def drop(self) -> None:
         """Remove it, and what was half written."""
-        _remove(self.part)
-        _remove(self.folder)
+        remove(self.part)
+        remove(self.folder)
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -92,13 +91,3 @@ def _facts(folder: Path) -> dict[str, Any]:
         mine = status.st_uid == os.geteuid()
         facts[file.name] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "mine": mine}
     return facts
-
-
-def _remove(place: Path) -> None:
-    import shutil  # 4 ms, which only a first start needs
-
-    if place.is_dir() and not place.is_symlink():
-        shutil.rmtree(place, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):  # versions before this one kept a file
-            place.unlink()
