@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import Fault, OutputError
 from aivsreal.runtime.results.facts import Ran, meaning_of_point
 from aivsreal.runtime.results.html import HtmlReport
-from aivsreal.runtime.verdict import Evidence, OperatingPoint, Origin, Scanned, View, verdict_from_logit
+from aivsreal.runtime.verdict import Evidence, Judge, OperatingPoint, Origin, Scanned, View, verdict_from_logit
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -141,13 +142,23 @@ def test_assets_lie_beside_the_report(ran: Ran, tmp_path: Path) -> None:
     assert target.stat().st_size < 60_000
 
 
-def test_a_point_is_explained_in_plain_words() -> None:
-    rare = meaning_of_point(OperatingPoint("cautious", 0.86, 0.47, 0.0088))
+def test_a_point_is_explained_in_plain_words(ran: Ran) -> None:
+    def meaning(point: OperatingPoint) -> list[str]:
+        return meaning_of_point(replace(ran, point=point))
+
+    rare = meaning(OperatingPoint("cautious", 0.86, 0.47, 0.0088))
     assert "ai from a p_ai of 0.860 on, and real below 0.470" in rare[0]
     assert "unsure is an answer" in rare[0]
     assert "about 9 of 1,000 real images" in rare[1]
-    assert "always decides" in meaning_of_point(OperatingPoint("hard", 0.5, 0.5))[0]
-    assert "not measured" in meaning_of_point(OperatingPoint("hard", 0.5, 0.5))[1]
+    assert "always decides" in meaning(OperatingPoint("hard", 0.5, 0.5))[0]
+    assert "not measured" in meaning(OperatingPoint("hard", 0.5, 0.5))[1]
+
+
+def test_the_bounds_of_a_second_opinion_are_told(ran: Ran) -> None:
+    asked = replace(ran, second=Judge("5f261f3e8e2d", "balanced", "openvino-cpu bf16"))
+    assert "are in its bundle" in meaning_of_point(asked)[2]
+    known = replace(asked, second_point=OperatingPoint("balanced", 0.61, 0.42))
+    assert "ai from a p_ai of 0.610 on, and real below 0.420" in meaning_of_point(known)[2]
 
 
 @pytest.fixture(scope="module")

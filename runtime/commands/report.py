@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import chain, islice
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aivsreal.runtime.commands.frame import command
-from aivsreal.runtime.errors import Fault, MissingExtra, ResultsError
+from aivsreal.runtime.errors import BundleError, Fault, MissingExtra, ResultsError
 from aivsreal.runtime.uri import is_uri, path_from_text
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from aivsreal.runtime.files.pool import Task
     from aivsreal.runtime.results.facts import Ran
     from aivsreal.runtime.results.row import Row
-    from aivsreal.runtime.verdict import FileStamp, Judge, Label, Scanned
+    from aivsreal.runtime.verdict import FileStamp, Judge, Label, OperatingPoint, Scanned
 
 _AHEAD = 32  # pictures that are decoded before their turn
 _FIRST = 1000  # of each label, from an output of a cluster: a page of a million rows opens in no browser
@@ -186,7 +186,23 @@ def _ran(results: Path, judge: Judge, bundle: Bundle, told: list[str]) -> Ran:
         )
     backend, _, precision = judge.backend.rpartition(" ")
     point = bundle.manifest.point(judge.operating_point)
-    return Ran(bundle, point, backend, precision, "as its results file says", [str(results), *told], judge.second)
+    return Ran(
+        bundle, point, backend, precision, "as its results file says", [str(results), *told], judge.second,
+        _point_at_hand(judge.second),
+    )  # fmt: skip
+
+
+def _point_at_hand(judge: Judge | None) -> OperatingPoint | None:
+    """A second judge's bounds, where it is the accurate model that this user has."""
+    from aivsreal.runtime.bundle.folder import ACCURATE, Bundle
+
+    if judge is None:
+        return None
+    with suppress(BundleError):
+        bundle = Bundle.open(ACCURATE)
+        if bundle.digest == judge.bundle:
+            return bundle.manifest.point(judge.operating_point)
+    return None
 
 
 def _with_pictures(scanned: Iterable[Scanned], bundle: Bundle) -> Iterator[Scanned]:

@@ -196,8 +196,11 @@ def _beside(stack: ExitStack, detector: Detector, options: Options) -> tuple[Hea
         from aivsreal.runtime.results.facts import Ran
         from aivsreal.runtime.results.html import HtmlReport
 
-        backend, second = detector.backend, detector.judge_of_rows.second
-        ran = Ran(detector.bundle, detector.point, backend.name, backend.precision, detector.why, options.paths, second)
+        backend, second = detector.backend, detector.second
+        ran = Ran(
+            detector.bundle, detector.point, backend.name, backend.precision, detector.why, options.paths,
+            detector.judge_of_rows.second, None if second is None else second.point,
+        )  # fmt: skip
         inputs = [Path(name) for name in options.paths]
         report = stack.enter_context(HtmlReport(Path(options.html), ran, options.assets, inputs, options.overwrite))
     return maps, report

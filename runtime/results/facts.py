@@ -30,13 +30,18 @@ class Ran:
     """What was scanned, as it was typed."""
     second: Judge | None = None
     """Who judged again what it did not call real."""
+    second_point: OperatingPoint | None = None
+    """Its bounds; None where its bundle is not at hand."""
 
 
-def meaning_of_point(point: OperatingPoint) -> list[str]:
+def meaning_of_point(ran: Ran) -> list[str]:
     """Sentences for somebody who never heard of an operating point."""
-    low, high = point.real_below, point.ai_at_or_above
-    bounds = f"An image is called ai from a p_ai of {high:.3f} on, and real below {low:.3f}."
-    between = "Between them the model does not say: unsure is an answer." if high > low else "It always decides."
+    point, again = ran.point, ran.second_point
+    between = (
+        "Between them the model does not say: unsure is an answer."
+        if point.ai_at_or_above > point.real_below
+        else "It always decides."
+    )
     if point.false_alarm_rate is None:
         alarm = "How many real images it calls ai was not measured."
     else:
@@ -44,7 +49,15 @@ def meaning_of_point(point: OperatingPoint) -> list[str]:
             f"When this point was set, it called {_of_hundred(point.false_alarm_rate)} real images ai. "
             "Expect more on kinds of images that it does not know."
         )
-    return [f"{bounds} {between}", alarm]
+    meaning = [f"An image is called {_bounds(point)}. {between}", alarm]
+    if ran.second is not None:
+        bounds = "its own bounds, which are in its bundle" if again is None else f"bounds of its own, {_bounds(again)}"
+        meaning.append(f"What is not real so far is judged again by a second model with {bounds}.")
+    return meaning
+
+
+def _bounds(point: OperatingPoint) -> str:
+    return f"ai from a p_ai of {point.ai_at_or_above:.3f} on, and real below {point.real_below:.3f}"
 
 
 def model_facts(ran: Ran) -> list[tuple[str, str]]:

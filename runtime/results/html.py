@@ -146,7 +146,7 @@ class HtmlReport:
                 "name": self._ran.point.name,
                 "ai_at_or_above": self._ran.point.ai_at_or_above,
                 "real_below": self._ran.point.real_below,
-                "meaning": meaning_of_point(self._ran.point),
+                "meaning": meaning_of_point(self._ran),
             },
             "model": model_facts(self._ran),
             "accuracy": accuracy(manifest),
