@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import subprocess
@@ -100,6 +101,17 @@ def test_what_is_shipped_fits_together_and_is_small() -> None:
     model = onnx.load_from_string(model_from_parts(graph, trained, encoder, "zeros"))
     onnx.checker.check_model(model)
     assert all(tensor.raw_data for tensor in model.graph.initializer)
+
+
+def test_the_list_of_added_sources_is_of_the_model_that_is_shipped() -> None:
+    counts = object_from_json((PARTS / EVALUATION).read_bytes())["provenance"]["data_counts"]
+    with (Path(__file__).parents[1] / "docs" / "sources.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len({row["source"] for row in rows}) > 100
+    for row in rows:
+        assert counts[f"train/{row['label']}"][row["source"]] == int(row["images"]) == len(row["sha256"].split())
+        assert row["repositories"]
+        assert row["licence"]
 
 
 def test_another_encoder_or_another_result_is_refused_and_nothing_is_written(
