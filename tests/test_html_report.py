@@ -17,7 +17,7 @@ import pytest
 
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import Fault, OutputError
-from aivsreal.runtime.results.facts import Ran, meaning_of_point
+from aivsreal.runtime.results.facts import Ran, accuracy, meaning_of_point
 from aivsreal.runtime.results.html import HtmlReport
 from aivsreal.runtime.verdict import Evidence, Judge, OperatingPoint, Origin, Scanned, View, verdict_from_logit
 
@@ -157,8 +157,20 @@ def test_a_point_is_explained_in_plain_words(ran: Ran) -> None:
 def test_the_bounds_of_a_second_opinion_are_told(ran: Ran) -> None:
     asked = replace(ran, second=Judge("5f261f3e8e2d", "balanced", "openvino-cpu bf16"))
     assert "are in its bundle" in meaning_of_point(asked)[2]
-    known = replace(asked, second_point=OperatingPoint("balanced", 0.61, 0.42))
-    assert "ai from a p_ai of 0.610 on, and real below 0.420" in meaning_of_point(known)[2]
+    known = replace(asked, second_bundle=ran.bundle)
+    point = ran.bundle.manifest.point("balanced")
+    assert (
+        f"ai from a p_ai of {point.ai_at_or_above:.3f} on, and real below {point.real_below:.3f}"
+        in (meaning_of_point(known)[2])
+    )
+
+
+def test_the_accuracy_of_both_models_is_told(ran: Ran) -> None:
+    one, two = (accuracy(given)["rows"] for given in (ran, replace(ran, second_bundle=ran.bundle)))
+    assert isinstance(one, list)
+    assert isinstance(two, list)
+    assert two[: len(one)] == one
+    assert [row[0] for row in two[len(one) :]] == [f"second model, {row[0]}" for row in one]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from aivsreal.runtime.files.pool import Task
     from aivsreal.runtime.results.facts import Ran
     from aivsreal.runtime.results.row import Row
-    from aivsreal.runtime.verdict import FileStamp, Judge, Label, OperatingPoint, Scanned
+    from aivsreal.runtime.verdict import FileStamp, Judge, Label, Scanned
 
 _AHEAD = 32  # pictures that are decoded before their turn
 _FIRST = 1000  # of each label, from an output of a cluster: a page of a million rows opens in no browser
@@ -188,20 +188,18 @@ def _ran(results: Path, judge: Judge, bundle: Bundle, told: list[str]) -> Ran:
     point = bundle.manifest.point(judge.operating_point)
     return Ran(
         bundle, point, backend, precision, "as its results file says", [str(results), *told], judge.second,
-        _point_at_hand(judge.second),
+        _at_hand(judge.second),
     )  # fmt: skip
 
 
-def _point_at_hand(judge: Judge | None) -> OperatingPoint | None:
-    """A second judge's bounds, where it is the accurate model that this user has."""
+def _at_hand(judge: Judge | None) -> Bundle | None:
+    """A second judge's bundle, where it is the accurate model that this user has."""
     from aivsreal.runtime.bundle.folder import ACCURATE, Bundle
 
-    if judge is None:
-        return None
     with suppress(BundleError):
-        bundle = Bundle.open(ACCURATE)
-        if bundle.digest == judge.bundle:
-            return bundle.manifest.point(judge.operating_point)
+        bundle = Bundle.open(ACCURATE) if judge is not None else None
+        if judge is not None and bundle is not None and bundle.digest == judge.bundle:
+            return bundle
     return None
 
 

@@ -199,7 +199,7 @@ def _beside(stack: ExitStack, detector: Detector, options: Options) -> tuple[Hea
         backend, second = detector.backend, detector.second
         ran = Ran(
             detector.bundle, detector.point, backend.name, backend.precision, detector.why, options.paths,
-            detector.judge_of_rows.second, None if second is None else second.point,
+            detector.judge_of_rows.second, None if second is None else second.bundle,
         )  # fmt: skip
         inputs = [Path(name) for name in options.paths]
         report = stack.enter_context(HtmlReport(Path(options.html), ran, options.assets, inputs, options.overwrite))

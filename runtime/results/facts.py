@@ -30,13 +30,13 @@ class Ran:
     """What was scanned, as it was typed."""
     second: Judge | None = None
     """Who judged again what it did not call real."""
-    second_point: OperatingPoint | None = None
-    """Its bounds; None where its bundle is not at hand."""
+    second_bundle: Bundle | None = None
+    """None where it is not at hand."""
 
 
 def meaning_of_point(ran: Ran) -> list[str]:
     """Sentences for somebody who never heard of an operating point."""
-    point, again = ran.point, ran.second_point
+    point, again = ran.point, ran.second_bundle
     between = (
         "Between them the model does not say: unsure is an answer."
         if point.ai_at_or_above > point.real_below
@@ -51,8 +51,8 @@ def meaning_of_point(ran: Ran) -> list[str]:
         )
     meaning = [f"An image is called {_bounds(point)}. {between}", alarm]
     if ran.second is not None:
-        bounds = "its own bounds, which are in its bundle" if again is None else f"bounds of its own, {_bounds(again)}"
-        meaning.append(f"What is not real so far is judged again by a second model with {bounds}.")
+        own = "which are in its bundle" if again is None else _bounds(again.manifest.point(ran.second.operating_point))
+        meaning.append(f"What is not real so far is judged again by a second model with bounds of its own, {own}.")
     return meaning
 
 
@@ -100,28 +100,32 @@ def _calibrated_on(manifest: Manifest) -> str:
     return f", with the operating points on {real:,} real and {ai:,} AI images{doubts}"
 
 
-def accuracy(manifest: Manifest) -> dict[str, object]:
-    """A table of the recorded evaluation, empty where there is none."""
-    evaluation = manifest.metrics.get("evaluation")
-    if not isinstance(evaluation, Mapping):
+def accuracy(ran: Ran) -> dict[str, object]:
+    """A table of the recorded evaluations of the models, empty where there are none."""
+    models = {"": ran.bundle} if ran.second_bundle is None else {"": ran.bundle, "second model, ": ran.second_bundle}
+    found = {whose: bundle.manifest.metrics.get("evaluation") for whose, bundle in models.items()}
+    evaluations = {whose: one for whose, one in found.items() if isinstance(one, Mapping)}
+    if not evaluations:
         return {"head": [], "rows": [], "note": ""}
     rows = [
         [
-            str(result["split"]), str(result["tier"]), f"{result['real']} / {result['ai']}",
+            f"{whose}{result['split']}", str(result["tier"]), f"{result['real']} / {result['ai']}",
             interval(**result["measures"]["auc"]), interval(**result["macro"]["auc"]),
             interval(**result["measures"]["accuracy"]),
             interval(**result["measures"]["tpr_at_5_fpr"]), share(result["real_called_ai"]), share(result["unsure"]),
         ]
+        for whose, evaluation in evaluations.items()
         for result in evaluation["results"]
     ]  # fmt: skip
     head = [
         "images", "delivery", "real / ai", "AUC", "AUC, sources alike", "accuracy at 0.5", "TPR at 5 % FPR",
         "real called ai", "unsure",
     ]  # fmt: skip
+    points = sorted({str(evaluation["about"]["operating_point"]) for evaluation in evaluations.values()})
     note = (
         "Measured by aivsreal-evaluate, with 95 % intervals; the last two columns at the operating point "
-        f"{evaluation['about']['operating_point']}. Splits whose sources the training does not hold are the better "
-        "guide to what you see here."
+        f"{' and '.join(points)}. Splits whose sources the training does not hold are the better guide to what you see "
+        "here."
     )
     return {"head": head, "rows": rows, "note": note}
 

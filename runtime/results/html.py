@@ -149,7 +149,7 @@ class HtmlReport:
                 "meaning": meaning_of_point(self._ran),
             },
             "model": model_facts(self._ran),
-            "accuracy": accuracy(manifest),
+            "accuracy": accuracy(self._ran),
             "sources": sources(manifest),
         }
         yield json.dumps(about)[:-1]
