@@ -196,10 +196,11 @@ def _at_hand(judge: Judge | None) -> Bundle | None:
     """A second judge's bundle, where it is the accurate model that this user has."""
     from aivsreal.runtime.bundle.folder import ACCURATE, Bundle
 
+    if judge is None:
+        return None
     with suppress(BundleError):
-        bundle = Bundle.open(ACCURATE) if judge is not None else None
-        if judge is not None and bundle is not None and bundle.digest == judge.bundle:
-            return bundle
+        bundle = Bundle.open(ACCURATE)
+        return bundle if bundle.digest == judge.bundle else None
     return None
 
 
