@@ -57,17 +57,29 @@ def test_a_cache_is_built_once_and_anew_when_a_file_changes(tmp_path: Path, samp
 
 
 def test_a_cache_that_is_used_is_not_replaced(tmp_path: Path, samples: list[Sample]) -> None:
-    cache, _, _ = _open(tmp_path / "cache", samples)
-    same, _, told = _open(tmp_path / "cache", samples)
+    some = samples[:-1]
+    cache, _, _ = _open(tmp_path / "cache", some)
+    same, _, told = _open(tmp_path / "cache", some)
     assert told == []
     with pytest.raises(DataError, match="another training uses it with other images; give another --cache"):
-        _open(tmp_path / "cache", samples[:-1])
+        _open(tmp_path / "cache", samples)
     np.testing.assert_array_equal(cache(samples[3]), pixels_from_file(samples[3].path))
     del cache
     with pytest.raises(DataError, match="another training uses it"):
-        _open(tmp_path / "cache", samples[:-1])
+        _open(tmp_path / "cache", samples)
     del same
-    assert len(_open(tmp_path / "cache", samples[:-1])[0].places) == 19
+    assert len(_open(tmp_path / "cache", samples)[0].places) == 20
+
+
+def test_a_cache_of_more_images_serves_some_of_them(tmp_path: Path, samples: list[Sample]) -> None:
+    for index in (5, 6):
+        samples[index].path.write_bytes(b"words")
+    _open(tmp_path / "cache", samples)
+    cache, problems, told = _open(tmp_path / "cache", samples[:6])
+    assert told == []
+    assert list(cache.places) == [str(sample.path) for sample in samples[:5]]
+    assert [problem.partition(":")[0] for problem in problems] == [str(samples[5].path)]
+    np.testing.assert_array_equal(cache(samples[4]), pixels_from_file(samples[4].path))
 
 
 def test_trainings_that_start_together_build_one_cache(

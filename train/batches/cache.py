@@ -139,10 +139,12 @@ def _opened(folder: Path, stamps: Stamps, short_side: int) -> tuple[CachedPixels
     if not (folder / INDEX).is_file():
         return None
     values = _index_from_file(folder / INDEX)
-    if values["short_side"] != short_side or values["stamps"] != stamps:
+    # It may hold more: with --per-source a run takes some of the images that another run put there.
+    if values["short_side"] != short_side or not stamps.items() <= values["stamps"].items():
         return None
-    places = {name: (place[0], place[1], place[2]) for name, place in values["places"].items()}
-    return CachedPixels(folder, places), values["problems"]
+    places = {name: (place[0], place[1], place[2]) for name, place in values["places"].items() if name in stamps}
+    missing = tuple(stamps.keys() - places.keys())
+    return CachedPixels(folder, places), [problem for problem in values["problems"] if problem.startswith(missing)]
 
 
 def _built(
