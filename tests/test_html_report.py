@@ -159,10 +159,8 @@ def test_the_bounds_of_a_second_opinion_are_told(ran: Ran) -> None:
     assert "are in its bundle" in meaning_of_point(asked)[2]
     known = replace(asked, second_bundle=ran.bundle)
     point = ran.bundle.manifest.point("balanced")
-    assert (
-        f"ai from a p_ai of {point.ai_at_or_above:.3f} on, and real below {point.real_below:.3f}"
-        in (meaning_of_point(known)[2])
-    )
+    bounds = f"ai from a p_ai of {point.ai_at_or_above:.3f} on, and real below {point.real_below:.3f}"
+    assert bounds in meaning_of_point(known)[2]
 
 
 def test_the_accuracy_of_both_models_is_told(ran: Ran) -> None:

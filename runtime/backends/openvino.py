@@ -63,8 +63,6 @@ class OpenvinoBackend:
             self.has_maps = MAP in {name for one in model.outputs for name in one.get_names()}
             self._compiled = core.compile_model(model, "CPU", options)
             self._request = self._compiled.create_infer_request()
-            if folder is not None:
-                remove_oldest(folder.glob("*.blob"), _KEPT)
             outputs = {name for one in self._compiled.outputs for name in one.get_names()}
         except Exception as error:  # OpenVINO raises RuntimeError for whatever goes wrong
             raise BundleError(
@@ -77,6 +75,8 @@ class OpenvinoBackend:
                 f"{file} takes {shape} and gives {sorted(outputs)}, but its manifest prepares [batch, 3, {side}, "
                 f"{side}] and wants {LOGITS}: make the bundle again with aivsreal-export"
             )
+        if folder is not None:
+            remove_oldest(folder.glob("*.blob"), _KEPT)
         self.name = "openvino-cpu"
         self.precision = _precision(self._compiled.get_runtime_model())
 

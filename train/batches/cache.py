@@ -143,7 +143,7 @@ def _opened(folder: Path, stamps: Stamps, short_side: int) -> tuple[CachedPixels
     if values["short_side"] != short_side or not stamps.items() <= values["stamps"].items():
         return None
     places = {name: (place[0], place[1], place[2]) for name, place in values["places"].items() if name in stamps}
-    missing = tuple(stamps.keys() - places.keys())
+    missing = tuple(f"{name}:" for name in stamps.keys() - places.keys())  # with which a message begins
     return CachedPixels(folder, places), [problem for problem in values["problems"] if problem.startswith(missing)]
 
 
