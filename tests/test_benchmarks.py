@@ -130,7 +130,7 @@ def test_an_ablation_gives_the_teacher_to_those_that_ask_one(tmp_path: Path) -> 
     assert scale.options("labels") == small
     assert scale.options("student") == [*small, "--teacher", str(tmp_path / "teacher"), "--init", "clip.onnx"]
     assert ablation.TAUGHT == ["student", "student-features", "student-logits", "student-once"]
-    assert set(ablation.ALONE) == {"labels", "frequency-noise", "noise-consistency"}
+    assert set(ablation.ALONE) == {"labels", "frequency-noise", "noise-consistency", "student-alone"}
     _finished_run(tmp_path, "labels", [0.5, 0.7])
     with pytest.raises(DataError, match="levit_192 at 224 px"):
         ablation.row_from_run(tmp_path / "labels-0", tmp_path, "labels", 0, scale)

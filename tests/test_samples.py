@@ -186,7 +186,7 @@ def test_a_configuration_is_json(preset: str) -> None:
 
 BASES = {
     "frequency-noise": "labels", "noise-consistency": "labels",
-    "student-logits": "student", "student-features": "student",
+    "student-features": "student-once", "student-logits": "student-once", "student-alone": "student-once",
 }  # fmt: skip
 
 
@@ -195,6 +195,13 @@ def test_each_ablation_is_one_change_to_its_base(name: str) -> None:
     values, base = PRESETS[name].to_json(), PRESETS[BASES[name]].to_json()
     changed = {key for key in values if values[key] != base[key]} - {"preset"}
     assert len(changed) == 1
+
+
+def test_a_teacher_that_is_asked_once_sees_the_same_views_whatever_the_student_sees() -> None:
+    sides = {PRESETS[name].view_side for name in ("student-once", "student-features", "student-alone")}
+    small = replace(PRESETS["student-once"], spec=replace(PRESETS["student-once"].spec, size=96))
+    assert sides == {small.view_side} == {288}
+    assert replace(PRESETS["labels"], spec=small.spec).view_side == 123
 
 
 @pytest.mark.parametrize("change", [{"schedule": "step"}, {"epochs": 0}, {"batch_size": 1}])

@@ -127,13 +127,20 @@ class TrainConfig:
 
     @property
     def view_side(self) -> int:
-        """Short side in pixels of the views that crops are taken from: room for them around the judged square."""
-        return round(self.spec.size / self.spec.crop_fraction if self.epochs == 0 else self.spec.size * 9 / 7)
+        """Short side in pixels of the views that crops are taken from: room for them around the judged square.
+
+        A teacher that is asked once is shown them too, and tells as much to a student of smaller images.
+        """
+        if self.epochs == 0:
+            return round(self.spec.size / self.spec.crop_fraction)
+        return max(round(self.spec.size * 9 / 7), _ONCE_SIDE if self.distil.once else 0)
 
     def to_json(self) -> dict[str, object]:
         """As JSON values."""
         return {**asdict(self), "spec": self.spec.to_json()}
 
+
+_ONCE_SIDE = 288
 
 # Mean and standard deviation of CLIP's training images (Radford et al. 2021, arXiv:2103.00020).
 CLIP_SPEC = PreprocessSpec(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
@@ -190,6 +197,17 @@ _STUDENT = replace(
     schedule="constant",
     cutmix_p=0.5,
 )
+_ONCE = replace(
+    _STUDENT,
+    preset="student-once",
+    augment=replace(_LABELS.augment, crop_min=0.7),
+    distil=DistilConfig(labels=0.25, logits=0.5, features=1.0, tokens=1.0, once=True, folds=4),
+    passes=1,
+    batch_size=128,
+    schedule="cosine",
+    ema_decay=0.99,
+    cutmix_p=0.0,
+)
 
 PRESETS: dict[str, TrainConfig] = {
     # LeViT from labels alone: degradations that make sources alike, LeViT's own optimisation.
@@ -200,22 +218,11 @@ PRESETS: dict[str, TrainConfig] = {
     # LeViT taught by the accurate model, which --teacher names.
     "student": _STUDENT,
     # The same where a teacher beside the student is too slow: without a GPU.
-    "student-once": replace(
-        _STUDENT,
-        preset="student-once",
-        augment=replace(_LABELS.augment, crop_min=0.7),
-        distil=DistilConfig(labels=0.25, logits=0.5, features=1.0, tokens=1.0, once=True, folds=4),
-        passes=1,
-        batch_size=128,
-        schedule="cosine",
-        ema_decay=0.99,
-        cutmix_p=0.0,
-    ),
-    # One change each, for the table of what was tried.
-    "student-logits": replace(_STUDENT, preset="student-logits", distil=DistilConfig(labels=0.5, logits=1.0)),
-    "student-features": replace(
-        _STUDENT, preset="student-features", distil=DistilConfig(labels=0.5, logits=1.0, features=1.0)
-    ),
+    "student-once": _ONCE,
+    # What it learns less of, one after the other, for the table of what was tried.
+    "student-features": replace(_ONCE, preset="student-features", distil=replace(_ONCE.distil, tokens=0.0)),
+    "student-logits": replace(_ONCE, preset="student-logits", distil=replace(_ONCE.distil, tokens=0.0, features=0.0)),
+    "student-alone": replace(_ONCE, preset="student-alone", distil=DistilConfig(labels=1.0, once=True)),
     "frequency-noise": replace(
         _LABELS, preset="frequency-noise", augment=replace(_LABELS.augment, frequency_noise_p=0.5)
     ),
