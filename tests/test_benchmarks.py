@@ -78,7 +78,8 @@ def _finished_run(folder: Path, preset: str, aucs: list[float]) -> None:
         unseen = {"auc": value, "macro_auc": value - 0.2}
         rows.append({"epoch": epoch, "val_seen": {**unseen, "auc": value + 0.1}, "val_unseen": unseen})
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = {"preset": preset, "seed": 0, "epochs": len(aucs), "arch": "levit_192", "spec": {"size": 224}}
+    config = {"preset": preset, "seed": 0, "epochs": len(aucs), "arch": "levit_192", "per_source": 0}
+    config["spec"] = {"size": 224}
     (run / "last.json").write_text(json.dumps({"config": config, "data_digest": "-", "versions": {}}))
 
 
@@ -132,6 +133,10 @@ def test_an_ablation_gives_the_teacher_to_those_that_ask_one(tmp_path: Path) -> 
     assert ablation.TAUGHT == ["student", "student-features", "student-logits", "student-once"]
     assert set(ablation.ALONE) == {"labels", "frequency-noise", "noise-consistency", "student-alone"}
     _finished_run(tmp_path, "labels", [0.5, 0.7])
+    few = ablation.Scale(2, per_source=30)
+    assert few.options("labels") == ["--epochs", "2", "--per-source", "30"]
+    with pytest.raises(DataError, match="levit_192 at 224 px, all images of a source"):
+        ablation.row_from_run(tmp_path / "labels-0", tmp_path, "labels", 0, few)
     with pytest.raises(DataError, match="levit_192 at 224 px"):
         ablation.row_from_run(tmp_path / "labels-0", tmp_path, "labels", 0, scale)
 

@@ -38,6 +38,8 @@ class Scale:
     """Bundle or run of a ViT, for the presets that are taught."""
     encoder: str | None = None
     """File of a teacher's encoder, where it is a run."""
+    per_source: int = 0
+    """At most so many images of a source; 0 takes all."""
 
     def size_of(self, preset: str) -> int:
         """Side of the input in pixels."""
@@ -53,7 +55,8 @@ class Scale:
         arch = ["--arch", self.arch] if self.arch else []
         teacher = ["--teacher", str(self.teacher)] if self.teacher and preset in TAUGHT else []
         encoder = ["--init", self.encoder] if teacher and self.encoder else []
-        return ["--epochs", str(self.epochs), *size, *arch, *teacher, *encoder]
+        images = ["--per-source", str(self.per_source)] if self.per_source else []
+        return ["--epochs", str(self.epochs), *size, *arch, *images, *teacher, *encoder]
 
 
 def train_command(data: Path, preset: str, seed: int, scale: Scale) -> list[str]:
@@ -76,11 +79,12 @@ def row_from_run(run: Path, data: Path, preset: str, seed: int, scale: Scale) ->
     card = json.loads((run / "last.json").read_text(encoding="utf-8"))
     config = card["config"]
     found = (config["preset"], config["seed"], config["epochs"])
-    size, arch = config["spec"]["size"], config["arch"]
-    if found != (preset, seed, scale.epochs) or size != scale.size_of(preset) or arch != scale.arch_of(preset):
+    size, arch, images = config["spec"]["size"], config["arch"], config["per_source"]
+    wanted = (scale.size_of(preset), scale.arch_of(preset), scale.per_source)
+    if found != (preset, seed, scale.epochs) or (size, arch, images) != wanted:
         raise DataError(
-            f"{run} is of preset {found[0]}, seed {found[1]}, {found[2]} epochs, {arch} at {size} px; "
-            "give another --runs"
+            f"{run} is of preset {found[0]}, seed {found[1]}, {found[2]} epochs, {arch} at {size} px, "
+            f"{images or 'all'} images of a source; give another --runs"
         )
     history = epochs_done(run)
     best = max(history, key=mean_auc)
@@ -145,16 +149,18 @@ def _rounded(row: Row) -> Row:
 @click.option("--epochs", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--size", type=click.IntRange(32), help="Input size in pixels.  [default: each preset's]")
 @click.option("--arch", help="timm name of the LeViT.  [default: each preset's]")
+@click.option("--per-source", type=click.IntRange(0), default=0, help="At most so many images of a source.")
 @click.option("--workers", type=click.IntRange(0), default=2, show_default=True, help="Threads that load images.")
 @click.option("--reference", type=click.Choice(sorted(PRESETS)), default="labels", show_default=True)
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps the images decoded between runs.")
 @click.option("--finished", is_flag=True, help="Train nothing: rows of the runs that are there.")
 def main(
     data: Path, runs: Path, presets: Sequence[str], teacher: Path | None, encoder: str | None, seeds: Sequence[int],
-    epochs: int, size: int | None, arch: str | None, workers: int, reference: str, cache: Path | None, finished: bool,
+    epochs: int, size: int | None, arch: str | None, per_source: int, workers: int, reference: str,
+    cache: Path | None, finished: bool,
 ) -> None:  # fmt: skip
     """Train presets on DATA and print one JSON line for each."""
-    scale = Scale(epochs, size, arch, teacher, encoder)
+    scale = Scale(epochs, size, arch, teacher, encoder, per_source)
     rows = []
     for seed in seeds:
         for preset in presets or [*ALONE, *(TAUGHT if teacher else [])]:
