@@ -1,4 +1,4 @@
-"""The cache of decoded images: exact, built once, built anew when a file changes, never over something else."""
+"""The cache of decoded images: exact, decoded once, growing with the data, never over something else."""
 
 from __future__ import annotations
 
@@ -44,31 +44,67 @@ def test_the_pixels_are_those_of_the_files(tmp_path: Path, samples: list[Sample]
         np.testing.assert_array_equal(cache(sample), pixels_from_file(sample.path))
 
 
-def test_a_cache_is_built_once_and_anew_when_a_file_changes(tmp_path: Path, samples: list[Sample]) -> None:
+def test_an_image_is_decoded_once_and_again_when_its_file_changes(tmp_path: Path, samples: list[Sample]) -> None:
     _open(tmp_path / "cache", samples)
     assert _open(tmp_path / "cache", samples)[2] == []
     write_image(samples[3].path, 99, size=(41, 30))
     os.utime(samples[3].path, (1, 1))
     cache, _, told = _open(tmp_path / "cache", samples)
-    assert "built anew" in told[0]
-    np.testing.assert_array_equal(cache(samples[3]), pixels_from_file(samples[3].path))
+    assert [text.partition(": ")[2].partition(",")[0] for text in told] == ["1 images added"]
+    for sample in samples:
+        np.testing.assert_array_equal(cache(sample), pixels_from_file(sample.path))
     del cache
     assert "built anew" in _open(tmp_path / "cache", samples, short_side=16)[2][0]
 
 
-def test_a_cache_that_is_used_is_not_replaced(tmp_path: Path, samples: list[Sample]) -> None:
-    some = samples[:-1]
-    cache, _, _ = _open(tmp_path / "cache", some)
-    same, _, told = _open(tmp_path / "cache", some)
+def test_a_cache_grows_under_those_who_use_it(tmp_path: Path, samples: list[Sample]) -> None:
+    cache, _, _ = _open(tmp_path / "cache", samples[:-2])
+    before_HWC = cache(samples[3])
+    write_image(samples[3].path, 99, size=(41, 30))
+    more, _, told = _open(tmp_path / "cache", samples)
+    assert [text.partition(": ")[2].partition(",")[0] for text in told] == ["3 images added"]
+    np.testing.assert_array_equal(cache(samples[3]), before_HWC)
+    assert samples[-1] not in cache
+    for sample in samples:
+        np.testing.assert_array_equal(more(sample), pixels_from_file(sample.path))
+    with pytest.raises(DataError, match="another training uses it with views of another size; give another --cache"):
+        _open(tmp_path / "cache", samples, short_side=16)
+    del cache, more
+    assert len(_open(tmp_path / "cache", samples, short_side=16)[0].places) == 20
+
+
+def test_a_cache_knows_its_images_from_any_folder(
+    tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _open(tmp_path / "cache", samples)
+    monkeypatch.chdir(tmp_path / "images")
+    near = [Sample(Path(sample.path.name), "real", "train", "made") for sample in samples]
+    cache, _, told = _open(tmp_path / "cache", near)
     assert told == []
-    with pytest.raises(DataError, match="another training uses it with other images; give another --cache"):
-        _open(tmp_path / "cache", samples)
-    np.testing.assert_array_equal(cache(samples[3]), pixels_from_file(samples[3].path))
-    del cache
-    with pytest.raises(DataError, match="another training uses it"):
-        _open(tmp_path / "cache", samples)
-    del same
-    assert len(_open(tmp_path / "cache", samples)[0].places) == 20
+    np.testing.assert_array_equal(cache(near[4]), pixels_from_file(samples[4].path))
+
+
+def test_a_build_that_is_stopped_goes_on(
+    tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = cache_module.decoded
+
+    def stopped(*arguments: Any) -> Any:
+        for number, pair in enumerate(decoded(*arguments)):
+            if number == 7:
+                raise KeyboardInterrupt
+            yield pair
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "decoded", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            _open(tmp_path / "cache", samples)
+    with (tmp_path / "cache" / "pixels.bin").open("ab") as file:
+        file.write(b"of one that was killed")
+    cache, _, told = _open(tmp_path / "cache", samples)
+    assert told[0].partition(": ")[2].startswith("13 images added")
+    for sample in samples:
+        np.testing.assert_array_equal(cache(sample), pixels_from_file(sample.path))
 
 
 def test_a_cache_of_more_images_serves_some_of_them(tmp_path: Path, samples: list[Sample]) -> None:
@@ -86,20 +122,20 @@ def test_trainings_that_start_together_build_one_cache(
     tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     building, waiting = Event(), Event()
-    write_pixels = cache_module._write_pixels
+    add = cache_module._add
     told: list[str] = []
 
     def slow(*arguments: Any) -> Any:
         building.set()
         assert waiting.wait(60)
-        return write_pixels(*arguments)
+        return add(*arguments)
 
     def tell(text: str) -> None:
         told.append(text)
         if text.endswith("waiting"):
             waiting.set()
 
-    monkeypatch.setattr(cache_module, "_write_pixels", slow)
+    monkeypatch.setattr(cache_module, "_add", slow)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(cached_pixels, tmp_path / "cache", samples, 30, 1, tell)
         assert building.wait(60)
@@ -124,7 +160,7 @@ def test_a_broken_image_is_told_each_time_and_left_out(tmp_path: Path, samples: 
         cache, problems, _ = _open(tmp_path / "cache", samples)
         assert len(problems) == 1
         assert str(samples[5].path) in problems[0]
-        assert str(samples[5].path) not in cache.places
+        assert samples[5] not in cache
     np.testing.assert_array_equal(cache(samples[6]), pixels_from_file(samples[6].path))
 
 

@@ -12,6 +12,7 @@ from aivsreal.runtime.networks.mapped import logits_from_output
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.train.config import DistilConfig
 from aivsreal.train.fit.distil import Learner, Lesson, Lessons, Teacher, distillation_loss
+from aivsreal.train.fit.features import Features
 
 ALL = DistilConfig(labels=0.5, logits=1.0, features=1.0, tokens=0.5, components=8)
 
@@ -83,15 +84,16 @@ def test_lessons_from_kept_features_are_those_of_the_teacher_itself() -> None:
     network = pocket_vit()
     raw_NF = torch.cat([network.raw_features(batch_BCHW)[0] for batch_BCHW in batches]).numpy()
     teacher = Teacher(network, PreprocessSpec(SIZE), DistilConfig(components=8))
-    lessons = Lessons(teacher, raw_NF.astype(np.float16))
+    kept = Features(raw_NF.astype(np.float16)[::-1], np.arange(len(raw_NF))[::-1])  # rows in another order
+    lessons = Lessons(teacher, kept)
     whole_23, plain_2 = torch.tensor([[0.0, 0.0, 1.0]] * 2), torch.tensor([False] * 2)
-    kept = lessons.of(torch.tensor([17, 3]), whole_23, plain_2)
-    assert kept.tokens == ()
+    found = lessons.of(torch.tensor([17, 3]), whole_23, plain_2)
+    assert found.tokens == ()
     asked = teacher(torch.stack([batches[2][1], batches[0][3]]))
-    torch.testing.assert_close(kept.soft_B, asked.soft_B, atol=1e-3, rtol=0)
-    torch.testing.assert_close(kept.components_BC, asked.components_BC, atol=5e-3, rtol=0)
+    torch.testing.assert_close(found.soft_B, asked.soft_B, atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.components_BC, asked.components_BC, atol=5e-3, rtol=0)
     again = Teacher(network, PreprocessSpec(SIZE), DistilConfig(components=8))
-    Lessons(again, raw_NF.astype(np.float16))
+    Lessons(again, kept)
     assert torch.equal(again.basis_FC, teacher.basis_FC), "a student that is resumed finds the components it had"
 
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-from pocket_vit import SIZE, pocket_vit
+from pocket_vit import pocket_vit
 
 from aivsreal.runtime.networks.vit import ProbedVit
 from aivsreal.train.evaluate.metrics import auc
-from aivsreal.train.fit.probe import PATCHES, HeadConfig, fit_head, judged_by_others, kept_features
+from aivsreal.train.fit.probe import PATCHES, HeadConfig, fit_head, judged_by_others
 
 
 @pytest.fixture
@@ -37,41 +33,6 @@ def _auc_of(network: ProbedVit, features_NF: torch.Tensor, target_N: torch.Tenso
     with torch.no_grad():
         logits_N1 = network.judged((features_NF - network.shift) / network.scale)
     return auc(target_N.numpy().astype(np.int64), logits_N1[:, 0].double().numpy())
-
-
-def test_features_are_kept_and_a_stopped_run_goes_on(
-    network: ProbedVit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    batches = torch.randn(12, 3, SIZE, SIZE).split(4)
-    file = tmp_path / "features-0.npy"
-    monkeypatch.setattr("time.monotonic", iter(range(0, 10_000, 100)).__next__)  # each batch takes longer than a minute
-    told: list[str] = []
-    asked: list[int] = []
-
-    def kept(stop_at: int = 99) -> np.ndarray[Any, np.dtype[np.float16]]:
-        def batches_from(first: int) -> Iterator[torch.Tensor]:
-            for start in range(first, 12, 4):
-                if start == stop_at:
-                    raise KeyboardInterrupt
-                asked.append(start)
-                yield batches[start // 4]
-
-        return kept_features(
-            lambda batch_BCHW: network.raw_features(batch_BCHW)[0], batches_from, 12, file, told.append
-        )
-
-    with pytest.raises(KeyboardInterrupt):
-        kept(stop_at=8)
-    assert not file.exists()
-    features_NF = kept()
-    assert asked == [0, 4, 8]
-    with torch.no_grad():
-        wanted_NF = torch.cat([network.raw_features(batch_BCHW)[0] for batch_BCHW in batches])
-    np.testing.assert_allclose(features_NF, wanted_NF.numpy(), atol=5e-3, rtol=2e-3)
-    assert [path.name for path in tmp_path.iterdir()] == [file.name]
-    np.testing.assert_array_equal(kept(), features_NF)
-    assert asked == [0, 4, 8]
-    assert told[0].startswith("the encoder is shown 12 images")
 
 
 QUICK = HeadConfig(steps=150, batch_size=64, lr=2e-3)

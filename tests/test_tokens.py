@@ -38,9 +38,8 @@ def test_what_is_said_of_a_crop_is_what_lies_under_it(share: float) -> None:
     samples = [Sample(__file__, ("real", "ai")[index % 2], "train", "made") for index in range(16)]  # type: ignore[arg-type]
     at = {id(sample): views[index % 4] for index, sample in enumerate(samples)}
     batches = TrainBatches(samples, config, lambda sample: at[id(sample)], Machine(workers=1))
-    plain_NCHW = torch.cat(
-        [crops.permute(0, 3, 1, 2).float() for crops_B, *_ in batches.plain(config.spec) for crops in crops_B]
-    )
+    plain = batches.plain(config.spec, np.arange(len(samples)))
+    plain_NCHW = torch.cat([crops.permute(0, 3, 1, 2).float() for crops_B, *_ in plain for crops in crops_B])
     said_NKHW = adaptive_avg_pool2d(plain_NCHW, GRID)[:, :2]
     known, mirrored_ones, beyond = 0, 0, 0
     for number, (crops, window_B3, _, index_B) in enumerate(batches.epoch(0)):

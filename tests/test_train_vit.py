@@ -122,7 +122,7 @@ def test_the_accurate_model_is_a_head_and_its_features_are_kept_beside_the_views
         result = _train(tiny_data, "-o", tmp_path / name, "--init", encoder, *accurate)
         assert result.exit_code == 0, result.output
         assert ("the encoder is shown 32 images" in result.stderr) == (name == "one")
-    assert len(list((tmp_path / "cache").glob("features-*.npy"))) == 1
+    assert len(list((tmp_path / "cache").glob("features-*.bin"))) == 1
     (row,) = _rows(tmp_path / "one")
     assert (row["epoch"], row["lr"]) == (0, 0.0)
     one, other = (load_file(tmp_path / name / "best.safetensors") for name in ("one", "two"))
@@ -157,7 +157,7 @@ def test_a_student_is_taught_with_unlabelled_images_too(
     assert card["config"]["teacher"] == card["started_from"]["teacher"] == digest
     assert card["data_counts"]["train/unlabelled"] == {"more": 5}
     assert card["data_counts"]["train/real"] == {"real": 16}
-    assert len(list(run.glob("features-*.npy"))) == bool(arguments)
+    assert len(list(run.glob("features-*.bin"))) == bool(arguments)
     (row,) = _rows(run)
     assert 0 < row["train"]["loss"] < 20
     assert 0 < row["train"]["accuracy"] <= 1

@@ -137,7 +137,7 @@ def _opened(
         return samples, FilePixels(view_side), problems
     with machine.ranks.first_before_others():
         views, problems = cached_pixels(cache, found, view_side, max(2, machine.workers), tell)
-    return [sample for sample in found if str(sample.path) in views.places], views, problems
+    return [sample for sample in found if sample in views], views, problems
 
 
 def _divided(samples: Sequence[Sample], pixels_of: PixelsOf, choose_on: Sequence[str]) -> Data:

@@ -11,6 +11,7 @@ import json
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,9 +24,10 @@ from aivsreal.runtime.pixels.images import pixels_from_file
 from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.train.samples import Sample, decoded
 
-Stamps = dict[str, list[int]]  # size and time of each image by its path
+Stamps = dict[str, list[int]]  # size and time of each image by its name
+Place = tuple[int, int, int]  # the first byte of a view, its height and width
 
-FORMAT = 2
+FORMAT = 3
 MAX_ASPECT = 1.5  # of a view: what lies further out is in no crop that the runtime judges
 FEATURES = "features-"  # begins the names of files with what an encoder says of the images; they lie beside the pixels
 PIXELS, INDEX, INDEX_PART = "pixels.bin", "index.json", "index.json.part"
@@ -51,20 +53,24 @@ class FilePixels:
 class CachedPixels:
     """Reads a sample's pixels from a cache folder of `cached_pixels`."""
 
-    def __init__(self, folder: Path, places: dict[str, tuple[int, int, int]]) -> None:
+    def __init__(self, folder: Path, places: dict[str, Place]) -> None:
         self.folder, self.places = folder, places
         self._bytes: np.memmap[Any, np.dtype[np.uint8]] | None = None
 
-    def mapped(self) -> np.memmap[Any, np.dtype[np.uint8]]:
-        """All pixels as one array, which may be written to without a change of the file."""
-        return np.memmap(self.folder / PIXELS, np.uint8, "c")
+    def __contains__(self, sample: Sample) -> bool:
+        return name_of(sample) in self.places
 
     def __call__(self, sample: Sample) -> PixelsHWC:
         """`pixels_HWC`, uint8, a read-only view of the file."""
         if self._bytes is None:
             self._bytes = np.memmap(self.folder / PIXELS, np.uint8, "r")
-        start, height, width = self.places[str(sample.path)]
+        start, height, width = self.places[name_of(sample)]
         return np.asarray(self._bytes[start : start + height * width * 3]).reshape(height, width, 3)
+
+
+def name_of(sample: Sample) -> str:
+    """What an image is called in a cache: the same from wherever a training is started."""
+    return os.path.abspath(sample.path)
 
 
 def reduced(pixels_HWC: PixelsHWC, short_side: int) -> PixelsHWC:
@@ -82,16 +88,16 @@ def reduced(pixels_HWC: PixelsHWC, short_side: int) -> PixelsHWC:
 def cached_pixels(
     folder: Path, samples: Sequence[Sample], short_side: int, workers: int, tell: Callable[[str], None]
 ) -> tuple[CachedPixels, list[str]]:
-    """Open the cache of these samples, or build it where there is none or a file has changed since.
+    """Open the cache, and add to it the views of samples that it lacks or whose file has changed since.
 
-    The index is written last: a half-written cache is built anew. Trainings may share a cache: one builds it and the
-    others wait.
+    Trainings may share a cache: one adds to it and the others wait. Views are never moved, so that those who train from
+    it meanwhile are not disturbed.
 
     Returns:
         The cache, and a message for each sample that cannot be read and so is not in it.
 
     Raises:
-        DataError: the folder cannot be written, holds something else, or another training uses it with other images.
+        DataError: the folder cannot be written, holds something else, or another training uses it with other views.
     """
     try:
         _check_that_it_is_a_cache(folder)
@@ -102,20 +108,31 @@ def cached_pixels(
                 locked(build, fcntl.LOCK_EX)
             use = _lock_file(folder / USE_LOCK)
             try:
-                found = _opened(folder, _stamps(samples), short_side)
-                if found is None:
-                    if not locked(use, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                        raise DataError(f"{folder}: another training uses it with other images; give another --cache")
-                    found = _built(folder, samples, short_side, workers, tell)
+                index = _index_of(folder, short_side, use, tell)
+                stamps = {name_of(sample): _stamp(sample.path) for sample in samples}  # before they are read
+                missing = {name_of(sample): sample for sample in samples}
+                missing = {name: one for name, one in missing.items() if index.stamps.get(name) != stamps[name]}
+                if missing:
+                    _add(folder, index, list(missing.values()), stamps, workers, tell)
                 locked(use, fcntl.LOCK_SH)
             except BaseException:
                 use.close()
                 raise
-            cache, problems = found
+            cache = CachedPixels(folder, {name: index.places[name] for name in stamps if name in index.places})
             weakref.finalize(cache, use.close)  # the lock lasts as long as the cache that was opened
-            return cache, problems
+            return cache, [index.problems[name] for name in stamps if name in index.problems]
     except OSError as error:
         raise DataError(f"{error.filename or folder}: {error.strerror or error}; give another --cache") from None
+
+
+@dataclass(slots=True)
+class _Index:
+    """What a cache holds; a problem is the message of an image that has no place."""
+
+    short_side: int
+    stamps: Stamps = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
 
 
 def _check_that_it_is_a_cache(folder: Path) -> None:
@@ -135,46 +152,55 @@ def _lock_file(path: Path) -> IO[str]:
     return open(path, opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))
 
 
-def _opened(folder: Path, stamps: Stamps, short_side: int) -> tuple[CachedPixels, list[str]] | None:
-    if not (folder / INDEX).is_file():
-        return None
-    values = _index_from_file(folder / INDEX)
-    # It may hold more: with --per-source a run takes some of the images that another run put there.
-    if values["short_side"] != short_side or not stamps.items() <= values["stamps"].items():
-        return None
-    places = {name: (place[0], place[1], place[2]) for name, place in values["places"].items() if name in stamps}
-    missing = tuple(f"{name}:" for name in stamps.keys() - places.keys())  # with which a message begins
-    return CachedPixels(folder, places), [problem for problem in values["problems"] if problem.startswith(missing)]
+def _index_of(folder: Path, short_side: int, use: IO[str], tell: Callable[[str], None]) -> _Index:
+    """Of the cache as it is; of views of another size nothing is of use."""
+    file = folder / INDEX
+    if file.is_file():
+        index = _index_from_file(file)
+        if index.short_side == short_side:
+            return index
+    if not locked(use, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        raise DataError(f"{folder}: another training uses it with views of another size; give another --cache")
+    if file.is_file():
+        tell(f"{folder}: of views of another size; it is built anew")
+        file.unlink()
+    return _Index(short_side)
 
 
-def _built(
-    folder: Path, samples: Sequence[Sample], short_side: int, workers: int, tell: Callable[[str], None]
-) -> tuple[CachedPixels, list[str]]:
-    index, part = folder / INDEX, folder / INDEX_PART
-    if index.is_file():
-        tell(f"{folder}: of other images; it is built anew")
-        index.unlink()
-    stamps = _stamps(samples)  # before they are read: one that changes meanwhile is seen the next time
-    places, problems, size = _write_pixels(folder / PIXELS, samples, short_side, workers)
-    values = {"format": FORMAT, "short_side": short_side, "stamps": stamps, "places": places, "problems": problems}
-    part.write_text(json.dumps(values), encoding="utf-8")
-    os.replace(part, index)
-    tell(f"{folder}: {len(places)} images, {size / 2**20:.0f} MiB")
-    return CachedPixels(folder, places), problems
-
-
-def _index_from_file(index: Path) -> dict[str, Any]:
+def _add(
+    folder: Path, index: _Index, samples: Sequence[Sample], stamps: Stamps, workers: int, tell: Callable[[str], None]
+) -> None:
+    end = max((start + height * width * 3 for start, height, width in index.places.values()), default=0)
     try:
-        values: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
-        if values["format"] != FORMAT or not {"short_side", "stamps", "places", "problems"} <= values.keys():
+        with open(folder / PIXELS, "ab") as file:
+            file.truncate(end)  # what lies behind was added by one that was killed
+            for sample, pixels_HWC in decoded(samples, FilePixels(index.short_side), workers):
+                name = name_of(sample)
+                index.stamps[name] = stamps[name]  # one that changes meanwhile is seen the next time
+                for old in (index.places, index.problems):
+                    old.pop(name, None)
+                if isinstance(pixels_HWC, ImageError):
+                    index.problems[name] = str(pixels_HWC)
+                    continue
+                file.write(pixels_HWC.tobytes())
+                index.places[name] = (end, pixels_HWC.shape[0], pixels_HWC.shape[1])
+                end += pixels_HWC.size
+    finally:  # one that is stopped keeps what it has
+        (folder / INDEX_PART).write_text(json.dumps({"format": FORMAT, **asdict(index)}), encoding="utf-8")
+        os.replace(folder / INDEX_PART, folder / INDEX)
+    tell(f"{folder}: {len(samples)} images added, {end / 2**20:.0f} MiB")
+
+
+def _index_from_file(file: Path) -> _Index:
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if values.pop("format") != FORMAT:
             raise ValueError
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{index}: not an index that this version wrote; give another folder with --cache") from None
-    return values
-
-
-def _stamps(samples: Sequence[Sample]) -> Stamps:
-    return {str(sample.path): _stamp(sample.path) for sample in samples}
+        index = _Index(**values)
+        index.places = {name: (start, height, width) for name, (start, height, width) in index.places.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{file}: not an index that this version wrote; give another folder with --cache") from None
+    return index
 
 
 def _stamp(path: Path) -> list[int]:
@@ -183,20 +209,3 @@ def _stamp(path: Path) -> list[int]:
     except OSError:
         return [0, 0]  # a missing file is a problem of its image, told when it is decoded
     return [status.st_size, status.st_mtime_ns]
-
-
-def _write_pixels(
-    path: Path, samples: Sequence[Sample], short_side: int, workers: int
-) -> tuple[dict[str, tuple[int, int, int]], list[str], int]:
-    places: dict[str, tuple[int, int, int]] = {}
-    problems = []
-    start = 0
-    with path.open("wb") as file:
-        for sample, pixels_HWC in decoded(samples, FilePixels(short_side), workers):
-            if isinstance(pixels_HWC, ImageError):
-                problems.append(str(pixels_HWC))
-                continue
-            file.write(pixels_HWC.tobytes())
-            places[str(sample.path)] = (start, pixels_HWC.shape[0], pixels_HWC.shape[1])
-            start += pixels_HWC.size
-    return places, problems, start

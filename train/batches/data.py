@@ -111,12 +111,11 @@ class TrainBatches:
         mine_N = rng.permutation(np.minimum(drawn_N, count - 1))[self.ranks.rank :: self.ranks.world]
         return mine_N[: count // self.ranks.world]
 
-    def plain(self, spec: PreprocessSpec, first: int = 0) -> Iterator[Batch]:
-        """Each image from `first` on once, in order, cut as the runtime cuts it for a network of that spec."""
+    def plain(self, spec: PreprocessSpec, index_N: Ints) -> Iterator[Batch]:
+        """These images once, in order, cut as the runtime cuts them for a network of that spec."""
         side = round(spec.crop_fraction * self.config.view_side)
-        every_N = np.arange(len(self.samples))
-        starts = range(first, len(self.samples), self.size)
-        yield from self._made([[Crops(every_N[start : start + self.size], side)] for start in starts])
+        starts = range(0, len(index_N), self.size)
+        yield from self._made([[Crops(index_N[start : start + self.size], side)] for start in starts])
 
     def _made(self, plans: Sequence[list[Crops]]) -> Iterator[Batch]:
         if self.resident is not None:
@@ -172,9 +171,13 @@ class ResidentViews:
     """
 
     def __init__(self, cache: CachedPixels, samples: Sequence[Sample], device: torch.device) -> None:
-        self.pixels = torch.from_numpy(cache.mapped()).to(device)
-        places = [cache.places[str(sample.path)] for sample in samples]
-        self.start_N, self.height_N, self.width_N = np.array(places, dtype=np.int64).T
+        sides_N2 = np.array([cache(sample).shape[:2] for sample in samples], dtype=np.int64)
+        self.height_N, self.width_N = sides_N2.T
+        size_N = 3 * self.height_N * self.width_N
+        self.start_N = np.cumsum(size_N) - size_N
+        self.pixels = torch.empty(int(size_N.sum()), dtype=torch.uint8, device=device)
+        for sample, start, size in zip(samples, self.start_N, size_N, strict=True):
+            self.pixels[start : start + size] = torch.from_numpy(cache(sample).flatten())
 
     def cut(self, crops: Crops) -> tuple[torch.Tensor, torch.Tensor]:
         """`crops_BHWC`, uint8, on the GPU, and their `window_B3`."""

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
@@ -24,10 +23,12 @@ from aivsreal.runtime.networks.mapped import logits_from_output
 from aivsreal.runtime.networks.vit import ProbedVit
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.train.batches.augment import PLAIN, augmented, batch_from_levels, resized
+from aivsreal.train.batches.cache import FEATURES
 from aivsreal.train.batches.data import TrainBatches
 from aivsreal.train.batches.machine import Machine
 from aivsreal.train.config import DistilConfig
-from aivsreal.train.fit.probe import features_file, judged_by_others, plain_features
+from aivsreal.train.fit.features import Features, features_digest, plain_features
+from aivsreal.train.fit.probe import judged_by_others
 from aivsreal.train.fit.tokens import TokenBasis, grids_of, principal_components, taught_tokens, under
 
 FITTED_ON = 4096  # images that the components and the tokens' moments are taken of
@@ -120,16 +121,16 @@ class Lessons:
 
     Args:
         teacher: gets its components of them.
-        kept_NF: as of `plain_features`.
+        kept: as of `plain_features`.
     """
 
-    def __init__(self, teacher: Teacher, kept_NF: npt.NDArray[np.float16]) -> None:
-        self.teacher, self.kept_NF = teacher, kept_NF
+    def __init__(self, teacher: Teacher, kept: Features) -> None:
+        self.teacher, self.kept = teacher, kept
         self.width = teacher.network.shift.numel()
-        teacher.fit_components(self._standardised(kept_NF[:: -(-len(kept_NF) // FITTED_ON)]))
+        teacher.fit_components(self._standardised(slice(None, None, -(-len(kept) // FITTED_ON))))
         with torch.no_grad():
-            starts = range(0, len(kept_NF), 512)
-            said = [teacher.lesson(self._standardised(kept_NF[start : start + 512])) for start in starts]
+            starts = range(0, len(kept), 512)
+            said = [teacher.lesson(self._standardised(slice(start, start + 512))) for start in starts]
         self.soft_N = torch.cat([lesson.soft_B for lesson in said])
         self.components_NC = torch.cat([lesson.components_BC for lesson in said])
 
@@ -137,7 +138,7 @@ class Lessons:
         """Let heads judge that have seen nothing of an image's source, in the teacher's place."""
         config = batches.config
         sources = [f"{sample.label}/{sample.source}" for sample in batches.samples]
-        x_NF = self._standardised(self.kept_NF)
+        x_NF = self._standardised(slice(None))
         known = batches.known(self.soft_N.device)
         logit_N = judged_by_others(x_NF, *known, sources, config.distil.folds, config.seed)
         self.soft_N = (logit_N / self.teacher.heat).sigmoid()
@@ -146,17 +147,17 @@ class Lessons:
         """Of images of which a window is seen, mirrored or not."""
         tokens: tuple[torch.Tensor, ...] = ()
         device, share = self.soft_N.device, self.teacher.spec.crop_fraction
-        if self.kept_NF.shape[1] > self.width:
-            rows_BN = self.kept_NF[index_B.numpy(), self.width :]
+        if self.kept.rows_MF.shape[1] > self.width:
+            rows_BN = self.kept.of(index_B.numpy(), slice(self.width, None))
             grids = grids_of(rows_BN, self.teacher.network.resolution).to(device).unbind(1)
             window_B3, flip_B = window_B3.to(device), flip_B.to(device)
             tokens = tuple(under(x_BKHW, window_B3, flip_B, share) for x_BKHW in grids)
         index_B = index_B.to(device)
         return Lesson(self.soft_N[index_B], self.components_NC[index_B], tokens)
 
-    def _standardised(self, rows_BF: npt.NDArray[np.float16]) -> torch.Tensor:
+    def _standardised(self, which: slice) -> torch.Tensor:
         network = self.teacher.network
-        raw_BF = torch.from_numpy(rows_BF[:, : self.width].astype(np.float32)).to(network.shift.device)
+        raw_BF = torch.from_numpy(self.kept.of(which, slice(self.width)).astype(np.float32)).to(network.shift.device)
         return (raw_BF - network.shift) / network.scale
 
 
@@ -174,8 +175,8 @@ def prepared(
         basis = None
         if config.distil.tokens:
             basis = _kept_basis(teacher, batches, machine, folder, shown(TOKENS_OF))
-        kept_NF = plain_features(teacher.network, teacher.spec, batches, machine, folder, tell=tell, basis=basis)
-        lessons = Lessons(teacher, kept_NF)
+        kept = plain_features(teacher.network, teacher.spec, batches, machine, folder, tell=tell, basis=basis)
+        lessons = Lessons(teacher, kept)
         if config.distil.folds:
             lessons.ask_others(batches)
         return lessons
@@ -194,7 +195,8 @@ def _kept_basis(
 ) -> TokenBasis:
     """Of the patch tokens of some images, in a file: found anew, a component may have the other sign."""
     components = teacher.token_width
-    file = features_file(teacher.network, teacher.spec, batches, folder, f"-basis{components}").with_suffix(".npz")
+    digest = features_digest(teacher.network, teacher.spec, batches.config.view_side)
+    file = folder / f"{FEATURES}{digest}-basis{components}.npz"
     with machine.ranks.first_before_others():
         if not file.is_file():
             with torch.inference_mode(), machine.autocast():

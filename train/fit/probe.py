@@ -6,26 +6,18 @@ token's feature; H hidden unit.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, dropout
 
 from aivsreal.runtime.networks.vit import HEADS, HIDDEN, ProbedVit, quick_gelu
-from aivsreal.runtime.networks.vit_weights import LOW_RANK
-from aivsreal.runtime.spec import PreprocessSpec
-from aivsreal.train.batches.augment import PLAIN, augmented, batch_from_levels
-from aivsreal.train.batches.cache import FEATURES
 from aivsreal.train.batches.data import TrainBatches
 from aivsreal.train.batches.machine import Machine
-from aivsreal.train.fit.tokens import TokenBasis, taught_tokens
+from aivsreal.train.fit.features import plain_features
 
 PATCHES = 0.25
 """What a standardised mean of patches counts beside a class token: at 1 the AUC on unseen sources fell from 0.929 to
@@ -55,96 +47,9 @@ def begin_with_head(
 ) -> None:
     """Fit the head over the encoder as it comes, to plain views; an image counts as often as it would be drawn."""
     config = batches.config
-    features_NF = plain_features(network, config.spec, batches, machine, folder, tell=tell)
-    values_NF = torch.from_numpy(features_NF.astype(np.float32)).to(machine.device)
+    features = plain_features(network, config.spec, batches, machine, folder, tell=tell)
+    values_NF = torch.from_numpy(features.of(slice(None)).astype(np.float32)).to(machine.device)
     fit_head(network, values_NF, *batches.known(machine.device), config.seed)
-
-
-def plain_features(
-    network: ProbedVit, spec: PreprocessSpec, batches: TrainBatches, machine: Machine, folder: Path, *,
-    tell: Callable[[str], None], basis: TokenBasis | None = None,
-) -> npt.NDArray[np.float16]:  # fmt: skip
-    """Raw features of every image's plain view by a ViT as it is, from the folder's file where there is one.
-
-    Its low-rank changes are not in the file's name: there are none yet when a head is begun with.
-
-    Args:
-        network: the ViT.
-        spec: how it wants its pixels.
-        batches: of the images.
-        machine: where it is computed.
-        folder: keeps the file.
-        tell: takes a line a minute.
-        basis: what it keeps of the patch tokens follows the features in a row.
-    """
-    file = features_file(network, spec, batches, folder, "" if basis is None else f"-tokens{basis.offset_2K.shape[1]}")
-
-    def batches_from(first: int) -> Iterator[torch.Tensor]:
-        for crops, *_ in batches.plain(spec, first):
-            yield batch_from_levels(augmented(crops, spec.size, PLAIN, (0,), machine.device), spec)
-
-    def rows_of(batch_BCHW: torch.Tensor) -> torch.Tensor:
-        features_BF, tokens = network.raw_features(batch_BCHW)
-        return features_BF if basis is None else torch.cat([features_BF, basis.kept(taught_tokens(tokens))], dim=1)
-
-    network.eval()
-    with machine.ranks.first_before_others(), machine.autocast():
-        return kept_features(rows_of, batches_from, len(batches.samples), file, tell)
-
-
-def features_file(
-    network: ProbedVit, spec: PreprocessSpec, batches: TrainBatches, folder: Path, suffix: str = ""
-) -> Path:
-    """The `.npy` that is named after all that features of the images depend on."""
-    stamps = ((str(sample.path), sample.path.stat().st_size) for sample in batches.samples)
-    sha = hashlib.sha256(json.dumps([spec.to_json(), batches.config.view_side, *stamps]).encode())
-    for name, value in sorted(network.encoder.state_dict().items()):
-        if not name.endswith(LOW_RANK):
-            sha.update(value.cpu().numpy().tobytes())
-    return folder / f"{FEATURES}{sha.hexdigest()[:16]}{suffix}.npy"
-
-
-def kept_features(
-    rows_of: Callable[[torch.Tensor], torch.Tensor],
-    batches_from: Callable[[int], Iterable[torch.Tensor]],
-    count: int,
-    file: Path,
-    tell: Callable[[str], None],
-) -> npt.NDArray[np.float16]:
-    """Rows `[N, F]` of many images, kept in a file: a run that was stopped goes on where it was.
-
-    Args:
-        rows_of: `[B, F]` of a normalised batch.
-        batches_from: normalised batches from an image on.
-        count: N.
-        file: a `.npy` that is named after all that the rows depend on.
-        tell: takes a line a minute.
-    """
-    part, progress = file.with_suffix(".part.npy"), file.with_suffix(".part.json")
-    if not file.is_file():
-        done = int(json.loads(progress.read_text(encoding="utf-8"))) if progress.is_file() and part.is_file() else 0
-        if not done:
-            tell(f"the encoder is shown {count} images; what it says is kept in {file}")
-        kept_NF = np.lib.format.open_memmap(part, "r+") if done else None
-        last = time.monotonic()
-        with torch.inference_mode():
-            for batch_BCHW in batches_from(done):
-                rows_BF = rows_of(batch_BCHW).cpu().numpy()
-                if kept_NF is None:
-                    kept_NF = np.lib.format.open_memmap(part, "w+", np.float16, (count, rows_BF.shape[1]))
-                kept_NF[done : done + len(rows_BF)] = rows_BF
-                done += len(rows_BF)
-                if time.monotonic() - last > 60:
-                    last = time.monotonic()
-                    kept_NF.flush()
-                    progress.write_text(json.dumps(done), encoding="utf-8")
-                    tell(f"the encoder has seen {done} of {count} images")
-        if kept_NF is not None:
-            kept_NF.flush()
-        part.replace(file)
-        progress.unlink(missing_ok=True)
-    values_NF: npt.NDArray[np.float16] = np.load(file, mmap_mode="r")
-    return values_NF
 
 
 def fit_head(
