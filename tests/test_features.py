@@ -90,7 +90,10 @@ def test_trainings_that_start_together_ask_once(file: Path) -> None:
     asked, waiting = Event(), Event()
     encoders = [Encoder(), Encoder()]
 
+    told: list[str] = []
+
     def tell(text: str) -> None:
+        told.append(text)
         if text.endswith("waiting"):
             waiting.set()
         else:
@@ -106,6 +109,7 @@ def test_trainings_that_start_together_ask_once(file: Path) -> None:
     for thread in threads:
         thread.join(60)
     assert [len(encoder.asked) for encoder in encoders] == [12, 0]
+    assert [text.rpartition(" ")[2] for text in told] == [str(file), "waiting"], "no second is told to show none"
 
 
 @pytest.mark.parametrize("text", ["words", "{}", '{"width": 3, "images": [1]}'])

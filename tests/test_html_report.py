@@ -143,6 +143,8 @@ def test_assets_lie_beside_the_report(ran: Ran, tmp_path: Path) -> None:
     with HtmlReport(inside, ran) as report:
         report.write(_scanned(0, ran.point))
     assert target.stat().st_size < inside.stat().st_size - 1000, "the picture lies beside the report, not in it"
+    own = target.stat().st_size - len(json.dumps(data["sources"]))
+    assert own < 36_000, "what is not the model's table of sources, which is as long as its training data are many"
 
 
 def test_a_point_is_explained_in_plain_words(ran: Ran) -> None:

@@ -222,7 +222,7 @@ PRESETS: dict[str, TrainConfig] = {
     # What it learns less of, one after the other, for the table of what was tried.
     "student-features": replace(_ONCE, preset="student-features", distil=replace(_ONCE.distil, tokens=0.0)),
     "student-logits": replace(_ONCE, preset="student-logits", distil=replace(_ONCE.distil, tokens=0.0, features=0.0)),
-    "student-alone": replace(_ONCE, preset="student-alone", distil=DistilConfig(labels=1.0, once=True)),
+    "student-alone": replace(_ONCE, preset="student-alone", distil=DistilConfig(once=True)),
     "frequency-noise": replace(
         _LABELS, preset="frequency-noise", augment=replace(_LABELS.augment, frequency_noise_p=0.5)
     ),

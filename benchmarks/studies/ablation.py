@@ -78,10 +78,9 @@ def row_from_run(run: Path, data: Path, preset: str, seed: int, scale: Scale) ->
     """
     card = json.loads((run / "last.json").read_text(encoding="utf-8"))
     config = card["config"]
-    found = (config["preset"], config["seed"], config["epochs"])
     size, arch, images = config["spec"]["size"], config["arch"], config["per_source"]
-    wanted = (scale.size_of(preset), scale.arch_of(preset), scale.per_source)
-    if found != (preset, seed, scale.epochs) or (size, arch, images) != wanted:
+    found = (config["preset"], config["seed"], config["epochs"], arch, size, images)
+    if found != (preset, seed, scale.epochs, scale.arch_of(preset), scale.size_of(preset), scale.per_source):
         raise DataError(
             f"{run} is of preset {found[0]}, seed {found[1]}, {found[2]} epochs, {arch} at {size} px, "
             f"{images or 'all'} images of a source; give another --runs"

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from aivsreal.runtime.errors import DataError, ImageError
-from aivsreal.runtime.locks import locked
+from aivsreal.runtime.locks import locked, wait_for_lock
 from aivsreal.runtime.pixels.images import pixels_from_file
 from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.train.samples import Sample, decoded
@@ -103,17 +103,15 @@ def cached_pixels(
         _check_that_it_is_a_cache(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with _lock_file(folder / BUILD_LOCK) as build:
-            if not locked(build, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                tell(f"{folder}: another training builds it; waiting")
-                locked(build, fcntl.LOCK_EX)
+            wait_for_lock(build, lambda: tell(f"{folder}: another training builds it; waiting"))
             use = _lock_file(folder / USE_LOCK)
             try:
                 index = _index_of(folder, short_side, use, tell)
-                stamps = {name_of(sample): _stamp(sample.path) for sample in samples}  # before they are read
-                missing = {name_of(sample): sample for sample in samples}
-                missing = {name: one for name, one in missing.items() if index.stamps.get(name) != stamps[name]}
+                named = {name_of(sample): sample for sample in samples}
+                stamps = {name: _stamp(sample.path) for name, sample in named.items()}  # before they are read
+                missing = [sample for name, sample in named.items() if index.stamps.get(name) != stamps[name]]
                 if missing:
-                    _add(folder, index, list(missing.values()), stamps, workers, tell)
+                    _add(folder, index, missing, stamps, workers, tell)
                 locked(use, fcntl.LOCK_SH)
             except BaseException:
                 use.close()
@@ -186,9 +184,15 @@ def _add(
                 index.places[name] = (end, pixels_HWC.shape[0], pixels_HWC.shape[1])
                 end += pixels_HWC.size
     finally:  # one that is stopped keeps what it has
-        (folder / INDEX_PART).write_text(json.dumps({"format": FORMAT, **asdict(index)}), encoding="utf-8")
-        os.replace(folder / INDEX_PART, folder / INDEX)
+        save_json(folder / INDEX, {"format": FORMAT, **asdict(index)})
     tell(f"{folder}: {len(samples)} images added, {end / 2**20:.0f} MiB")
+
+
+def save_json(file: Path, values: Mapping[str, object]) -> None:
+    """Whole or not at all, and readable by all who share the folder."""
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(json.dumps(values), encoding="utf-8")
+    os.replace(part, file)
 
 
 def _index_from_file(file: Path) -> _Index:

@@ -172,10 +172,13 @@ def prepared(
             yield teacher.batch(augmented(crops, config.spec.size, PLAIN, (config.seed, step), machine.device))
 
     if config.distil.once:
+        network, spec = teacher.network, teacher.spec
+        digest = features_digest(network, spec, config.view_side)
         basis = None
         if config.distil.tokens:
-            basis = _kept_basis(teacher, batches, machine, folder, shown(TOKENS_OF))
-        kept = plain_features(teacher.network, teacher.spec, batches, machine, folder, tell=tell, basis=basis)
+            file = folder / f"{FEATURES}{digest}-basis{teacher.token_width}.npz"
+            basis = _kept_basis(teacher, machine, file, shown(TOKENS_OF))
+        kept = plain_features(network, spec, batches, machine, folder, digest=digest, tell=tell, basis=basis)
         lessons = Lessons(teacher, kept)
         if config.distil.folds:
             lessons.ask_others(batches)
@@ -190,19 +193,14 @@ def prepared(
     return None
 
 
-def _kept_basis(
-    teacher: Teacher, batches: TrainBatches, machine: Machine, folder: Path, shown: Iterator[torch.Tensor]
-) -> TokenBasis:
+def _kept_basis(teacher: Teacher, machine: Machine, file: Path, shown: Iterator[torch.Tensor]) -> TokenBasis:
     """Of the patch tokens of some images, in a file: found anew, a component may have the other sign."""
-    components = teacher.token_width
-    digest = features_digest(teacher.network, teacher.spec, batches.config.view_side)
-    file = folder / f"{FEATURES}{digest}-basis{components}.npz"
     with machine.ranks.first_before_others():
         if not file.is_file():
             with torch.inference_mode(), machine.autocast():
                 found = [taught_tokens(teacher.network.tokens(batch_BCHW)) for batch_BCHW in shown]
-            both = zip(*found, strict=True)
-            TokenBasis.of([torch.cat(parts)[:, ::4].flatten(0, 1).float() for parts in both], components).save(file)
+            tokens_2NC = [torch.cat(parts)[:, ::4].flatten(0, 1).float() for parts in zip(*found, strict=True)]
+            TokenBasis.of(tokens_2NC, teacher.token_width).save(file)
     return TokenBasis.load(file, machine.device)
 
 

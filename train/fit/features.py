@@ -5,10 +5,8 @@ Legend: B image in a batch; N image; M row of a file; F feature.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,12 +18,12 @@ import numpy.typing as npt
 import torch
 
 from aivsreal.runtime.errors import DataError
-from aivsreal.runtime.locks import locked
+from aivsreal.runtime.locks import wait_for_lock
 from aivsreal.runtime.networks.vit import ProbedVit
 from aivsreal.runtime.networks.vit_weights import LOW_RANK
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.train.batches.augment import PLAIN, augmented, batch_from_levels
-from aivsreal.train.batches.cache import FEATURES, name_of
+from aivsreal.train.batches.cache import FEATURES, name_of, save_json
 from aivsreal.train.batches.data import Ints, TrainBatches
 from aivsreal.train.batches.machine import Machine
 from aivsreal.train.fit.tokens import TokenBasis, taught_tokens
@@ -51,7 +49,7 @@ class Features:
 
 def plain_features(
     network: ProbedVit, spec: PreprocessSpec, batches: TrainBatches, machine: Machine, folder: Path, *,
-    tell: Callable[[str], None], basis: TokenBasis | None = None,
+    digest: str, tell: Callable[[str], None], basis: TokenBasis | None = None,
 ) -> Features:  # fmt: skip
     """Raw features of every image's plain view by a ViT as it is; those that the folder has are not made anew.
 
@@ -61,10 +59,10 @@ def plain_features(
         batches: of the images.
         machine: where it is computed.
         folder: keeps the file.
+        digest: as of `features_digest`, which reads all weights.
         tell: takes a line a minute.
         basis: what it keeps of the patch tokens follows the features in a row.
     """
-    digest = features_digest(network, spec, batches.config.view_side)
     file = folder / f"{FEATURES}{digest}.bin"
     if basis is not None:
         components = basis.basis_2CK.cpu().numpy()
@@ -119,16 +117,15 @@ def kept_features(
     kept = _kept_beside(file)
     if not kept.row_of.keys() >= set(images):
         with open(file, "ab") as out:
-            if not locked(out.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
-                tell(f"{file}: another training adds to it; waiting")
-                locked(out.fileno(), fcntl.LOCK_EX)
+            wait_for_lock(out.fileno(), lambda: tell(f"{file}: another training adds to it; waiting"))
             kept = _kept_beside(file)
             missing = {image: index for index, image in enumerate(images) if image not in kept.row_of}
             out.truncate(2 * kept.width * len(kept.row_of))  # what lies behind was added by one that was killed
-            tell(f"the encoder is shown {len(missing)} images; what it says is kept in {file}")
-            with torch.inference_mode():
-                batches = batches_of(np.array(list(missing.values()), dtype=np.int64))
-                _add(out, kept, list(missing), (rows_of(batch_BCHW) for batch_BCHW in batches), tell)
+            if missing:
+                tell(f"the encoder is shown {len(missing)} images; what it says is kept in {file}")
+                with torch.inference_mode():
+                    batches = batches_of(np.array(list(missing.values()), dtype=np.int64))
+                    _add(out, kept, list(missing), (rows_of(batch_BCHW) for batch_BCHW in batches), tell)
     rows_MF = np.memmap(file, np.float16, "r", shape=(len(kept.row_of), kept.width))
     return Features(rows_MF, np.array([kept.row_of[image] for image in images]))
 
@@ -140,9 +137,7 @@ class _Kept:
     row_of: dict[Image, int]
 
     def save(self) -> None:
-        part = self.file.with_suffix(".part")
-        part.write_text(json.dumps({"width": self.width, "images": list(self.row_of)}), encoding="utf-8")
-        os.replace(part, self.file)
+        save_json(self.file, {"width": self.width, "images": list(self.row_of)})
 
 
 def _add(

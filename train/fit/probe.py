@@ -17,7 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, dropout
 from aivsreal.runtime.networks.vit import HEADS, HIDDEN, ProbedVit, quick_gelu
 from aivsreal.train.batches.data import TrainBatches
 from aivsreal.train.batches.machine import Machine
-from aivsreal.train.fit.features import plain_features
+from aivsreal.train.fit.features import features_digest, plain_features
 
 PATCHES = 0.25
 """What a standardised mean of patches counts beside a class token: at 1 the AUC on unseen sources fell from 0.929 to
@@ -47,7 +47,8 @@ def begin_with_head(
 ) -> None:
     """Fit the head over the encoder as it comes, to plain views; an image counts as often as it would be drawn."""
     config = batches.config
-    features = plain_features(network, config.spec, batches, machine, folder, tell=tell)
+    digest = features_digest(network, config.spec, config.view_side)
+    features = plain_features(network, config.spec, batches, machine, folder, digest=digest, tell=tell)
     values_NF = torch.from_numpy(features.of(slice(None)).astype(np.float32)).to(machine.device)
     fit_head(network, values_NF, *batches.known(machine.device), config.seed)
 
