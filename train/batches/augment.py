@@ -44,7 +44,7 @@ def augmented(
         crops: `crops_BHWC`, uint8; each group has one side, and what is drawn once for a group differs between groups.
         size: S.
         config: what may happen.
-        seed: determines every draw, on each device alike but for the noise's values.
+        seed: determines every draw, on each device alike but for the noise's values and a resampling's rounding.
         device: where it is computed.
     """
     rng = np.random.default_rng(seed)
@@ -52,11 +52,13 @@ def augmented(
     flip_B = mirrored(sum(map(len, crops)), config, seed).to(device)
     groups = []
     for crops_BHWC, mirror_B in zip(crops, torch.split(flip_B, [len(part) for part in crops]), strict=True):
-        x = crops_BHWC.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
+        x = crops_BHWC.to(device, non_blocking=True).permute(0, 3, 1, 2)
+        if x.is_cuda:  # which resamples no bytes; a CPU resamples them four times as fast as floats, and as Pillow does
+            x = x.float()
         x = torch.where(mirror_B[:, None, None, None], x.flip(3), x)
-        x = _some(x, config.jpeg_first_p, rng, lambda part: _jpeg(part, rng))
+        x = _some(x, config.jpeg_first_p, rng, lambda part: _jpeg(part.float(), rng))
         x = _some(x, config.rescale_p, rng, lambda part: _rescaled(part, rng))
-        x = resized(x, size, _filter(rng))
+        x = resized(x, size, _filter(rng)).contiguous().float()
         x = _some(x, config.blur_p, rng, lambda part: _blurred(part, rng.uniform(0.3, 1.3)))
         x = _some(x, config.sharpen_p, rng, lambda part: _sharpened(part, rng))
         x = _some(x, config.noise_p, rng, lambda part: _noisy(part, noise, rng))
@@ -74,10 +76,11 @@ def mirrored(count: int, config: AugmentConfig, seed: tuple[int, ...]) -> torch.
 
 
 def resized(x_BCHW: torch.Tensor, size: int, mode: str) -> torch.Tensor:
-    """Antialiased to SxS, whole grey levels."""
+    """Antialiased to SxS, whole grey levels; bytes stay bytes."""
     if x_BCHW.shape[2] == size:
         return x_BCHW
-    return functional.interpolate(x_BCHW, (size, size), mode=mode, antialias=True).clamp(0, 255).round()
+    x_BCSS = functional.interpolate(x_BCHW, (size, size), mode=mode, antialias=True)
+    return x_BCSS if x_BCSS.dtype == torch.uint8 else x_BCSS.clamp(0, 255).round()
 
 
 def batch_from_levels(levels_BCHW: torch.Tensor, spec: PreprocessSpec) -> torch.Tensor:
@@ -93,7 +96,7 @@ def _some(x: torch.Tensor, p: float, rng: np.random.Generator, change: Change) -
     if not len(at):
         return x
     at_B = torch.from_numpy(at).to(x.device)
-    return x.index_copy(0, at_B, change(x.index_select(0, at_B)))
+    return x.index_copy(0, at_B, change(x.index_select(0, at_B)).to(x.dtype))
 
 
 def _filter(rng: np.random.Generator) -> str:
@@ -108,11 +111,20 @@ def _rescaled(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 def _blurred(x: torch.Tensor, sigma: float) -> torch.Tensor:
     reach = math.ceil(3 * sigma)
-    at = torch.arange(-reach, reach + 1, device=x.device, dtype=torch.float32)
-    row = torch.exp(-(at**2) / (2 * sigma**2))
-    row = (row / row.sum()).expand(3, 1, 1, -1)
-    x = functional.conv2d(functional.pad(x, (reach, reach, 0, 0), mode="reflect"), row, groups=3)
-    return functional.conv2d(functional.pad(x, (0, 0, reach, reach), mode="reflect"), row.transpose(2, 3), groups=3)
+    row = [math.exp(-(at**2) / (2 * sigma**2)) for at in range(-reach, reach + 1)]
+    weights = [weight / sum(row) for weight in row]
+    x = _weighted_sum(functional.pad(x, (reach, reach, 0, 0), mode="reflect"), weights, 3)
+    return _weighted_sum(functional.pad(x, (0, 0, reach, reach), mode="reflect"), weights, 2)
+
+
+def _weighted_sum(padded: torch.Tensor, weights: Sequence[float], axis: int) -> torch.Tensor:
+    """Of shifted copies: a convolution with one channel a group takes a CPU four times as long."""
+    length = padded.shape[axis] + 1 - len(weights)
+    first, *rest = (padded.narrow(axis, start, length) for start in range(len(weights)))
+    x = first * weights[0]
+    for shifted, weight in zip(rest, weights[1:], strict=True):
+        x.add_(shifted, alpha=weight)
+    return x
 
 
 def _sharpened(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -204,17 +216,20 @@ def _quantised(x: torch.Tensor, table: str, scale_B: FloatsB) -> torch.Tensor:
     base_UV = np.array(table.split(), dtype=np.float64).reshape(8, 8)
     steps = np.clip(np.floor((base_UV * scale_B[:, None, None] + 50) / 100), 1, 255).astype(np.float32)
     step_BUV = torch.from_numpy(steps).to(x.device)[:, None, None, None]
-    basis = _dct_basis(x.device)
+    # One product for all blocks of 64 numbers: as products of 8x8 matrices it takes a CPU three times as long.
+    basis = _dct_basis().to(x.device)
     blocks = x.reshape(count, channels, height // 8, 8, width // 8, 8).transpose(3, 4)
-    levels = (basis @ blocks @ basis.T / step_BUV).round() * step_BUV
-    return (basis.T @ levels @ basis).transpose(3, 4).reshape(x.shape)
+    levels = (blocks.reshape(count, -1, 64) @ basis.T).reshape(blocks.shape) / step_BUV
+    decoded = (levels.round_() * step_BUV).reshape(count, -1, 64) @ basis
+    return decoded.reshape(blocks.shape).transpose(3, 4).reshape(x.shape)
 
 
-def _dct_basis(device: torch.device) -> torch.Tensor:
+def _dct_basis() -> torch.Tensor:
+    """`[64, 64]`: frequencies of an 8x8 block from its pixels, row by row."""
     at = torch.arange(8, dtype=torch.float64)
     basis = torch.cos((2 * at[None] + 1) * at[:, None] * math.pi / 16) / 2
     basis[0] /= math.sqrt(2)
-    return basis.float().to(device)
+    return torch.kron(basis, basis).float()
 
 
 def patched(
