@@ -130,7 +130,7 @@ def test_an_ablation_gives_the_teacher_to_those_that_ask_one(tmp_path: Path) -> 
     small = ["--epochs", "2", "--size", "96", "--arch", "levit_128s"]
     assert scale.options("labels") == small
     assert scale.options("student") == [*small, "--teacher", str(tmp_path / "teacher"), "--init", "clip.onnx"]
-    assert ablation.TAUGHT == ["student", "student-features", "student-logits", "student-once"]
+    assert ablation.TAUGHT == ["student", "student-features", "student-logits", "student-once", "student-verdict"]
     assert set(ablation.ALONE) == {"labels", "frequency-noise", "noise-consistency", "student-alone"}
     _finished_run(tmp_path, "labels", [0.5, 0.7])
     few = ablation.Scale(2, per_source=30)

@@ -208,6 +208,15 @@ _ONCE = replace(
     ema_decay=0.99,
     cutmix_p=0.0,
 )
+# First what a teacher sees, then its verdict: of images as they mostly come, half of them undamaged.
+_VERDICT = replace(
+    _ONCE,
+    preset="student-verdict",
+    augment=replace(
+        _ONCE.augment, jpeg_first_p=0.15, rescale_p=0.15, blur_p=0.08, sharpen_p=0.05, noise_p=0.08, jpeg_p=0.2
+    ),
+    distil=replace(_ONCE.distil, labels=0.5, logits=1.0, features=0.5, tokens=0.25),
+)
 
 PRESETS: dict[str, TrainConfig] = {
     # LeViT from labels alone: degradations that make sources alike, LeViT's own optimisation.
@@ -219,6 +228,7 @@ PRESETS: dict[str, TrainConfig] = {
     "student": _STUDENT,
     # The same where a teacher beside the student is too slow: without a GPU.
     "student-once": _ONCE,
+    "student-verdict": _VERDICT,
     # What it learns less of, one after the other, for the table of what was tried.
     "student-features": replace(_ONCE, preset="student-features", distil=replace(_ONCE.distil, tokens=0.0)),
     "student-logits": replace(_ONCE, preset="student-logits", distil=replace(_ONCE.distil, tokens=0.0, features=0.0)),
