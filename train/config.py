@@ -208,7 +208,7 @@ _ONCE = replace(
     ema_decay=0.99,
     cutmix_p=0.0,
 )
-# First what a teacher sees, then its verdict: of images as they mostly come, half of them undamaged.
+# Goes on from `student-once`: first what a teacher sees, then its verdict, and of images with half the damage.
 _VERDICT = replace(
     _ONCE,
     preset="student-verdict",
@@ -216,6 +216,7 @@ _VERDICT = replace(
         _ONCE.augment, jpeg_first_p=0.15, rescale_p=0.15, blur_p=0.08, sharpen_p=0.05, noise_p=0.08, jpeg_p=0.2
     ),
     distil=replace(_ONCE.distil, labels=0.5, logits=1.0, features=0.5, tokens=0.25),
+    warmup_epochs=0.5,
 )
 
 PRESETS: dict[str, TrainConfig] = {
