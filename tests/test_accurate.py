@@ -105,9 +105,7 @@ def test_what_is_shipped_fits_together_and_is_small() -> None:
 
 def test_the_list_of_added_sources_is_of_the_models_that_are_shipped() -> None:
     models = {"accurate": PARTS / EVALUATION, "levit192": SHIPPED / EVALUATION}
-    counts = {
-        name: object_from_json(file.read_bytes())["provenance"]["data_counts"] for name, file in models.items()
-    }
+    counts = {name: object_from_json(file.read_bytes())["provenance"]["data_counts"] for name, file in models.items()}
     with (Path(__file__).parents[1] / "docs" / "sources.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len({row["source"] for row in rows}) > 100
