@@ -9,11 +9,20 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from pocket_vit import NAME, SIZE, pocket_vit
 
+from aivsreal.export.graphs.full import onnx_from_network, with_half_weights
+from aivsreal.export.graphs.half import full_from_onnx
+from aivsreal.export.graphs.int8 import int8_from_onnx
 from aivsreal.runtime.backends.choose import MAX_DIFFERENCE, MEAN_DIFFERENCE, measured, open_backend, probe_squares
+from aivsreal.runtime.backends.onnx import OnnxBackend
+from aivsreal.runtime.backends.openvino import OpenvinoBackend
 from aivsreal.runtime.bundle.folder import Bundle, write_bundle
 from aivsreal.runtime.errors import BackendError, BundleError
+from aivsreal.runtime.networks.arch import fused_network
+from aivsreal.runtime.preprocess import batch_from_squares
 from aivsreal.runtime.spec import PreprocessSpec
 
 installed = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed: extra openvino")
@@ -59,6 +68,24 @@ def test_a_network_that_openvino_cannot_use_is_a_clear_error(tmp_path: Path) -> 
     write_bundle(tmp_path / "odd", {"model.onnx": shipped.read("model.onnx")}, other)
     with pytest.raises(BundleError, match="96"):
         open_backend(Bundle.open(tmp_path / "odd"), "openvino")
+
+
+@installed
+def test_int8_runs_in_openvino_as_in_onnx_runtime(tmp_path: Path) -> None:
+    spec = PreprocessSpec(SIZE)
+    fused = fused_network(pocket_vit(), NAME, SIZE)
+    model = with_half_weights(onnx_from_network(fused, spec)).SerializeToString()
+    squares = probe_squares(SIZE, 64)
+    full = full_from_onnx(onnx.load_from_string(model)).SerializeToString()
+    files = {"model.onnx": model, "model.int8.onnx": int8_from_onnx(full, [batch_from_squares(squares, spec)])}
+    shipped = replace(Bundle.open().manifest, arch=NAME, spec=spec, files={})
+    bundle = write_bundle(tmp_path / "vit", files, shipped)
+    whole, int8 = (OpenvinoBackend(bundle, 1, int8=wanted) for wanted in (False, True))
+    assert (whole.precision == "int8", int8.precision) == (False, "int8")
+    expected_B = OnnxBackend(bundle, 1, "cpu", int8=True).run(squares).logits_B
+    found_B = int8.run(squares).logits_B
+    assert np.abs(found_B - expected_B).max() < 0.2 * np.std(expected_B)
+    assert np.abs(found_B - whole.run(squares).logits_B).max() > 0
 
 
 @installed

@@ -246,7 +246,7 @@ def test_int8_is_in_the_bundle_only_past_its_gate_and_then_preferred(
         return
     assert Bundle.open(folder).manifest.metrics["int8"]["speedup"] == 2.0  # type: ignore[index]
     for has, precision in ((True, "int8"), (False, "fp32")):
-        monkeypatch.setattr("aivsreal.runtime.backends.onnx.has_int8_products", lambda has=has: has)
+        monkeypatch.setattr("aivsreal.runtime.backends.protocol.has_int8_products", lambda has=has: has)
         backend, _ = open_backend(Bundle.open(folder), "onnx")
         assert backend.precision == precision
 

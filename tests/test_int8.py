@@ -21,9 +21,11 @@ from aivsreal.export.graphs.int8 import (
     auc,
     check_gate,
     int8_from_onnx,
+    int8_from_scales,
     labelled_batches,
     measure,
 )
+from aivsreal.export.graphs.int8_linear import scales_from_graph
 from aivsreal.runtime.errors import DataError, ExportError
 from aivsreal.runtime.machine import has_int8_products
 from aivsreal.runtime.networks.arch import fused_network
@@ -72,7 +74,7 @@ def test_the_convolutions_become_int8_and_the_gate_measures_both_graphs(small_mo
     assert np.corrcoef(outputs[0].ravel(), outputs[1].ravel())[0, 1] > 0.9
 
 
-def test_a_vit_is_quantised_by_tokens_and_its_head_is_not() -> None:
+def test_the_linear_layers_of_a_vit_become_int8_and_its_head_does_not() -> None:
     fused = fused_network(pocket_vit(), NAME, SIZE)
     full = full_from_onnx(onnx_from_network(fused, PreprocessSpec(SIZE))).SerializeToString()
     rng = np.random.default_rng(0)
@@ -80,16 +82,24 @@ def test_a_vit_is_quantised_by_tokens_and_its_head_is_not() -> None:
     content = int8_from_onnx(full, [batch_BCHW])
     model = onnx.load_from_string(content)
     kinds = Counter(node.op_type for node in model.graph.node)
-    assert kinds["MatMulInteger"] == 4 * 3
-    assert {node.input[1] for node in model.graph.node if node.op_type == "Gemm"} <= {"hidden.weight", "whole.weight"}
-    levels = [tensor for tensor in model.graph.initializer if tensor.name.endswith(".levels")]
-    assert {tensor.data_type for tensor in levels} == {onnx.TensorProto.INT8}
+    assert (kinds["QuantizeLinear"], kinds["DequantizeLinear"]) == (4 * 3, 3 * 4 * 3)
+    levels = {
+        tensor.name.removesuffix(".levels"): onnx.numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if tensor.name.endswith(".levels")
+    }
+    left = {node.input[1] for node in model.graph.node if node.op_type == "Gemm" and node.input[1].endswith(".weight")}
+    assert left <= {"hidden.weight", "whole.weight"}
+    assert Counter(values.dtype.name for values in levels.values()) == {"int8": 4 * 3, "int32": 4 * 3}
+    assert all(np.abs(values).max() == 127 for name, values in levels.items() if name.endswith(".weight"))
     session = onnxruntime.InferenceSession(content)
     assert session.get_modelmeta().custom_metadata_map["precision"] == "int8"
     expected_B1 = onnxruntime.InferenceSession(full).run(["logits"], {"pixels_BCHW": batch_BCHW})[0]
     found_B1, maps_Bhw = session.run(["logits", "map"], {"pixels_BCHW": batch_BCHW})
     assert np.abs(found_B1 - expected_B1).max() > 1e-4
     assert np.corrcoef(found_B1.ravel(), expected_B1.ravel())[0, 1] > 0.99
+    scales = scales_from_graph(model)
+    assert int8_from_scales(onnx.load_from_string(full), scales) == content, "its own scales make it again"
     seen = slice(None, None, 8)
     assert (found_B1 - expected_B1)[seen].mean() == pytest.approx(0, abs=1e-4), "what INT8 moves all by is taken away"
     np.testing.assert_allclose(maps_Bhw.mean(axis=(1, 2)), found_B1.ravel(), atol=1e-4)

@@ -23,7 +23,9 @@ ROUNDS = click.option("--rounds", type=click.IntRange(2), default=9, show_defaul
 @click.command()
 @DATA
 @BUNDLE
-@click.option("--backend", "backends", multiple=True, help="Again for each.  [onnx openvino onnx-int8 torch]")
+@click.option(
+    "--backend", "backends", multiple=True, help="Again for each.  [onnx openvino onnx-int8 openvino-int8 torch]"
+)
 @click.option("--batch", "batches", type=click.IntRange(1, 4096), multiple=True, help="Again for each.  [1 8 16]")
 @click.option("--seconds", type=click.FloatRange(0.01), default=5.0, show_default=True, help="For each measurement.")
 @click.option("--files", type=click.IntRange(1), default=24, show_default=True, help="Photographs of each size.")
@@ -43,7 +45,7 @@ def cpu(
     from aivsreal.runtime.bundle.folder import Bundle
 
     chosen = backends or CPU_BACKENDS
-    squared = [name for name in chosen if name not in ("torch", "onnx-int8")]
+    squared = [name for name in chosen if name != "torch" and not name.endswith("-int8")]
     with tempfile.TemporaryDirectory() as scratch:
         opened = Bundle.open(bundle)
         photos = _photos(data, files, Path(scratch), ("12-megapixel", "1024px"))

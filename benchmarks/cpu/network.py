@@ -16,7 +16,7 @@ from aivsreal.runtime.backends.protocol import Backend
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import BackendError
 
-CPU_BACKENDS = ("onnx", "openvino", "onnx-int8", "torch")
+CPU_BACKENDS = ("onnx", "openvino", "onnx-int8", "openvino-int8", "torch")
 REFERENCE = "onnx"
 PAIR_BATCH, ROUND_S = 16, 0.5
 FASTEST_RATIO = 1.8  # of the fastest backend, where the processor multiplies bfloat16 or bytes by itself
@@ -92,7 +92,7 @@ def opened_on_cpu(bundle: Bundle, name: str) -> Backend:
     openers = cpu_openers(bundle, None)
     if name in openers:
         return openers[name]()
-    if name == "onnx-int8":
+    if name.endswith("-int8"):
         raise BackendError("the bundle has no INT8 network, or this CPU gains nothing by it: aivsreal-export --int8")
     return open_backend(bundle, name)[0]
 

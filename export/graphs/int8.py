@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def measure(full: bytes, int8: bytes, split: Path, spec: PreprocessSpec) -> Int8
     Raises:
         DataError: the split lacks a class.
     """
-    sessions = [cpu_session(content, threads=1) for content in (full, int8)]
+    sessions = [cpu_session(content) for content in (full, int8)]
     logits: list[list[npt.NDArray[np.float32]]] = [[], []]
     truths: list[int] = []
     for truth, label in enumerate(LABELS):
@@ -98,7 +98,7 @@ def measure(full: bytes, int8: bytes, split: Path, spec: PreprocessSpec) -> Int8
                 found.append(session.run([LOGITS], {INPUT: batch_BCHW})[0].ravel())
     truth_B = np.array(truths)
     full_auc, int8_auc = (auc(np.concatenate(found), truth_B) for found in logits)
-    times = np.array(list(_pairs(sessions, spec)))
+    times = np.array(list(_pairs([cpu_session(content, threads=1) for content in (full, int8)], spec)))
     full_ms, int8_ms = (float(value) for value in np.median(times, axis=0))
     speedup = float(np.median(times[:, 0] / times[:, 1]))
     return Int8Gate(len(truth_B), full_auc, int8_auc, full_ms, int8_ms, speedup, has_int8_products())
@@ -162,7 +162,7 @@ QUANTISED = ("Conv",)
 def int8_from_onnx(full: bytes, batches: Iterable[BatchBCHW]) -> bytes:
     """Quantise the FP32 graph per channel, with the ranges that its activations take on `batches`.
 
-    Of a ViT linear layers, of which an eighth of the images is enough: see `int8_rows`.
+    Of a ViT linear layers, of which an eighth of the images is enough: see `int8_linear`.
 
     Raises:
         MissingExtra: onnxruntime is not installed.
@@ -173,12 +173,12 @@ def int8_from_onnx(full: bytes, batches: Iterable[BatchBCHW]) -> bytes:
         raise MissingExtra("export", error.name or "onnxruntime", "quantise the network") from None
     import onnx
 
-    from aivsreal.export.graphs.int8_rows import has_linear_layers, rows_quantised
+    from aivsreal.export.graphs.int8_linear import has_linear_layers, scales_from_images
 
     model = onnx.load_from_string(full)
     if has_linear_layers(model):
         images = np.concatenate(list(batches))
-        return _with_precision(rows_quantised(model, [images[::8]]))
+        return int8_from_scales(model, scales_from_images(model, [images[::8]]))
 
     class Reader:
         """What `quantize_static` calls a CalibrationDataReader."""
@@ -203,6 +203,13 @@ def int8_from_onnx(full: bytes, batches: Iterable[BatchBCHW]) -> bytes:
         logging.getLogger().removeFilter(_silent)
         model = onnx.load(target)
     return _with_precision(model)
+
+
+def int8_from_scales(model: Any, scales: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """The INT8 graph of a ViT in FP32, which is changed, with what `int8_linear` knows of its activations."""
+    from aivsreal.export.graphs.int8_linear import quantised
+
+    return _with_precision(quantised(model, scales))
 
 
 def _with_precision(model: Any) -> bytes:

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from time import process_time
 
 import numpy as np
 
 from aivsreal.runtime.backends import BACKENDS
-from aivsreal.runtime.backends.protocol import Backend
+from aivsreal.runtime.backends.protocol import Backend, cpu_model
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import INT8_MODEL
 from aivsreal.runtime.cache import remember, remembered, usable_cache_folder
 from aivsreal.runtime.errors import BackendError, MissingExtra
-from aivsreal.runtime.machine import cpu_digest, has_int8_products
+from aivsreal.runtime.machine import cpu_digest
 from aivsreal.runtime.preprocess import LogitsB, PixelsHWC
 from aivsreal.runtime.verdict import p_ai_from_logit
 
@@ -30,9 +31,7 @@ MAX_DIFFERENCE = 2e-2
 _BATCH, _ROUNDS = 8, 5
 _ENOUGH_S = 3.0  # of processor time: a large network, whose times differ less, is not measured for half a minute
 _REFERENCE = "onnx"
-_GATED = (
-    "onnx-int8"  # it is in a bundle only if its accuracy passed a gate on labelled images, which says more than this
-)
+_INT8 = "-int8"  # it is in a bundle only if its accuracy passed a gate on labelled images, which says more than this
 
 Opener = Callable[[], Backend]
 
@@ -151,19 +150,23 @@ def probe_squares(size: int, count: int = 2 * _BATCH) -> list[PixelsHWC]:
 
 
 def cpu_openers(bundle: Bundle, threads: int | None) -> dict[str, Opener]:
-    """What may run this bundle on this CPU: ONNX Runtime in FP32 and, where the bundle has it, INT8; OpenVINO."""
+    """What may run this bundle on this CPU: ONNX Runtime and OpenVINO, each also in INT8 where the bundle has it."""
 
     def onnx(int8: bool) -> Backend:
         from aivsreal.runtime.backends.onnx import OnnxBackend
 
         return OnnxBackend(bundle, threads, "cpu", int8)
 
-    openers: dict[str, Opener] = {
-        _REFERENCE: lambda: onnx(False),
-        "openvino": lambda: _opened(bundle, "openvino", threads, "")[0],
-    }
-    if INT8_MODEL in bundle.manifest.files and has_int8_products():
-        openers[_GATED] = lambda: onnx(True)
+    def openvino(int8: bool) -> Backend:
+        from aivsreal.runtime.backends.openvino import OpenvinoBackend
+
+        return OpenvinoBackend(bundle, threads, int8)
+
+    openers: dict[str, Opener] = {}
+    for name, opener in ((_REFERENCE, onnx), ("openvino", openvino)):
+        openers[name] = partial(opener, False)
+        if cpu_model(bundle) == INT8_MODEL:
+            openers[f"{name}{_INT8}"] = partial(opener, True)
     return openers
 
 
@@ -233,7 +236,7 @@ def measured(backends: Mapping[str, Backend], bundle: Bundle) -> dict[str, Measu
 
 def choice(seen: Mapping[str, Measured]) -> tuple[str, str]:
     """The fastest that agrees, and the reason in words."""
-    agreeing = {name: one for name, one in seen.items() if one.agrees or name == _GATED}
+    agreeing = {name: one for name, one in seen.items() if one.agrees or name.endswith(_INT8)}
     chosen = min(agreeing, key=lambda name: agreeing[name].ms)
     parts = []
     for name, one in seen.items():

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from aivsreal.runtime.backends.optimised import OptimisedModel
-from aivsreal.runtime.backends.protocol import scores_from_graph
+from aivsreal.runtime.backends.protocol import cpu_model, scores_from_graph
 from aivsreal.runtime.bundle.folder import Bundle
-from aivsreal.runtime.bundle.manifest import INPUT, INT8_MODEL, LOGITS, MAP, MODEL
+from aivsreal.runtime.bundle.manifest import INPUT, LOGITS, MAP, MODEL
 from aivsreal.runtime.cache import cache_folder
 from aivsreal.runtime.errors import BackendError, BundleError, importing
-from aivsreal.runtime.machine import has_int8_products, usable_cores
+from aivsreal.runtime.machine import usable_cores
 from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, Scores
 from aivsreal.runtime.text import first_line
 
@@ -66,10 +66,8 @@ class OnnxBackend:
         # image, decoding included.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = providers_for(bundle, provider, onnxruntime.get_available_providers())
-        # INT8 is in a bundle only if it passed its gate; without the instructions that it was timed with it is slow.
         on_cpu = [name for name, _ in providers] == [PROVIDERS["cpu"]]
-        can = INT8_MODEL in bundle.manifest.files and on_cpu
-        file = bundle.path / (INT8_MODEL if can and (has_int8_products() if int8 is None else int8) else MODEL)
+        file = bundle.path / (cpu_model(bundle, int8) if on_cpu else MODEL)
         try:
             self._session = _session(onnxruntime, bundle, file.name, options, providers)
         except BundleError:

@@ -1,4 +1,5 @@
-"""The OpenVINO backend, the only file that names it: in bfloat16 where the processor multiplies that by itself.
+"""The OpenVINO backend, the only file that names it: in INT8 where the bundle has that, bfloat16 where the
+processor multiplies it.
 
 Legend: B image in a batch; h, w cells of a map.
 """
@@ -12,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aivsreal.runtime.backends.protocol import scores_from_graph
+from aivsreal.runtime.backends.protocol import cpu_model, scores_from_graph
 from aivsreal.runtime.bundle.folder import Bundle
-from aivsreal.runtime.bundle.manifest import INPUT, LOGITS, MAP, MODEL
+from aivsreal.runtime.bundle.manifest import INPUT, LOGITS, MAP
 from aivsreal.runtime.cache import remove_oldest, usable_cache_folder
 from aivsreal.runtime.errors import BackendError, BundleError, importing
 from aivsreal.runtime.machine import usable_cores
@@ -26,12 +27,13 @@ _KEPT = 4  # compiled networks; that of the accurate model has 363 MB, and OpenV
 
 
 class OpenvinoBackend:
-    """`model.onnx` of a bundle, compiled by OpenVINO for this CPU.
+    """`model.onnx` of a bundle, or its INT8 graph where this CPU gains by it, compiled by OpenVINO.
 
     The compiled form is kept in the cache folder: compiling took 190 ms of processor time, loading it 60 ms.
 
     Args:
         threads: CPU threads for one batch; None takes the cores that this process may use.
+        int8: take the INT8 graph, where the bundle has one; None takes it where this CPU gains by it.
 
     Raises:
         MissingExtra: openvino is not installed.
@@ -41,7 +43,7 @@ class OpenvinoBackend:
 
     takes_squares = True
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, int8: bool | None = None) -> None:
         with importing("openvino", "openvino", "run the network with OpenVINO"):
             import openvino
         self._bundle, self._spec, self._lock = bundle, bundle.manifest.spec, threading.Lock()
@@ -55,8 +57,8 @@ class OpenvinoBackend:
         folder = usable_cache_folder("openvino")
         if folder is not None:
             core.set_property({"CACHE_DIR": str(folder)})
-        file = bundle.path / MODEL
-        network = bundle.read(MODEL)
+        file = bundle.path / cpu_model(bundle, int8)
+        network = bundle.read(file.name)
         try:
             model = core.read_model(network)
             shape = [list(one.get_partial_shape().to_string().strip("[]").split(",")) for one in model.inputs]

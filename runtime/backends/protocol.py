@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from aivsreal.runtime.bundle.folder import Bundle, no_maps
-from aivsreal.runtime.bundle.manifest import LOGITS, MAP
+from aivsreal.runtime.bundle.manifest import INT8_MODEL, LOGITS, MAP, MODEL
 from aivsreal.runtime.errors import BackendError
+from aivsreal.runtime.machine import has_int8_products
 from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, Scores, batch_from_squares
 
 
@@ -41,6 +42,15 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give back what it holds; it is not used after that."""
+
+
+def cpu_model(bundle: Bundle, int8: bool | None = None) -> str:
+    """Name of the graph that a CPU runs: INT8 where the bundle has it and this CPU gains by it, or as `int8` says.
+
+    It is in a bundle only if it passed its gate; without the instructions that it was timed with it is slow.
+    """
+    wanted = has_int8_products() if int8 is None else int8
+    return INT8_MODEL if wanted and INT8_MODEL in bundle.manifest.files else MODEL
 
 
 def scores_from_graph(

@@ -41,6 +41,7 @@ def model_card(manifest: Manifest) -> str:
         [
             _head(manifest),
             *_numbers(metrics.get("evaluation")),
+            *_int8(metrics.get("int8")),
             *_training(metrics["training"], manifest.provenance),
             _points(manifest, metrics.get("calibration")),
             _data(manifest.provenance),
@@ -106,6 +107,15 @@ def _numbers(evaluation: Json | None) -> Iterable[str]:
     yield from _kinds(first)
     yield from _failing(first)
     yield from _mistakes(first)
+
+
+def _int8(gate: Json | None) -> Iterable[str]:
+    if gate is not None:
+        yield (
+            "On a CPU with products of INT8 the bundle's INT8 graph runs in place of the one that these numbers are "
+            f"of. Its AUC was {gate['auc_int8']:.4f}, that of FP32 {gate['auc_full']:.4f}, on {gate['images']:,} "
+            "labelled images. `p_ai` differs a little in it: `--backend torch` runs the other."
+        )
 
 
 def _by_split(about: Json, results: Sequence[Json]) -> str:
