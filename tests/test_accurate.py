@@ -20,6 +20,7 @@ from aivsreal.export.accurate.keep import keep
 from aivsreal.export.accurate.make import (
     GRAPH,
     PARTS,
+    SCALES,
     TRAINED,
     accurate_bundle,
     encoder_of,
@@ -27,8 +28,10 @@ from aivsreal.export.accurate.make import (
     trained_from_file,
 )
 from aivsreal.export.cli import main as export
+from aivsreal.export.graphs.half import full_from_onnx
+from aivsreal.export.graphs.int8 import int8_from_onnx
 from aivsreal.runtime.bundle.folder import HOW_TO_GET_ACCURATE, SHIPPED, Bundle, bundle_folder, write_bundle
-from aivsreal.runtime.bundle.manifest import EVALUATION, HALF_SUFFIX, MANIFEST, MODEL, manifest_from_json
+from aivsreal.runtime.bundle.manifest import EVALUATION, HALF_SUFFIX, INT8_MODEL, MANIFEST, MODEL, manifest_from_json
 from aivsreal.runtime.commands import doctor
 from aivsreal.runtime.errors import BundleError, CheckpointError, ExportError
 from aivsreal.runtime.fields import object_from_json
@@ -54,15 +57,20 @@ def measured(run: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory)
     result = CliRunner().invoke(export, arguments)
     assert result.exit_code == 0, result.output
     bundle = Bundle.open(folder)
+    side = bundle.manifest.spec.size
+    batch_BCHW = np.random.default_rng(0).normal(size=(16, 3, side, side)).astype(np.float32)
     moved = recentred_model(bundle.read(MODEL), 0.3)
-    return write_bundle(folder, {MODEL: moved, "README.md": bundle.read("README.md")}, bundle.manifest)
+    full = full_from_onnx(onnx.load_from_string(moved)).SerializeToString()
+    files = {MODEL: moved, INT8_MODEL: int8_from_onnx(full, [batch_BCHW]), "README.md": bundle.read("README.md")}
+    return write_bundle(folder, files, bundle.manifest)
 
 
 @pytest.fixture(scope="module")
 def parts(run: Path, measured: Bundle, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parts")
     sizes = keep(run, measured, str(encoder), folder)
-    assert set(sizes) == {GRAPH, TRAINED, MANIFEST, EVALUATION}
+    assert set(sizes) == {GRAPH, TRAINED, SCALES, MANIFEST, EVALUATION}
+    assert sizes[SCALES] < 0.1 * len(measured.read(INT8_MODEL))
     assert sizes[GRAPH] < 0.3 * len(measured.read(MODEL))
     return folder
 
@@ -79,6 +87,7 @@ def test_the_parts_and_the_encoder_make_the_model_that_was_measured(
     made = accurate_bundle(str(encoder), parts=parts)
     assert made.path == home / "aivsreal" / "accurate"
     assert made.read(MODEL) == measured.read(MODEL)
+    assert made.read(INT8_MODEL) == measured.read(INT8_MODEL)
     assert made.manifest.temperature == 2.5
     assert made.manifest.points == measured.manifest.points
     assert Bundle.open("accurate").digest == made.digest

@@ -41,7 +41,7 @@ def test_the_wheel_holds_every_module_and_the_shipped_bundle(wheel: zipfile.ZipF
     assert {Path(name).suffix for name in kernels} == {".cu", ".fatbin"}
     results = ("report.html", "report.js", "row.schema.json")
     data = {"aivsreal/runtime/py.typed", *(f"aivsreal/runtime/results/{name}" for name in results)}
-    parts = ("graph.onnx", "trained.safetensors", "manifest.json", "evaluation.json")
+    parts = ("graph.onnx", "trained.safetensors", "int8.safetensors", "manifest.json", "evaluation.json")
     accurate = {f"aivsreal/export/accurate/{name}" for name in parts}
     assert packed == modules | bundle | kernels | data | accurate
 

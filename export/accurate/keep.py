@@ -8,24 +8,28 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
+import numpy.typing as npt
 
 from aivsreal.export.accurate.make import (
     GRAPH,
     PARTS,
     QUERY_SCALE,
+    SCALES,
     TRAINED,
     encoder_of,
+    int8_from_parts,
     model_from_parts,
     trained_from_file,
 )
 from aivsreal.runtime.bundle.folder import Bundle
-from aivsreal.runtime.bundle.manifest import EVALUATION, HALF_SUFFIX, MANIFEST, MODEL
+from aivsreal.runtime.bundle.manifest import EVALUATION, HALF_SUFFIX, INT8_MODEL, MANIFEST, MODEL
 from aivsreal.runtime.errors import AivsrealError, ExportError
 from aivsreal.runtime.networks.encoder import checked_encoder
-from aivsreal.runtime.networks.vit_weights import LOW_RANK, PREFIX
+from aivsreal.runtime.networks.vit_weights import LOW_RANK, PREFIX, Weights
 
 HEAD_BIAS = "head.bias"
 IN_HALF = (*LOW_RANK, "hidden.weight")  # large; the model stores it in half too
@@ -64,21 +68,44 @@ def keep(run: Path, bundle: Bundle, encoder: str, parts: Path = PARTS) -> dict[s
             tensor.raw_data = b""
     trained[QUERY_SCALE] = np.array(network.get_submodule(f"{PREFIX}blocks.0.attn").scale, dtype=np.float32)
     graph: bytes = model.SerializeToString(deterministic=True)
-    stored = {
-        name: np.ascontiguousarray(values, dtype=np.float16 if name.endswith(IN_HALF) else np.float32)
-        for name, values in trained.items()
-    }
+    stored = _stored(trained)
     as_stored = {name: values.astype(np.float32) for name, values in stored.items()}
-    made = model_from_parts(graph, as_stored, checked_encoder(encoder, encoder_of(manifest)), encoder)
-    if hashlib.sha256(made).hexdigest() != manifest.files[MODEL]:
-        raise ExportError(f"{run} and {encoder} do not make the {MODEL} of {bundle.path}: export the run again")
-    kept = {name: digest for name, digest in manifest.files.items() if name == MODEL}
-    texts = {MANIFEST: {**manifest.to_json(), "files": kept}, EVALUATION: manifest.told_to_json()}
+    made = {MODEL: model_from_parts(graph, as_stored, checked_encoder(encoder, encoder_of(manifest)), encoder)}
     files = {GRAPH: graph, TRAINED: save(stored)}
+    if INT8_MODEL in manifest.files:
+        scales = _scales(bundle)
+        made[INT8_MODEL] = int8_from_parts(made[MODEL], scales)
+        files[SCALES] = save(scales)
+    kept = {name: hashlib.sha256(content).hexdigest() for name, content in made.items()}
+    for name, digest in kept.items():
+        if digest != manifest.files[name]:
+            raise ExportError(f"{run} and {encoder} do not make the {name} of {bundle.path}: export the run again")
+    texts = {MANIFEST: {**manifest.to_json(), "files": kept}, EVALUATION: manifest.told_to_json()}
     files |= {name: json.dumps(values, indent=1, allow_nan=False).encode() + b"\n" for name, values in texts.items()}
     for name, content in files.items():
         (parts / name).write_bytes(content)
     return {name: len(content) for name, content in files.items()}
+
+
+def _stored(trained: Weights) -> Weights:
+    """As it is shipped: what is large in half."""
+    return {
+        name: np.ascontiguousarray(values, dtype=np.float16 if name.endswith(IN_HALF) else np.float32)
+        for name, values in trained.items()
+    }
+
+
+def _scales(bundle: Bundle) -> dict[str, npt.NDArray[Any]]:
+    """Of the bundle's INT8 graph; those of channels are numbers that half can hold."""
+    import onnx
+
+    from aivsreal.export.graphs.int8_linear import scales_from_graph
+
+    scales = scales_from_graph(onnx.load_from_string(bundle.read(INT8_MODEL)))
+    return {
+        name: values.astype(np.float16) if values.ndim and name != HEAD_BIAS else values
+        for name, values in scales.items()
+    }
 
 
 @click.command()

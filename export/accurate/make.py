@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from aivsreal.runtime.bundle.folder import ACCURATE, Bundle, named_folder, write_bundle
 from aivsreal.runtime.bundle.manifest import (
     EVALUATION,
     HALF_SUFFIX,
+    INT8_MODEL,
     MANIFEST,
     MAP,
     MODEL,
@@ -25,7 +27,7 @@ from aivsreal.runtime.networks.encoder import checked_encoder
 from aivsreal.runtime.networks.vit_weights import Array, Weights, at_size, inference_weights, joined
 
 PARTS = Path(__file__).resolve().parent
-GRAPH, TRAINED = "graph.onnx", "trained.safetensors"
+GRAPH, TRAINED, SCALES = "graph.onnx", "trained.safetensors", "int8.safetensors"
 QUERY_SCALE = "query_scale"
 """Among the trained tensors: what the attention multiplies its queries by."""
 
@@ -53,16 +55,21 @@ def accurate_bundle(encoder: str, target: Path | None = None, parts: Path = PART
         values, told = (object_from_json((parts / name).read_bytes()) for name in (MANIFEST, EVALUATION))
         manifest = manifest_from_json(values, told)
         graph, trained = (parts / GRAPH).read_bytes(), trained_from_file(parts / TRAINED)
+        scales = tensors_from_file(parts / SCALES) if INT8_MODEL in manifest.files else {}
     except FileNotFoundError as error:
         raise ExportError(f"this aivsreal carries no accurate model ({error.filename}): install a release") from None
     content = model_from_parts(graph, trained, checked_encoder(encoder, encoder_of(manifest)), encoder)
-    found = hashlib.sha256(content).hexdigest()
-    if found != manifest.files[MODEL]:
-        raise ExportError(
-            f"{encoder}: the model that came out (SHA-256 {found}) is not the one that was measured "
-            f"({manifest.files[MODEL]}): run pip install -U onnx numpy, and try again"
-        )
-    return write_bundle(place, {MODEL: content, "README.md": model_card(manifest).encode()}, manifest)
+    files = {MODEL: content}
+    if scales:
+        files[INT8_MODEL] = int8_from_parts(content, scales)
+    for name, made in files.items():
+        found = hashlib.sha256(made).hexdigest()
+        if found != manifest.files[name]:
+            raise ExportError(
+                f"{encoder}: the {name} that came out (SHA-256 {found}) is not the one that was measured "
+                f"({manifest.files[name]}): run pip install -U onnx numpy, and try again"
+            )
+    return write_bundle(place, {**files, "README.md": model_card(manifest).encode()}, manifest)
 
 
 def encoder_of(manifest: Manifest) -> str:
@@ -79,7 +86,12 @@ def encoder_of(manifest: Manifest) -> str:
 
 
 def trained_from_file(file: Path) -> Weights:
-    """What was trained, as floats.
+    """What was trained, as floats; errors as of `tensors_from_file`."""
+    return {name: np.asarray(values, dtype=np.float32) for name, values in tensors_from_file(file).items()}
+
+
+def tensors_from_file(file: Path) -> dict[str, npt.NDArray[Any]]:
+    """All of a file of safetensors.
 
     Raises:
         OSError: the file cannot be read.
@@ -89,7 +101,18 @@ def trained_from_file(file: Path) -> Weights:
         from safetensors.numpy import load
     except ImportError as error:
         raise MissingExtra("accurate", error.name or "safetensors", "make the accurate model") from None
-    return {name: np.asarray(values, dtype=np.float32) for name, values in load(file.read_bytes()).items()}
+    found: dict[str, npt.NDArray[Any]] = load(file.read_bytes())
+    return found
+
+
+def int8_from_parts(model: bytes, scales: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """The INT8 graph of `model.onnx`, with scales that were found when it was measured: see `int8_linear`."""
+    import onnx
+
+    from aivsreal.export.graphs.half import full_from_onnx
+    from aivsreal.export.graphs.int8 import int8_from_scales
+
+    return int8_from_scales(full_from_onnx(onnx.load_from_string(model)), scales)
 
 
 def model_from_parts(graph: bytes, trained: Mapping[str, Array], encoder: Weights, named: str) -> bytes:
