@@ -1,7 +1,7 @@
 """The INT8 graph of a ViT: its linear layers with weights and inputs in INT8, all scales constants.
 
 It is in the form that both runtimes for CPUs know (QuantizeLinear and DequantizeLinear around each layer, its bias in
-INT32): ONNX Runtime ran a ViT-B/16 2.0 times as fast as in FP32, OpenVINO 1.6 times as fast as in bfloat16.
+INT32): ONNX Runtime ran a ViT-B/16 2.0 times as fast as in FP32, OpenVINO 1.5 times as fast as in bfloat16.
 Legend: N token of any image; I, O inputs and outputs of a layer; B image in a batch.
 """
 
@@ -28,8 +28,6 @@ _MOST_BIAS = 2**30  # of a channel whose weights are all but zero
 _CHUNK = 4
 
 Array = npt.NDArray[np.float32]
-
-
 Scales = Mapping[str, npt.NDArray[Any]]
 """How the input of each linear layer is quantised, `round(x_NI * smooth_I / step) + middle` in 8 bits, by the names of
 these constants in the graph (that of the layer's weight first), and the head's bias."""

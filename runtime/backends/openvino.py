@@ -1,5 +1,4 @@
-"""The OpenVINO backend, the only file that names it: in INT8 where the bundle has that, bfloat16 where the
-processor multiplies it.
+"""The OpenVINO backend, the only file that names it: in INT8 or bfloat16 where the processor multiplies that.
 
 Legend: B image in a batch; h, w cells of a map.
 """
