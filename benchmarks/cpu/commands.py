@@ -42,10 +42,11 @@ def cpu(
     """
     from aivsreal.benchmarks.cpu.network import CPU_BACKENDS, network_rows, paired_rows
     from aivsreal.benchmarks.cpu.scanning import memory_rows, scan_row, start_row
+    from aivsreal.runtime.backends.choose import INT8
     from aivsreal.runtime.bundle.folder import Bundle
 
     chosen = backends or CPU_BACKENDS
-    squared = [name for name in chosen if name != "torch" and not name.endswith("-int8")]
+    squared = [name for name in chosen if name != "torch" and not name.endswith(INT8)]
     with tempfile.TemporaryDirectory() as scratch:
         opened = Bundle.open(bundle)
         photos = _photos(data, files, Path(scratch), ("12-megapixel", "1024px"))

@@ -11,7 +11,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 from aivsreal.benchmarks.timing import ratio, rounded, timed
-from aivsreal.runtime.backends.choose import cpu_openers, measured, open_backend, probe_squares
+from aivsreal.runtime.backends.choose import INT8, cpu_openers, measured, open_backend, probe_squares
 from aivsreal.runtime.backends.protocol import Backend
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import BackendError
@@ -92,7 +92,7 @@ def opened_on_cpu(bundle: Bundle, name: str) -> Backend:
     openers = cpu_openers(bundle, None)
     if name in openers:
         return openers[name]()
-    if name.endswith("-int8"):
+    if name.endswith(INT8):
         raise BackendError("the bundle has no INT8 network, or this CPU gains nothing by it: aivsreal-export --int8")
     return open_backend(bundle, name)[0]
 

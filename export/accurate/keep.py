@@ -25,13 +25,13 @@ from aivsreal.export.accurate.make import (
     model_from_parts,
     trained_from_file,
 )
+from aivsreal.export.graphs.int8_linear import HEAD_BIAS, scales_from_graph
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import EVALUATION, HALF_SUFFIX, INT8_MODEL, MANIFEST, MODEL
 from aivsreal.runtime.errors import AivsrealError, ExportError
 from aivsreal.runtime.networks.encoder import checked_encoder
 from aivsreal.runtime.networks.vit_weights import LOW_RANK, PREFIX, Weights
 
-HEAD_BIAS = "head.bias"
 IN_HALF = (*LOW_RANK, "hidden.weight")  # large; the model stores it in half too
 
 
@@ -98,8 +98,6 @@ def _stored(trained: Weights) -> Weights:
 def _scales(bundle: Bundle) -> dict[str, npt.NDArray[Any]]:
     """Of the bundle's INT8 graph; those of channels are numbers that half can hold."""
     import onnx
-
-    from aivsreal.export.graphs.int8_linear import scales_from_graph
 
     scales = scales_from_graph(onnx.load_from_string(bundle.read(INT8_MODEL)))
     return {

@@ -31,7 +31,7 @@ MAX_DIFFERENCE = 2e-2
 _BATCH, _ROUNDS = 8, 5
 _ENOUGH_S = 3.0  # of processor time: a large network, whose times differ less, is not measured for half a minute
 _REFERENCE = "onnx"
-_INT8 = "-int8"  # it is in a bundle only if its accuracy passed a gate on labelled images, which says more than this
+INT8 = "-int8"  # it is in a bundle only if its accuracy passed a gate on labelled images, which says more than this
 
 Opener = Callable[[], Backend]
 
@@ -162,11 +162,12 @@ def cpu_openers(bundle: Bundle, threads: int | None) -> dict[str, Opener]:
 
         return OpenvinoBackend(bundle, threads, int8)
 
+    has_int8 = cpu_model(bundle) == INT8_MODEL
     openers: dict[str, Opener] = {}
     for name, opener in ((_REFERENCE, onnx), ("openvino", openvino)):
         openers[name] = partial(opener, False)
-        if cpu_model(bundle) == INT8_MODEL:
-            openers[f"{name}{_INT8}"] = partial(opener, True)
+        if has_int8:
+            openers[f"{name}{INT8}"] = partial(opener, True)
     return openers
 
 
@@ -236,7 +237,7 @@ def measured(backends: Mapping[str, Backend], bundle: Bundle) -> dict[str, Measu
 
 def choice(seen: Mapping[str, Measured]) -> tuple[str, str]:
     """The fastest that agrees, and the reason in words."""
-    agreeing = {name: one for name, one in seen.items() if one.agrees or name.endswith(_INT8)}
+    agreeing = {name: one for name, one in seen.items() if one.agrees or name.endswith(INT8)}
     chosen = min(agreeing, key=lambda name: agreeing[name].ms)
     parts = []
     for name, one in seen.items():
