@@ -124,3 +124,16 @@ def test_the_memory_that_texts_of_a_png_take_is_bounded(tmp_path: Path) -> None:
     software, note = decoded.evidence
     assert software.detail == "ComfyUI"  # small enough to find room
     assert note.detail.endswith("(more than 67,108,864 bytes in all) and 10 more")
+
+
+@pytest.mark.parametrize("options", [{}, {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"}], ids=["simple", "extended"])
+def test_a_lossless_webp_may_end_in_zeros_that_its_decoder_takes(tmp_path: Path, options: dict[str, object]) -> None:
+    image = picture(3, (640, 640))
+    image.paste((200, 30, 90), (0, 400, 640, 640))
+    whole = encoded("WEBP", image, lossless=True, quality=0, method=0, **options)
+    flat = whole.index(bytes(20_000))
+    (tmp_path / "whole.webp").write_bytes(whole)
+    assert (pixels_from_file(tmp_path / "whole.webp") == np.asarray(image)).all()
+    for kept in (flat // 4, flat // 2, flat - 5000):
+        (tmp_path / "cut.webp").write_bytes(whole[:kept] + bytes(len(whole) - kept))
+        assert decoded_from_file(tmp_path / "cut.webp", DecodePlan()).fault in (Fault.PARTIAL, Fault.DAMAGED), kept

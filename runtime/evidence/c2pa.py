@@ -57,7 +57,7 @@ def has_manifest(kind: str, content: bytes) -> bool:
     if kind == "PNG":
         return any(chunk.name == b"caBX" for chunk in png_chunks(content))
     if kind == "WEBP":
-        return any(name == b"C2PA" for name in riff_chunks(content))
+        return any(chunk.name == b"C2PA" for chunk in riff_chunks(content))
     if kind in ("AVIF", "HEIF"):
         return any(box.name == b"uuid" and content.startswith(_BMFF_UUID, box.start) for box in bmff_boxes(content))
     return kind == "TIFF" and any(_TIFF_TAG in page.tags for page in islice(tiff_pages(content), 1))

@@ -122,12 +122,20 @@ def png_chunks(content: bytes) -> Iterator[PngChunk]:
         at = chunk.behind
 
 
-def riff_chunks(content: bytes) -> Iterator[bytes]:
-    """Names of the chunks of a RIFF file, such as WebP."""
+class RiffChunk(NamedTuple):
+    """One chunk of a RIFF file, such as WebP."""
+
+    name: bytes
+    data: bytes
+    """Shorter than announced where the file ends early."""
+
+
+def riff_chunks(content: bytes) -> Iterator[RiffChunk]:
+    """Chunks of a RIFF file."""
     end, at = min(len(content), 8 + int.from_bytes(content[4:8], "little")), 12
     while at + 8 <= end:
-        yield content[at : at + 4]
         size = int.from_bytes(content[at + 4 : at + 8], "little")
+        yield RiffChunk(content[at : at + 4], content[at + 8 : at + 8 + size])
         at += 8 + size + size % 2
 
 
