@@ -168,6 +168,19 @@ def test_the_bounds_of_a_second_opinion_are_told(ran: Ran) -> None:
     assert bounds in meaning_of_point(known)[2]
 
 
+def test_a_verdict_stands_beside_the_bounds_of_the_model_that_gave_it(ran: Ran, tmp_path: Path) -> None:
+    asked = replace(ran, second=Judge(ran.bundle.digest, "cautious", "onnx-cpu"), second_bundle=ran.bundle)
+    once = _scanned(0, ran.point)
+    again = replace(once, first=verdict_from_logit(-0.1, 1.0, ran.point))
+    with HtmlReport(tmp_path / "report.html", asked) as report:
+        report.write(once)
+        report.write(again)
+    data = _data(tmp_path / "report.html")
+    cautious = ran.bundle.manifest.point("cautious")
+    assert data["bounds"] == [[0.3, 0.6], [cautious.real_below, cautious.ai_at_or_above]]
+    assert [row[8] for row in data["rows"]] == [None, [1, pytest.approx(0.475021)]]
+
+
 def test_the_accuracy_of_both_models_is_told(ran: Ran) -> None:
     one, two = (accuracy(given)["rows"] for given in (ran, replace(ran, second_bundle=ran.bundle)))
     assert isinstance(one, list)

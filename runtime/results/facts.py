@@ -33,10 +33,17 @@ class Ran:
     second_bundle: Bundle | None = None
     """None where it is not at hand."""
 
+    @property
+    def second_point(self) -> OperatingPoint | None:
+        """Of the second opinion; None where there is none, or its bundle is not at hand."""
+        if self.second is None or self.second_bundle is None:
+            return None
+        return self.second_bundle.manifest.point(self.second.operating_point)
+
 
 def meaning_of_point(ran: Ran) -> list[str]:
     """Sentences for somebody who never heard of an operating point."""
-    point, again = ran.point, ran.second_bundle
+    point, again = ran.point, ran.second_point
     between = (
         "Between them the model does not say: unsure is an answer."
         if point.ai_at_or_above > point.real_below
@@ -51,9 +58,14 @@ def meaning_of_point(ran: Ran) -> list[str]:
         )
     meaning = [f"An image is called {_bounds(point)}. {between}", alarm]
     if ran.second is not None:
-        own = "which are in its bundle" if again is None else _bounds(again.manifest.point(ran.second.operating_point))
+        own = "which are in its bundle" if again is None else _bounds(again)
         meaning.append(f"What is not real so far is judged again by a second model with bounds of its own, {own}.")
     return meaning
+
+
+def bounds_of(point: OperatingPoint | None) -> list[float]:
+    """Below the first an image is real, from the last on it is ai; nothing of a point that is not known."""
+    return [] if point is None else [point.real_below, point.ai_at_or_above]
 
 
 def _bounds(point: OperatingPoint) -> str:

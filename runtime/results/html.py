@@ -22,7 +22,7 @@ from PIL import Image
 
 from aivsreal.runtime.errors import OutputError
 from aivsreal.runtime.preprocess import PixelsHWC
-from aivsreal.runtime.results.facts import Ran, accuracy, meaning_of_point, model_facts, sources
+from aivsreal.runtime.results.facts import Ran, accuracy, bounds_of, meaning_of_point, model_facts, sources
 from aivsreal.runtime.results.output import ASSET, REPORT, SOFTWARE, check_replaceable, replacing
 from aivsreal.runtime.text import escaped
 from aivsreal.runtime.uri import Uri
@@ -121,8 +121,9 @@ class HtmlReport:
         link = "" if isinstance(path, Uri) else quote(os.fsencode(os.path.relpath(path, self._target.parent)))
         code, p_ai = _CODES[verdict.label], round(verdict.p_ai, 6)
         says = [[one.source, one.origin.value, escaped(one.detail)] for one in scanned.evidence]
-        row = [escaped(scanned.path), link, code, p_ai, round(verdict.logit, 4), escaped(verdict.reason), values, says]
-        return row, picture
+        first = None if scanned.first is None else [_CODES[scanned.first.label], round(scanned.first.p_ai, 6)]
+        said = [code, p_ai, round(verdict.logit, 4), escaped(verdict.reason)]
+        return [escaped(scanned.path), link, *said, values, says, first], picture
 
     def _picture(self, square_SSC: PixelsHWC) -> bytes:
         self._pictures += 1
@@ -142,12 +143,8 @@ class HtmlReport:
             "subtitle": f"{', '.join(escaped(name) for name in self._ran.arguments)} · {when}",
             "made": made,
             "assets": None if self._assets is None else quote(os.fsencode(self._assets.name)) + "/",
-            "point": {
-                "name": self._ran.point.name,
-                "ai_at_or_above": self._ran.point.ai_at_or_above,
-                "real_below": self._ran.point.real_below,
-                "meaning": meaning_of_point(self._ran),
-            },
+            "point": {"name": self._ran.point.name, "meaning": meaning_of_point(self._ran)},
+            "bounds": [bounds_of(self._ran.point), bounds_of(self._ran.second_point)],
             "model": model_facts(self._ran),
             "accuracy": accuracy(self._ran),
             "sources": sources(manifest),

@@ -19,9 +19,9 @@ function make(tag, properties = {}, ...children) {
 const number = (value) => value.toLocaleString("en");
 const percent = (share) => (share > 0 && share < 0.001 ? "<0.1 %" : `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`);
 
-const rows = data.rows.map(([path, href, label, p, logit, reason, map, says, thumb], index) => {
+const rows = data.rows.map(([path, href, label, p, logit, reason, map, says, first, thumb], index) => {
   const cut = path.lastIndexOf("/") + 1;
-  return { index, path, lower: path.toLowerCase(), folder: path.slice(0, cut), name: path.slice(cut), href, label, p, logit, reason, thumb, map, says };
+  return { index, path, lower: path.toLowerCase(), folder: path.slice(0, cut), name: path.slice(cut), href, label, p, logit, reason, thumb, map, says, first };
 });
 const BLANK = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw==";
 const picture = (row) => (!row.thumb ? BLANK : data.assets ? data.assets + row.thumb : "data:image/jpeg;base64," + row.thumb);
@@ -102,7 +102,7 @@ function line(row, at) {
     make("td", {}, image),
     make("td", {}, name, make("span", { className: "folder", title: row.path }, ...said(row), row.folder)),
     make("td", {}, make("span", { className: `pill ${label}` }, label)),
-    make("td", {}, probability(row.p, label)),
+    make("td", {}, probability(row, label)),
   );
   result.addEventListener("click", () => open(at));
   return result;
@@ -114,11 +114,12 @@ function said(row) {
   return origins.map((origin) => make("span", { className: "tag", title: "What its metadata declare; anyone can write or remove that" }, `metadata: ${origin}`));
 }
 
-function probability(p, label) {
+// Each verdict beside the bounds of the model that gave it.
+function probability({ p, first }, label) {
   const fill = make("i");
   fill.style.width = `${100 * p}%`;
   const bar = make("div", { className: `bar ${label}`, "aria-hidden": "true" }, fill);
-  for (const bound of new Set([data.point.real_below, data.point.ai_at_or_above])) {
+  for (const bound of new Set(data.bounds[first ? 1 : 0])) {
     const tick = make("u");
     tick.style.left = `calc(${100 * bound}% - 1px)`;
     bar.append(tick);
@@ -172,7 +173,7 @@ function summary() {
     });
     $("bins").append(button);
   });
-  const { real_below: low, ai_at_or_above: high } = data.point;
+  const [low, high] = data.bounds[0];
   for (const [label, width] of [["real", low], ["unsure", high - low], ["ai", 1 - high]]) {
     const zone = make("i", { className: label });
     zone.style.width = `${100 * width}%`;
@@ -213,11 +214,11 @@ function open(index) {
   $("d-name").textContent = row.name || row.path;
   $("d-image").src = picture(row);
   $("d-image").alt = `What the model saw of ${row.name}`;
-  $("d-verdict").replaceChildren(make("span", { className: `pill ${label}` }, label), probability(row.p, label));
+  $("d-verdict").replaceChildren(make("span", { className: `pill ${label}` }, label), probability(row, label));
   $("d-facts").replaceChildren();
   const link = make("a", { href: row.href, target: "_blank", rel: "noreferrer" }, "open the original");
   link.style.color = "inherit";
-  facts($("d-facts"), [["path", make("span", { className: "path" }, row.path)], ["why", row.reason], ["logit", row.logit.toFixed(3)], ...(row.href ? [["file", link]] : [])]);
+  facts($("d-facts"), [["path", make("span", { className: "path" }, row.path)], ["why", row.reason], ...(row.first ? [["first model", `${LABELS[row.first[0]]}, p_ai ${row.first[1].toFixed(3)}`]] : []), ["logit", row.logit.toFixed(3)], ...(row.href ? [["file", link]] : [])]);
   facts($("d-facts"), row.says.map(([source, origin, detail]) => ["metadata", `${origin}: ${detail} (${source})`]));
   $("d-tools").hidden = !row.map;
   $("d-nomap").hidden = Boolean(row.map);
