@@ -57,7 +57,7 @@ def test_a_scan_writes_a_report_and_heat_maps_that_agree_with_its_rows(map_bundl
     rows = {row["path"]: row for row in map(json.loads, result.stdout.splitlines())}
     data = _data(Path("report.html"))
     assert [row[0] for row in data["rows"]] == [path for path, row in rows.items() if "logit" in row]
-    for path, _, _, p_ai, logit, *_, values, _, _ in data["rows"]:
+    for path, _, _, p_ai, logit, _, values, *_ in data["rows"]:
         assert p_ai == pytest.approx(rows[path]["p_ai"], abs=1e-6)
         assert np.mean(values) == pytest.approx(logit, abs=2e-3)
         map_hw = np.load(f"maps/{path}.npy")
