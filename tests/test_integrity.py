@@ -137,3 +137,21 @@ def test_a_lossless_webp_may_end_in_zeros_that_its_decoder_takes(tmp_path: Path,
     for kept in (flat // 4, flat // 2, flat - 5000):
         (tmp_path / "cut.webp").write_bytes(whole[:kept] + bytes(len(whole) - kept))
         assert decoded_from_file(tmp_path / "cut.webp", DecodePlan()).fault in (Fault.PARTIAL, Fault.DAMAGED), kept
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_a_webp_may_end_in_metadata_padded_with_zeros(tmp_path: Path, lossless: bool) -> None:
+    whole = encoded("WEBP", lossless=lossless, exif=b"Exif\0\0II*\0\x08\0\0\0\0\0" + bytes(40_000))
+    (tmp_path / "whole.webp").write_bytes(whole)
+    assert decoded_from_file(tmp_path / "whole.webp", DecodePlan()).fault is None
+    exif = whole.index(b"EXIF")
+    cut = whole[: exif // 2] + bytes(len(whole) - exif // 2)
+    (tmp_path / "cut.webp").write_bytes(cut)
+    assert decoded_from_file(tmp_path / "cut.webp", DecodePlan()).fault in (Fault.PARTIAL, Fault.DAMAGED)
+
+
+def test_an_animation_of_which_only_the_first_frames_were_written_is_partial(tmp_path: Path) -> None:
+    whole = encoded("WEBP", picture(1), save_all=True, append_images=[picture(2), picture(3)])
+    second = whole.index(b"ANMF", whole.index(b"ANMF") + 4)
+    (tmp_path / "cut.webp").write_bytes(whole[:second] + bytes(len(whole) - second))
+    assert decoded_from_file(tmp_path / "cut.webp", DecodePlan()).fault in (Fault.PARTIAL, Fault.DAMAGED)

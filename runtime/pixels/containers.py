@@ -131,11 +131,12 @@ class RiffChunk(NamedTuple):
 
 
 def riff_chunks(content: bytes) -> Iterator[RiffChunk]:
-    """Chunks of a RIFF file."""
+    """Chunks of a RIFF file; one without a name, of zeros that nobody wrote over, is all the rest."""
     end, at = min(len(content), 8 + int.from_bytes(content[4:8], "little")), 12
     while at + 8 <= end:
-        size = int.from_bytes(content[at + 4 : at + 8], "little")
-        yield RiffChunk(content[at : at + 4], content[at + 8 : at + 8 + size])
+        name, size = content[at : at + 4], int.from_bytes(content[at + 4 : at + 8], "little")
+        size = size if any(name) else end - at
+        yield RiffChunk(name, content[at + 8 : at + 8 + size])
         at += 8 + size + size % 2
 
 

@@ -32,6 +32,7 @@ _ARITHMETIC = frozenset(range(0xC9, 0xD0))
 _COMMENTS = frozenset({0xFE, *range(0xE0, 0xF0)})
 _PNG_ANIMATION = frozenset({b"acTL", b"fcTL", b"fdAT"})
 _PNG_PICTURE = frozenset({b"tRNS", *_PNG_ANIMATION})  # beside those whose names say that they are critical
+_WEBP_PICTURES = frozenset({b"VP8 ", b"VP8L", b"ANMF", bytes(4)})  # the last: where the next frame was never written
 _LEAST_BODY = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9}
 # Pillow's limits, `PngImagePlugin.MAX_TEXT_CHUNK` and `MAX_TEXT_MEMORY`
 _MOST_COMPRESSED, _MOST_TEXT = 1 << 20, 1 << 26
@@ -72,10 +73,16 @@ def sound_content(kind: str, content: bytes, width: int, height: int) -> bytes:
         _check_png(content)
     elif kind in ("WEBP", "AVIF", "HEIF"):
         # A flat WebP ends in a zero byte per 10,000 pixels (1,000 x 1,000: 101; 6,000 x 4,000: 2,310), an AVIF in none.
-        zeros = len(content) - len(content.rstrip(b"\0"))
+        data = _last_picture(content) if kind == "WEBP" else content
+        zeros = len(data) - len(data.rstrip(b"\0"))
         if zeros > 64 + width * height // 4000 and not _needs_its_last_bytes(content):
             raise PartialPicture(f"the last {zeros:,} bytes are zeros")
     return content
+
+
+def _last_picture(webp: bytes) -> bytes:
+    """Data of the last chunk with pixels: Exif may stand behind it, and be padded with as many zeros as it likes."""
+    return next((chunk.data for chunk in reversed([*riff_chunks(webp)]) if chunk.name in _WEBP_PICTURES), webp)
 
 
 def _needs_its_last_bytes(webp: bytes) -> bool:
