@@ -208,21 +208,12 @@ _ONCE = replace(
     ema_decay=0.99,
     cutmix_p=0.0,
 )
-# Goes on from `student-once`: first what a teacher sees, then its verdict, and of images with half the damage. Like the
-# accurate model it looks at the whole short side, and at crops that are nearer to that.
+# Goes on from `student-once`: first what a teacher sees, then its verdict, and of images with half the damage.
 _VERDICT = replace(
     _ONCE,
     preset="student-verdict",
-    spec=PreprocessSpec(crop_fraction=1.0),
     augment=replace(
-        _ONCE.augment,
-        crop_min=0.8,
-        jpeg_first_p=0.15,
-        rescale_p=0.15,
-        blur_p=0.08,
-        sharpen_p=0.05,
-        noise_p=0.08,
-        jpeg_p=0.2,
+        _ONCE.augment, jpeg_first_p=0.15, rescale_p=0.15, blur_p=0.08, sharpen_p=0.05, noise_p=0.08, jpeg_p=0.2
     ),
     distil=replace(_ONCE.distil, labels=0.5, logits=1.0, features=0.5, tokens=0.25),
     warmup_epochs=0.5,
