@@ -75,14 +75,18 @@ def sound_content(kind: str, content: bytes, width: int, height: int) -> bytes:
         # A flat WebP ends in a zero byte per 10,000 pixels (1,000 x 1,000: 101; 6,000 x 4,000: 2,310), an AVIF in none.
         data = _last_picture(content) if kind == "WEBP" else content
         zeros = len(data) - len(data.rstrip(b"\0"))
-        if zeros > 64 + width * height // 4000 and not _needs_its_last_bytes(content):
+        if zeros > 64 + width * height // 4000 and not (kind == "WEBP" and _needs_its_last_bytes(content)):
             raise PartialPicture(f"the last {zeros:,} bytes are zeros")
     return content
 
 
 def _last_picture(webp: bytes) -> bytes:
     """Data of the last chunk with pixels: Exif may stand behind it, and be padded with as many zeros as it likes."""
-    return next((chunk.data for chunk in reversed([*riff_chunks(webp)]) if chunk.name in _WEBP_PICTURES), webp)
+    data = webp
+    for chunk in riff_chunks(webp):
+        if chunk.name in _WEBP_PICTURES:
+            data = chunk.data
+    return data
 
 
 def _needs_its_last_bytes(webp: bytes) -> bool:
