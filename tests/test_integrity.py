@@ -139,15 +139,18 @@ def test_a_lossless_webp_may_end_in_zeros_that_its_decoder_takes(tmp_path: Path,
         assert decoded_from_file(tmp_path / "cut.webp", DecodePlan()).fault in (Fault.PARTIAL, Fault.DAMAGED), kept
 
 
-@pytest.mark.parametrize("lossless", [False, True])
-def test_a_webp_may_end_in_metadata_padded_with_zeros(tmp_path: Path, lossless: bool) -> None:
-    whole = encoded("WEBP", lossless=lossless, exif=b"Exif\0\0II*\0\x08\0\0\0\0\0" + bytes(40_000))
-    (tmp_path / "whole.webp").write_bytes(whole)
-    assert decoded_from_file(tmp_path / "whole.webp", DecodePlan()).fault is None
-    exif = whole.index(b"EXIF")
-    cut = whole[: exif // 2] + bytes(len(whole) - exif // 2)
-    (tmp_path / "cut.webp").write_bytes(cut)
-    assert decoded_from_file(tmp_path / "cut.webp", DecodePlan()).fault in (Fault.PARTIAL, Fault.DAMAGED)
+@pytest.mark.parametrize(("kind", "options"), [("WEBP", {}), ("WEBP", {"lossless": True}), ("AVIF", {}), ("HEIF", {})])
+def test_a_picture_may_have_exif_behind_it_that_is_padded_with_zeros(
+    tmp_path: Path, kind: str, options: dict[str, object]
+) -> None:
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    exif = b"Exif\0\0II*\0\x08\0\0\0\0\0" + bytes(40_000)
+    (tmp_path / "whole").write_bytes(whole := encoded(kind, exif=exif, **options))
+    assert decoded_from_file(tmp_path / "whole", DecodePlan()).fault is None
+    for kept in (len(whole) // 20, len(encoded(kind, **options)) - 100):
+        (tmp_path / "cut").write_bytes(whole[:kept] + bytes(len(whole) - kept))
+        assert decoded_from_file(tmp_path / "cut", DecodePlan()).fault in (Fault.PARTIAL, Fault.DAMAGED), kept
 
 
 def test_an_animation_of_which_only_the_first_frames_were_written_is_partial(tmp_path: Path) -> None:

@@ -105,7 +105,8 @@ def opened(snapshot: Snapshot, max_pixels: int = MAX_PIXELS) -> Iterator[Picture
             image = files.enter_context(Image.open(io.BytesIO(content), formats=formats))
         check = _check_not_too_large if image.format == "TIFF" else _check_size  # its pages have sizes of their own
         check(path, image.width, image.height, max_pixels)  # before anything is decoded
-        sound = sound_content(image.format or "", content, image.width, image.height)
+        exif = image.info.get("exif") or b""
+        sound = sound_content(image.format or "", content, image.width, image.height, exif)
         if sound is not content:
             image = files.enter_context(Image.open(io.BytesIO(sound), formats=formats))
         yield Picture(path, image, sound, ended=sound is content, max_pixels=max_pixels, notes=notes)

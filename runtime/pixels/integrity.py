@@ -54,7 +54,7 @@ class PartialPicture(Unfit):
         super().__init__(f"a part of the picture is missing: {message}", Fault.PARTIAL)
 
 
-def sound_content(kind: str, content: bytes, width: int, height: int) -> bytes:
+def sound_content(kind: str, content: bytes, width: int, height: int, exif: bytes = b"") -> bytes:
     """Look at the structure of a file before its pixels are trusted; returns what is to be decoded.
 
     That is the content itself, but for a JPEG without an end marker: it gets one, in the place of what stands behind
@@ -62,6 +62,7 @@ def sound_content(kind: str, content: bytes, width: int, height: int) -> bytes:
 
     Args:
         kind: Pillow's name of the format.
+        exif: as Pillow found it.
 
     Raises:
         PartialPicture: a part is missing.
@@ -73,11 +74,16 @@ def sound_content(kind: str, content: bytes, width: int, height: int) -> bytes:
         _check_png(content)
     elif kind in ("WEBP", "AVIF", "HEIF"):
         # A flat WebP ends in a zero byte per 10,000 pixels (1,000 x 1,000: 101; 6,000 x 4,000: 2,310), an AVIF in none.
-        data = _last_picture(content) if kind == "WEBP" else content
+        data = _last_picture(content) if kind == "WEBP" else _before_exif(content, exif.removeprefix(b"Exif\0\0"))
         zeros = len(data) - len(data.rstrip(b"\0"))
         if zeros > 64 + width * height // 4000 and not (kind == "WEBP" and _needs_its_last_bytes(content)):
             raise PartialPicture(f"the last {zeros:,} bytes are zeros")
     return content
+
+
+def _before_exif(content: bytes, exif: bytes) -> bytes:
+    """A file without the Exif data that libheif puts at its end, where they were written."""
+    return content[: -len(exif)] if any(exif[:8]) and content.endswith(exif) else content
 
 
 def _last_picture(webp: bytes) -> bytes:
