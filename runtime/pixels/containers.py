@@ -126,8 +126,10 @@ class RiffChunk(NamedTuple):
     """One chunk of a RIFF file, such as WebP."""
 
     name: bytes
-    data: bytes
-    """Shorter than announced where the file ends early."""
+    start: int
+    """Where its content begins."""
+    end: int
+    """Of its content, or of a file that ends before."""
 
 
 def riff_chunks(content: bytes) -> Iterator[RiffChunk]:
@@ -136,7 +138,7 @@ def riff_chunks(content: bytes) -> Iterator[RiffChunk]:
     while at + 8 <= end:
         name, size = content[at : at + 4], int.from_bytes(content[at + 4 : at + 8], "little")
         size = size if any(name) else end - at
-        yield RiffChunk(name, content[at + 8 : at + 8 + size])
+        yield RiffChunk(name, at + 8, min(at + 8 + size, len(content)))
         at += 8 + size + size % 2
 
 

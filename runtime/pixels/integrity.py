@@ -88,11 +88,11 @@ def _before_exif(content: bytes, exif: bytes) -> bytes:
 
 def _last_picture(webp: bytes) -> bytes:
     """Data of the last chunk with pixels: Exif may stand behind it, and be padded with as many zeros as it likes."""
-    data = webp
+    start, end = 0, len(webp)
     for chunk in riff_chunks(webp):
         if chunk.name in _WEBP_PICTURES:
-            data = chunk.data
-    return data
+            start, end = chunk.start, chunk.end
+    return webp[start:end]
 
 
 def _needs_its_last_bytes(webp: bytes) -> bool:
@@ -101,16 +101,17 @@ def _needs_its_last_bytes(webp: bytes) -> bool:
     A fast encoder writes flat pixels as zeros: 26,664 of them end the file of a 640 x 640 picture with a flat third,
     method 0. Zeros in the place of an end that was never written are more than the picture takes.
     """
-    for chunk in riff_chunks(webp):
-        if chunk.name == b"VP8L":
-            data = chunk.data[:-2]
-            data = len(data).to_bytes(4, "little") + data + bytes(len(data) % 2)
-            try:
-                shorter = b"RIFF" + (len(data) + 8).to_bytes(4, "little") + b"WEBPVP8L" + data
-                with Image.open(io.BytesIO(shorter), formats=("WEBP",)) as image:
-                    image.load()
-            except OSError:
-                return True
+    picture = next((chunk for chunk in riff_chunks(webp) if chunk.name == b"VP8L"), None)
+    if picture is None:
+        return False
+    data = webp[picture.start : picture.end - 2]
+    data = len(data).to_bytes(4, "little") + data + bytes(len(data) % 2)
+    shorter = b"RIFF" + (len(data) + 8).to_bytes(4, "little") + b"WEBPVP8L" + data
+    try:
+        with Image.open(io.BytesIO(shorter), formats=("WEBP",)) as image:
+            image.load()
+    except OSError:
+        return True
     return False
 
 

@@ -56,9 +56,9 @@ def meaning_of_point(ran: Ran) -> list[str]:
             f"When this point was set, it called {_of_hundred(point.false_alarm_rate)} real images ai. "
             "Expect more on kinds of images that it does not know."
         )
-    meaning = [f"An image is called {_bounds(point)}. {between}", alarm]
+    meaning = [f"An image is called {_called(point)}. {between}", alarm]
     if ran.second is not None:
-        own = "which are in its bundle" if again is None else _bounds(again)
+        own = "which are in its bundle" if again is None else _called(again)
         meaning.append(f"What is not real so far is judged again by a second model with bounds of its own, {own}.")
     return meaning
 
@@ -68,7 +68,7 @@ def bounds_of(point: OperatingPoint | None) -> list[float]:
     return [] if point is None else [point.real_below, point.ai_at_or_above]
 
 
-def _bounds(point: OperatingPoint) -> str:
+def _called(point: OperatingPoint) -> str:
     return f"ai from a p_ai of {point.ai_at_or_above:.3f} on, and real below {point.real_below:.3f}"
 
 
