@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from aivsreal.runtime.bundle.manifest import EVALUATION
+from aivsreal.runtime.bundle.manifest import EVALUATION, FULL_VIEWS
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.errors import BundleError
 from aivsreal.runtime.fields import object_from_json
@@ -31,8 +31,8 @@ SPLITS = {
 }
 
 
-def results_of(folder: Path) -> list[Result]:
-    """What was recorded for each split and delivery; empty where there is no evaluation.
+def results_of(folder: Path, full: bool = False) -> list[Result]:
+    """What was recorded for each split and delivery, of one view or of several; empty where there is no evaluation.
 
     Raises:
         BundleError: what is there cannot be read.
@@ -40,7 +40,8 @@ def results_of(folder: Path) -> list[Result]:
     file = folder / EVALUATION
     try:
         told: Mapping[str, Any] = object_from_json(file.read_bytes())
-        found = told["metrics"].get("evaluation", {}).get("results", [])
+        metrics = told["metrics"].get(FULL_VIEWS, {}) if full else told["metrics"]
+        found = metrics.get("evaluation", {}).get("results", [])
         return sorted(found, key=lambda result: list(SPLITS).index(result["split"]))
     except FileNotFoundError:
         return []
@@ -82,9 +83,10 @@ def _brief(result: Result) -> list[str]:
 @command("accuracy")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--brief", is_flag=True, help="One table: a row a split, the folders' models beside each other.")
-def main(folders: Sequence[Path], brief: bool) -> None:
+@click.option("--views", type=click.Choice(["fast", "full"]), default="fast", show_default=True)
+def main(folders: Sequence[Path], brief: bool, views: str) -> None:
     """Print the tables of FOLDERS, each a bundle or the parts of one."""
-    models = {folder.name: results_of(folder) for folder in folders}
+    models = {folder.name: results_of(folder, views == "full") for folder in folders}
     if brief:
         click.echo(brief_table(models))
         return

@@ -167,10 +167,10 @@ TABLES: dict[str, tuple[Table, ...]] = {
     "gpu": (gpu, gpu_checks),
     "ablation": (ablation, ablation_over_seeds),
     "onnx_graph": (onnx_graph,),
-    "geometry": (
+    "views": (
         table(
-            ("split", "{split}"), ("geometry", "{geometry}"), ("views", "{views}"), ("AUC", "{auc:.3f}"),
-            ("gain", "{auc_gain:+.3f}"),
+            ("delivery", "{tier}"), ("geometry", "{geometry}"), ("views", "{views}"), ("AUC", "{auc:.3f}"),
+            ("gain", "{auc_gain:+.3f}"), ("macro AUC", "{macro_auc:.3f}"), ("gain", "{macro_auc_gain:+.3f}"),
         ),
     ),
     "training": (

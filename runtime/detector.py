@@ -14,8 +14,9 @@ from pathlib import Path
 from aivsreal.runtime.backends.choose import open_backend
 from aivsreal.runtime.backends.protocol import Backend
 from aivsreal.runtime.bundle.folder import Bundle
+from aivsreal.runtime.bundle.manifest import FULL
 from aivsreal.runtime.errors import BackendError, Fault, ImageError
-from aivsreal.runtime.files.decode import Decoded, DecodePlan, reduced
+from aivsreal.runtime.files.decode import Decoded, DecodePlan, cut, reduced
 from aivsreal.runtime.files.given import AnyImage, AnyPath, kind_of, path_from_any, pixels_from_any
 from aivsreal.runtime.files.pipeline import judged_batches
 from aivsreal.runtime.files.pool import DecodePool
@@ -53,6 +54,8 @@ class Detector:
         self.why = why
         """Why this backend was chosen and the others were passed over."""
         self.point = point
+        self.windows = bundle.manifest.windows(point)
+        """Parts of an image that are judged each, as the operating point says; none is the whole."""
         self.second = second
         """Judges again what this one does not call real; it is closed with it."""
         # Where one of them resizes by itself, the whole pixels are kept of an image, for both.
@@ -70,6 +73,7 @@ class Detector:
         *,
         images: int | None = None,
         second_opinion: Bundle | Path | str | None = None,
+        full_views: bool = False,
     ) -> Detector:
         """Open a bundle with a backend.
 
@@ -81,19 +85,22 @@ class Detector:
             images: how many will be judged, where that is known, as of `backend.open_backend`.
             second_opinion: a bundle that judges again what the first does not call real: `unsure` and `ai`. Its
                 operating point is that of the same name, if it has one, else its default.
+            full_views: judge several windows of an image, at an operating point that is made for that. A point's name
+                that ends in `-full` says so too.
 
         Raises:
-            BundleError: the bundle is missing or damaged, or has no such operating point.
+            BundleError: the bundle is missing or damaged, has no such operating point, or one view only.
             BackendError: no backend, or not the one asked for, can run here.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        point = opened.manifest.point(operating_point)
+        point = opened.manifest.point(operating_point, full_views)
         if second_opinion is None:
             running, why = open_backend(opened, backend, threads, images)
             return Detector(opened, running, why, point)
         other = second_opinion if isinstance(second_opinion, Bundle) else Bundle.open(second_opinion)
+        alike = None if operating_point is None else operating_point.removesuffix(FULL)
         names = {one.name for one in other.manifest.points}
-        second = Detector.open(other, backend, operating_point if operating_point in names else None, threads)
+        second = Detector.open(other, backend, alike if alike in names else None, threads)
         try:
             running, why = open_backend(opened, backend, threads, images)
         except BaseException:
@@ -210,7 +217,8 @@ class Detector:
     def decode_pool(self, options: ScanOptions = AS_USUAL, read: Reader = snapshot_from_file) -> DecodePool:
         """Threads that decode for `scan`; close the pool when done. See `DecodePool` and `DecodePlan`."""
         seen, second = self._square_specs()
-        plan = DecodePlan(seen, options.frames, options.max_pixels, options.by_content, self._least_side, second)
+        limits = (options.frames, options.max_pixels, options.by_content, self._least_side)
+        plan = DecodePlan(seen, *limits, second, self.windows)
         return DecodePool(plan, options.threads, options.time_limit_s, options.isolate, read)
 
     def _check_open(self) -> None:
@@ -262,38 +270,42 @@ class Detector:
         path, stamp = decoded.path, decoded.stamp
         if decoded.error is not None:
             return Scanned(path, error=decoded.error, fault=decoded.fault, stamp=stamp)
-        temperature = self.bundle.manifest.temperature
+        temperature = self.bundle.manifest.temperature_at(self.point)
         try:
             verdict = verdict_from_logit(sum(logits) / len(logits), temperature, self.point)
         except ValueError as error:
             return Scanned(path, error=str(error), fault=Fault.MODEL, stamp=stamp)
         frames: tuple[tuple[int, float], ...] = ()
-        if len(logits) > 1:
-            each = [p_ai_from_logit(logit, temperature) for logit in logits]
-            frames = tuple(zip(decoded.frames, each, strict=True))
-            verdict = replace(verdict, reason=f"{verdict.reason}, from the mean of {len(logits)} frames")
+        count = len(decoded.frames)
+        if len(logits) > count:
+            verdict = replace(verdict, reason=f"{verdict.reason}, from the mean of {len(logits) // count} views")
+        if count > 1:
+            views = len(logits) // count
+            means = [sum(logits[at : at + views]) / views for at in range(0, len(logits), views)]
+            frames = tuple(zip(decoded.frames, [p_ai_from_logit(one, temperature) for one in means], strict=True))
+            verdict = replace(verdict, reason=f"{verdict.reason}, from the mean of {count} frames")
         return Scanned(path, verdict, evidence=decoded.evidence, stamp=stamp, frames=frames)
 
     @property
     def _least_side(self) -> int:
-        own = self.bundle.manifest.spec.least_side
+        own = self.windows.least_side
         return own if self.second is None else max(own, self.second._least_side)
 
     def _square_specs(self) -> tuple[PreprocessSpec | None, PreprocessSpec | None]:
         """Of which squares are made where an image is decoded: this one's, and the second's where it is another."""
         own, second = self.bundle.manifest.spec, self.second
-        if self._whole:
-            return None, None
-        if second is None or own.same_square(second.bundle.manifest.spec):
-            return own, None
-        return own, second.bundle.manifest.spec
+        again = None if second is None else second.bundle.manifest.spec
+        if again is not None and not self.windows.parts and (self._whole or own.same_square(again)):
+            again = None
+        return None if self._whole else own, again
 
     def _decoded(self, image: AnyImage) -> Decoded:
         """What is kept of an image until it is judged, and apart from that what the second model sees of it."""
         pixels_HWC = pixels_from_any(image, self._least_side)
         own, second = self._square_specs()
-        again = () if second is None else (reduced(pixels_HWC, second),)
-        return Decoded(Path(), None, (reduced(pixels_HWC, own),), (0,), second=again)
+        again = () if second is None else (reduced(pixels_HWC, None if own is None else second),)
+        seen = tuple(reduced(window_HWC, own) for window_HWC in cut(pixels_HWC, self.windows))
+        return Decoded(Path(), None, seen, (0,), second=again)
 
     def _own(self, kept_HWC: PixelsHWC) -> PixelsHWC:
         """What the backend takes of what was kept."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aivsreal.runtime.bundle.folder import Bundle
-from aivsreal.runtime.errors import BackendError, MissingExtra, importing
+from aivsreal.runtime.errors import BackendError, BundleError, MissingExtra, importing
 from aivsreal.runtime.files.given import AnyImage, pixels_from_any
 from aivsreal.runtime.preprocess import BatchBCHW, MapHW, PixelsHWC, batch_from_squares, square_from_pixels
 from aivsreal.runtime.spec import Box
@@ -107,6 +107,8 @@ class Explainer:
 
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self._point = self.bundle.manifest.point(operating_point)
+        if self.bundle.manifest.windows(self._point).parts:
+            raise BundleError(f"a map is of one view, and the point {self._point.name} of several: name another")
         self.network: MappedNetwork = network_from_bundle(self.bundle)
         self.parity = _parity(self.bundle, self.network)
         """Largest difference of logits from the bundle's ONNX file; None where onnxruntime is not installed."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     FloatC = npt.NDArray[np.float32]
 
 Box = tuple[int, int, int, int]
+"""Left, top, right and bottom in whole pixels."""
 
 
 class Geometry(str, Enum):
@@ -101,6 +102,56 @@ class PreprocessSpec:
     def to_json(self) -> dict[str, object]:
         """The spec as JSON values; `spec_from_json` is its inverse."""
         return {**asdict(self), "geometry": self.geometry.value, "filter": self.filter.value, "antialias": True}
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A square part of an image that is judged as if it were an image of its own.
+
+    Raises:
+        ValueError: a field is out of range.
+    """
+
+    share: float
+    """Its side over the image's short side."""
+    across: float = 0.5
+    """Where it lies: 0 touches the left edge, 1 the right one."""
+    down: float = 0.5
+    """0 touches the top, 1 the bottom."""
+    mirrored: bool = False
+    """Left and right are exchanged."""
+
+    def __post_init__(self) -> None:
+        if not (0.0 < self.share <= 1.0 and 0.0 <= self.across <= 1.0 and 0.0 <= self.down <= 1.0):
+            raise ValueError(f"a window has a share in (0, 1] and lies in 0..1 across and down, not as {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """The windows through which an image is judged; none is the whole image."""
+
+    parts: tuple[Window, ...] = ()
+    least_side: int = 1
+    """Short side from which on a decoder may scale an image down: `PreprocessSpec.least_side` in the smallest."""
+
+    @staticmethod
+    def of(spec: PreprocessSpec, parts: tuple[Window, ...]) -> Windows:
+        """For what a spec makes of each of them."""
+        return Windows(parts, math.ceil(spec.least_side / min((one.share for one in parts), default=1.0)))
+
+    def boxes(self, width: int, height: int) -> list[Box]:
+        """Where they lie in a `width` x `height` image; in whole pixels of a smaller scale, as `PreprocessSpec.box`."""
+        if not self.parts:
+            return [(0, 0, width, height)]
+        step = halvings(min(width, height), self.least_side)
+        columns, rows = -(-width // step), -(-height // step)
+        boxes = []
+        for one in self.parts:
+            side = max(1, round(min(columns, rows) * one.share))
+            left, top = round((columns - side) * one.across), round((rows - side) * one.down)
+            ends = (min(width, (left + side) * step), min(height, (top + side) * step))
+            boxes.append((left * step, top * step, *ends))
+        return boxes
 
 
 def halvings(side: int, least: int) -> int:

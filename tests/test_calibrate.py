@@ -195,6 +195,10 @@ class StandInDetector:
     def backend(self) -> SimpleNamespace:
         return SimpleNamespace(name="stand-in", precision="fp32")
 
+    @property
+    def point(self) -> OperatingPoint:
+        return self.bundle.manifest.point()
+
     def __enter__(self) -> StandInDetector:
         return self
 
@@ -228,7 +232,7 @@ def _calibrated(
         },
     )  # fmt: skip
     old = write_bundle(tmp_path / "old", {"model.onnx": b"weights"}, manifest)
-    monkeypatch.setattr("aivsreal.runtime.detector.Detector.open", lambda *_: StandInDetector(old))
+    monkeypatch.setattr("aivsreal.runtime.detector.Detector.open", lambda *_, **__: StandInDetector(old))
     new = tmp_path / "new"
     return new, CliRunner().invoke(main, [str(tmp_path / "data"), "-o", str(new), *options])
 

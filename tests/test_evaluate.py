@@ -64,7 +64,7 @@ class StandInDetector:
 
 @pytest.fixture(autouse=True)
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aivsreal.runtime.detector.Detector.open", lambda *_: StandInDetector())
+    monkeypatch.setattr("aivsreal.runtime.detector.Detector.open", lambda *_, **__: StandInDetector())
 
 
 @pytest.fixture
@@ -255,7 +255,7 @@ def test_wrong_use_is_one_error_and_exit_code_two(data: Path, arguments: list[st
 
 
 def test_a_bundle_that_is_not_there_is_wrong_use(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: object) -> None:
+    def missing(*_: object, **__: object) -> None:
         raise BundleError("nowhere is no folder; make it again with aivsreal-export")
 
     monkeypatch.setattr("aivsreal.runtime.detector.Detector.open", missing)

@@ -13,6 +13,7 @@ from aivsreal.runtime.bundle.manifest import (
     ENGINE_SUFFIX,
     EVALUATION,
     FIELDS,
+    FULL_VIEWS,
     MANIFEST,
     MODEL,
     Manifest,
@@ -149,7 +150,7 @@ def _shipped_or_extended() -> Path:
         return SHIPPED
     try:
         mine, shipped = (object_from_json((place / MANIFEST).read_bytes()) for place in (folder, SHIPPED))
-        same = all(mine[name] == shipped[name] for name in FIELDS - {"files"})
+        same = all(mine.get(name) == shipped.get(name) for name in FIELDS - {"files"} | {FULL_VIEWS})
         return folder if same and shipped["files"][MODEL] == mine["files"][MODEL] else SHIPPED
     except (OSError, ValueError, TypeError, KeyError):
         return SHIPPED

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aivsreal.runtime.bundle.folder import Bundle, write_bundle
-from aivsreal.runtime.bundle.manifest import Manifest
+from aivsreal.runtime.bundle.manifest import FULL, FULL_VIEWS, FullViews, Manifest
 from aivsreal.runtime.text import NOT_MEASURED, interval, markdown_table, share, share_interval
 
 Json = Mapping[str, Any]  # what the commands wrote into the manifest; this is where it leaves JSON
@@ -43,7 +43,8 @@ def model_card(manifest: Manifest) -> str:
             *_numbers(metrics.get("evaluation")),
             *_int8(metrics.get("int8")),
             *_training(metrics["training"], manifest.provenance),
-            _points(manifest, metrics.get("calibration")),
+            f"## Operating points\n\n{_points(manifest, metrics.get('calibration'))}",
+            *_full_views(manifest.full_views, metrics.get(FULL_VIEWS, {})),
             _data(manifest.provenance),
             f"## Intended use and limits\n\n{_LIMITS}",
         ]
@@ -101,7 +102,7 @@ def _numbers(evaluation: Json | None) -> Iterable[str]:
         return
     results = evaluation["results"]
     first = [result for result in results if result["tier"] == results[0]["tier"]]
-    yield _by_split(evaluation["about"], results)
+    yield f"## Numbers\n\n{_split_table(evaluation['about'], results)}"
     yield _by_source(first)
     yield _macro(results)
     yield from _kinds(first)
@@ -118,7 +119,7 @@ def _int8(gate: Json | None) -> Iterable[str]:
         )
 
 
-def _by_split(about: Json, results: Sequence[Json]) -> str:
+def _split_table(about: Json, results: Sequence[Json]) -> str:
     rows = [
         [
             result["split"], result["tier"], f"{result['real']} / {result['ai']}",
@@ -130,7 +131,7 @@ def _by_split(about: Json, results: Sequence[Json]) -> str:
     header = ["split", "delivery", "real / ai", *_MEASURES.values()]
     header += ["AUC of pixel statistics", "real called ai", "unsure"]
     return (
-        f"## Numbers\n\nBy `aivsreal-evaluate` with {about['backend']} {about['precision']}; 95 % bootstrap intervals. "
+        f"By `aivsreal-evaluate` with {about['backend']} {about['precision']}; 95 % bootstrap intervals. "
         f"Accuracies at `p_ai` 0.5; the last two columns at the point `{about['operating_point']}`. The pixel "
         "statistics are fifteen global numbers of an image in a linear model: a detector that does not beat them has "
         f"learned nothing.\n\n{markdown_table(header, rows)}"
@@ -226,11 +227,23 @@ def _training(training: Json, provenance: Json) -> Iterable[str]:
     )
 
 
-def _points(manifest: Manifest, calibration: Json | None) -> str:
+def _full_views(views: FullViews | None, measured: Json) -> Iterable[str]:
+    if views is None:
+        return
+    yield (
+        f"## Several views\n\nWith `--views full` {len(views.windows)} windows of an image are judged and the mean of "
+        f"their logits decides. {_points(views, measured.get('calibration'))}"
+    )
+    if "evaluation" in measured:
+        evaluation: Json = measured["evaluation"]
+        yield f"### Numbers with them\n\n{_split_table(evaluation['about'], evaluation['results'])}"
+
+
+def _points(manifest: Manifest | FullViews, calibration: Json | None) -> str:
     measured = {row["point"]["name"]: row for row in calibration["operating_points"]} if calibration else {}
     rows = []
     for point in manifest.points:
-        row = measured.get(point.name)
+        row = measured.get(point.name.removesuffix(FULL))
         rows.append(
             [
                 point.name + (" (default)" if point.name == manifest.default_point else ""),
@@ -246,7 +259,7 @@ def _points(manifest: Manifest, calibration: Json | None) -> str:
         if calibration
         else f"Temperature {manifest.temperature:g}: not calibrated, `p_ai` is the bare sigmoid."
     )
-    return f"## Operating points\n\n{how}\n\n{markdown_table(header, rows)}"
+    return f"{how}\n\n{markdown_table(header, rows)}"
 
 
 def _images(calibration: Json) -> str:

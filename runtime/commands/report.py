@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from aivsreal.runtime.files.pool import Task
     from aivsreal.runtime.results.facts import Ran
     from aivsreal.runtime.results.row import Row
-    from aivsreal.runtime.verdict import FileStamp, Judge, Label, Scanned
+    from aivsreal.runtime.verdict import FileStamp, Judge, Label, OperatingPoint, Scanned
 
 _AHEAD = 32  # pictures that are decoded before their turn
 _FIRST = 1000  # of each label, from an output of a cluster: a page of a million rows opens in no browser
@@ -110,7 +110,7 @@ def _made(files: _Files, first: int | None, bundle: str | None) -> Iterator[str]
             opened = Bundle.open(bundle)
             ran = _ran(results, head.judge, opened, choice.told)
             report = stack.enter_context(HtmlReport(html, ran, files.assets, [results], files.overwrite))
-            scanned = _with_pictures(scanned, opened)
+            scanned = _with_pictures(scanned, opened, ran.point)
         for one in scanned:
             pictures += one.view is not None
             assert report is not None
@@ -204,14 +204,15 @@ def _at_hand(judge: Judge | None) -> Bundle | None:
     return None
 
 
-def _with_pictures(scanned: Iterable[Scanned], bundle: Bundle) -> Iterator[Scanned]:
+def _with_pictures(scanned: Iterable[Scanned], bundle: Bundle, point: OperatingPoint) -> Iterator[Scanned]:
     """The results with the square that was judged, where the file is still the one that was judged."""
     from aivsreal.runtime.files.decode import DecodePlan
     from aivsreal.runtime.files.pool import DecodePool
     from aivsreal.runtime.verdict import View
 
     rest, spec = iter(scanned), bundle.manifest.spec
-    with DecodePool(DecodePlan(spec, least_side=spec.least_side)) as pool:  # as a scan decodes
+    windows = bundle.manifest.windows(point)
+    with DecodePool(DecodePlan(spec, least_side=windows.least_side, windows=windows)) as pool:  # as a scan decodes
         window: deque[tuple[Scanned, Task | None]] = deque()
         while True:
             for one in islice(rest, _AHEAD - len(window)):

@@ -47,6 +47,10 @@ if TYPE_CHECKING:
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads for decoding, and for the model.")
 @click.option("--operating-point", metavar="NAME", help="Bounds between real, unsure and ai.  [default: the model's]")
+@click.option(
+    "--views", type=click.Choice(["fast", "full"]), default="fast", show_default=True,
+    help="Parts of a picture that are judged: one, or several and their mean.",
+)  # fmt: skip
 @click.option("--jsonl", is_flag=True, help="Write one JSON object a line.")
 @click.option("--csv", is_flag=True, help="Write comma-separated rows with a heading.")
 @click.option("--html", metavar="FILE", help="Also write a report that opens in any browser, offline.")
@@ -128,6 +132,7 @@ def _opened(options: Options) -> Detector:
             options.threads,
             images=few,
             second_opinion=options.second_opinion,
+            full_views=options.views == "full",
         )
 
 

@@ -95,7 +95,7 @@ def _how(options: Options) -> How:
         bundle=None if options.bundle is None else str(bundle.path),
         digest=bundle.digest,
         backend=options.backend,
-        operating_point=bundle.manifest.point(options.operating_point).name,
+        operating_point=bundle.manifest.point(options.operating_point, options.views == "full").name,
         options=options.how(),
     )
 

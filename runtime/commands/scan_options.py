@@ -48,6 +48,7 @@ class Options(NamedTuple):  # a dataclass takes three times as long to make, and
     uris: str | None
     contents: str | None
     second_opinion: str | None
+    views: str
 
     def check(self) -> None:
         """Refuse what contradicts itself, before anything is loaded.

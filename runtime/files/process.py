@@ -158,13 +158,14 @@ class DecodeProcess:
         if reply.error is not None:
             return undecoded(path, reply.error, Fault(reply.fault), reply.stamp)
         pixels = []
-        most = max([self._plan.max_pixels, *(spec.size**2 for spec in self._plan.squares)])
+        most, windows = self._plan.largest, max(1, len(self._plan.windows.parts))
         for height, width in reply.shapes:
             if height < 1 or width < 1 or height * width > most:
                 raise ValueError("pixels of that size were not asked for")
             raw = _read(child, 3 * height * width, deadline_s)
             pixels.append(np.frombuffer(raw, np.uint8).reshape(height, width, 3))
-        first, second = tuple(pixels[: len(reply.frames)]), tuple(pixels[len(reply.frames) :])
+        count = windows * len(reply.frames)
+        first, second = tuple(pixels[:count]), tuple(pixels[count:])
         return Decoded(path, reply.stamp, first, reply.frames, reply.evidence, second=second)
 
 

@@ -77,7 +77,7 @@ def model_facts(ran: Ran) -> list[tuple[str, str]]:
     manifest = ran.bundle.manifest
     spec, provenance = manifest.spec, manifest.provenance
     where = "came with aivsreal" if ran.bundle.is_shipped else str(ran.bundle.path)
-    part = (
+    part = _seen(ran) + (
         "the whole image, made square"
         if spec.geometry is Geometry.SQUASH
         else f"the middle square, {100 * spec.crop_fraction:.4g} % of the short side"
@@ -86,7 +86,7 @@ def model_facts(ran: Ran) -> list[tuple[str, str]]:
         ("Model", f"{manifest.arch}, bundle {ran.bundle.digest} ({where})"),
         ("Run by", f"{ran.backend} in {ran.precision} ({ran.why})"),
         ("It sees", f"{part}, resized to {spec.size} x {spec.size} pixels ({spec.filter.value}, antialiased)"),
-        ("Calibration", f"temperature {manifest.temperature:.3f}{_calibrated_on(manifest)}"),
+        ("Calibration", f"temperature {manifest.temperature_at(ran.point):.3f}{_calibrated_on(manifest, ran.point)}"),
         (MODEL, f"SHA-256 {manifest.files.get(MODEL, NOT_SAID)}"),
     ]
     if ran.second is not None:
@@ -102,8 +102,13 @@ def model_facts(ran: Ran) -> list[tuple[str, str]]:
     return facts
 
 
-def _calibrated_on(manifest: Manifest) -> str:
-    calibration = manifest.metrics.get("calibration")
+def _seen(ran: Ran) -> str:
+    count = len(ran.bundle.manifest.windows(ran.point).parts)
+    return f"{count} parts of the image, the mean of which counts; of each " if count else ""
+
+
+def _calibrated_on(manifest: Manifest, point: OperatingPoint) -> str:
+    calibration = manifest.measured_at(point).get("calibration")
     if not isinstance(calibration, Mapping):
         return ", not calibrated on images"
     deliveries = max(1, len(calibration.get("tiers", ())))  # each image was judged in each
@@ -114,8 +119,11 @@ def _calibrated_on(manifest: Manifest) -> str:
 
 def accuracy(ran: Ran) -> dict[str, object]:
     """A table of the recorded evaluations of the models, empty where there are none."""
-    models = {"": ran.bundle} if ran.second_bundle is None else {"": ran.bundle, "second model, ": ran.second_bundle}
-    found = {whose: bundle.manifest.metrics.get("evaluation") for whose, bundle in models.items()}
+    models = {"": (ran.bundle.manifest, ran.point)}
+    if ran.second_bundle is not None:
+        second = ran.second_bundle.manifest
+        models["second model, "] = (second, ran.second_point or second.point())
+    found = {whose: one.measured_at(point).get("evaluation") for whose, (one, point) in models.items()}
     evaluations = {whose: one for whose, one in found.items() if isinstance(one, Mapping)}
     if not evaluations:
         return {"head": [], "rows": [], "note": ""}

@@ -145,7 +145,7 @@ class HeatMaps:
         about = {
             "Software": self._software,
             "Title": f"What moved the score of {scanned.path.name}",
-            "Description": "Orange towards ai, blue towards real; the mean of the values is the logit. "
+            "Description": "Orange towards ai, blue towards real; the mean of the values is this view's logit. "
             "What moved the score, not what was edited.",
             "Comment": f"{verdict.label.value}: {verdict.reason}",
         }

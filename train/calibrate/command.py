@@ -29,6 +29,7 @@ from aivsreal.train.calibrate.points import (
     weights_alike,
 )
 from aivsreal.train.calibrate.recentre import recentred_model
+from aivsreal.train.calibrate.views import recalibrated, with_full_views
 from aivsreal.train.evaluate.judging import LEAST_REAL, Judged, judged_images
 from aivsreal.train.evaluate.metrics import value_of
 from aivsreal.train.evaluate.tiers import Tier
@@ -45,6 +46,10 @@ POINTS = ("balanced", "cautious", "sensitive")
 )
 @click.option("--bundle", metavar="FOLDER", help="Model to calibrate.  [default: the shipped one]")
 @click.option("--backend", default="auto", show_default=True, help="What runs the model.")
+@click.option(
+    "--views", type=click.Choice(["fast", "full"]), default="fast", show_default=True,
+    help="Calibrate one view of an image, or several and their mean, which the bundle then has too.",
+)  # fmt: skip
 @click.option("--tier", "tiers", multiple=True, type=click.Choice([tier.value for tier in Tier]), default=["clean"])
 @click.option(
     "--default-point",
@@ -56,8 +61,8 @@ POINTS = ("balanced", "cautious", "sensitive")
 @click.option("--batch-size", type=click.IntRange(1, 4096), default=16, show_default=True)
 @click.option("--limit", type=click.IntRange(1), help="At most this many images of each class.")
 def main(
-    data: Path, *, split: str | None, bundle: str | None, backend: str, tiers: Sequence[str], default_point: str | None,
-    recentre: bool, out: Path | None, batch_size: int, limit: int | None,
+    data: Path, *, split: str | None, bundle: str | None, backend: str, views: str, tiers: Sequence[str],
+    default_point: str | None, recentre: bool, out: Path | None, batch_size: int, limit: int | None,
 ) -> int:  # fmt: skip
     """Calibrate on DATA, a folder as for aivsreal-train; print temperature and operating points as JSON.
 
@@ -65,20 +70,25 @@ def main(
     """
     from aivsreal.runtime.detector import Detector
 
+    full = views == "full"
+    if full and recentre:
+        raise click.UsageError("--recentre moves the network's logit, which all views have: leave --views full out")
+    opened = Bundle.open(bundle)
+    before = replace(opened, manifest=with_full_views(opened.manifest)) if full else opened
     samples = samples_from_data(data)
     if split is None:
         vals = {sample.split for sample in samples if sample.split.startswith("val")}
         split = UNSEEN if UNSEEN in vals else max(vals, default="val")
     part = limited(in_split(samples, split), limit)
     kinds = [Tier(tier) for tier in dict.fromkeys(tiers)]
-    with Detector.open(bundle, backend) as detector:
-        what, running = detector.bundle, detector.backend
+    with Detector.open(before, backend, full_views=full) as detector:
+        what, running, point = detector.bundle, detector.backend, detector.point
         _tell(f"{running.name} {running.precision}, bundle {what.manifest.arch} {what.digest}: {detector.why}")
         results = list(judged_images(detector, part, kinds, batch_size, _tell))
     real, ai = (len({result.sample.path for result in results if result.sample.label == label}) for label in LABELS)
     if not real or not ai:
         raise DataError(f"split {split!r} has no readable image of a class; both are needed")
-    temperature, measured, found = _fitted(split, results, what.manifest.temperature, recentre)
+    temperature, measured, found = _fitted(split, results, what.manifest.temperature_at(point), recentre)
     doubts = doubts_of(real, ai, temperature)
     for doubt in doubts:
         _tell(f"warning: {doubt}")
@@ -87,17 +97,11 @@ def main(
     record = {"split": split, "tiers": [tier.value for tier in kinds], "doubts": doubts, **found}
     click.echo(json.dumps({"temperature": temperature, "default_operating_point": chosen, **record}))
     if out is not None:
-        manifest = replace(
-            what.manifest,
-            temperature=temperature,
-            points=tuple(
-                point.point if real >= LEAST_REAL else replace(point.point, false_alarm_rate=None)
-                for point in measured.values()
-            ),
-            default_point=chosen,
-            # An earlier evaluation was made with other bounds: it is not true of the new bundle.
-            metrics={"training": what.manifest.metrics["training"], "calibration": record},
-        )
+        points = [
+            point.point if real >= LEAST_REAL else replace(point.point, false_alarm_rate=None)
+            for point in measured.values()
+        ]
+        manifest = recalibrated(what.manifest, temperature, points, chosen, record, full)
         written = rewritten(what, manifest, out, _moved(what, found["offset"]))
         _tell(f"written: {out}, digest {written.digest}")
     return 1 if len({result.sample.path for result in results}) < len(part) else 0

@@ -25,6 +25,7 @@ from aivsreal.train.samples import Sample, in_split, limited, samples_from_data,
 @click.option("--bundle", metavar="MODEL", help="Model: accurate, or a folder.  [default: the shipped one]")
 @click.option("--backend", default="auto", show_default=True, help="What runs the model.")
 @click.option("--operating-point", metavar="NAME", help="Bounds between real, unsure and ai.  [default: the model's]")
+@click.option("--views", type=click.Choice(["fast", "full"]), default="fast", show_default=True, help="As in a scan.")
 @click.option("--tier", "tiers", multiple=True, type=click.Choice([tier.value for tier in Tier]), default=["clean"])
 @click.option("--baseline/--no-baseline", default=True, help="Fit fifteen pixel statistics on split train beside it.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for report.json, report.md and plots.")
@@ -37,8 +38,8 @@ from aivsreal.train.samples import Sample, in_split, limited, samples_from_data,
 @click.option("--limit", type=click.IntRange(1), help="At most this many images of each class and split.")
 def main(
     data: Path | None, *, real: Path | None, ai: Path | None, splits: Sequence[str], bundle: str | None, backend: str,
-    operating_point: str | None, tiers: Sequence[str], baseline: bool, out: Path | None, overwrite: bool, record: bool,
-    as_json: bool, batch_size: int, limit: int | None,
+    operating_point: str | None, views: str, tiers: Sequence[str], baseline: bool, out: Path | None,
+    overwrite: bool, record: bool, as_json: bool, batch_size: int, limit: int | None,
 ) -> int:  # fmt: skip
     """Evaluate on DATA: a folder with SPLIT/real and SPLIT/ai, one with an images.csv, or --real DIR --ai DIR.
 
@@ -57,7 +58,7 @@ def main(
     kinds = [Tier(tier) for tier in dict.fromkeys(tiers)]
     if out is not None:
         check_report(out, names, overwrite)  # known now and not after hours of judging
-    with Detector.open(bundle, backend, operating_point) as detector:
+    with Detector.open(bundle, backend, operating_point, full_views=views == "full") as detector:
         what, running = detector.bundle, detector.backend
         _tell(f"{running.name} {running.precision}, bundle {what.manifest.arch} {what.digest}: {detector.why}")
         fitted = _baseline(samples, names) if baseline else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,7 +130,8 @@ def record_in_bundle(bundle: Bundle, about: Mapping[str, object], splits: Sequen
         BundleError: the bundle cannot be written; the old one is kept.
     """
     evaluation = {"about": dict(about), "results": [json_from_tier(tier) for split in splits for tier in split.tiers]}
-    return rewritten(bundle, replace(bundle.manifest, metrics={**bundle.manifest.metrics, "evaluation": evaluation}))
+    manifest = bundle.manifest
+    return rewritten(bundle, manifest.with_evaluation(manifest.point(str(about["operating_point"])), evaluation))
 
 
 def _tables(split: SplitResult, point: str) -> Iterable[Table]:
