@@ -5,9 +5,12 @@ Legend: F pixel statistic.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from aivsreal.runtime.errors import ImageError
@@ -21,6 +24,8 @@ from aivsreal.train.samples import Sample
 
 if TYPE_CHECKING:
     from aivsreal.runtime.detector import Detector
+
+Arrived = list[tuple[PixelsHWC, Floats | None]]  # pixels after each delivery, with their statistics
 
 LEAST_REAL = 100  # images: of fewer, 1 % is less than one
 LEAST_AI = 20  # images: of fewer, 5 % is less than one
@@ -47,21 +52,33 @@ def judged_images(
 ) -> Iterator[Judged]:
     """Decode each image once, deliver it in each way and judge it; one that cannot be read is told and left out.
 
-    Images stream: about a batch of them is in memory. With `statistics` their pixel statistics are taken too.
+    Images stream: about a batch of them is in memory, and some for each core, where they are decoded and delivered
+    ahead. With `statistics` their pixel statistics are taken too.
     """
     waiting: deque[tuple[Sample, Tier, Floats | None]] = deque()
 
+    def arrived(sample: Sample) -> Arrived:
+        pixels_HWC = pixels_from_file(sample.path)
+        ones = [delivered(pixels_HWC, tier) for tier in tiers]
+        return [(one_HWC, statistics_from_pixels(one_HWC) if statistics else None) for one_HWC in ones]
+
     def deliveries() -> Iterator[PixelsHWC]:
-        for sample in samples:
-            try:
-                pixels_HWC = pixels_from_file(sample.path)
-            except ImageError as error:
-                tell(f"skipped: {error}")
-                continue
-            for tier in tiers:
-                arrived_HWC = delivered(pixels_HWC, tier)
-                waiting.append((sample, tier, statistics_from_pixels(arrived_HWC) if statistics else None))
-                yield arrived_HWC
+        rest, ahead, workers = iter(samples), deque[tuple[Sample, Future[Arrived]]](), os.cpu_count() or 1
+        with ThreadPoolExecutor(workers) as pool:
+            while True:
+                for sample in islice(rest, 2 * workers - len(ahead)):
+                    ahead.append((sample, pool.submit(arrived, sample)))
+                if not ahead:
+                    return
+                sample, coming = ahead.popleft()
+                try:
+                    ones = coming.result()
+                except ImageError as error:
+                    tell(f"skipped: {error}")
+                    continue
+                for tier, (arrived_HWC, statistics_F) in zip(tiers, ones, strict=True):
+                    waiting.append((sample, tier, statistics_F))
+                    yield arrived_HWC
 
     for verdict in detector.judge_many(deliveries(), batch_size=batch_size):
         sample, tier, statistics_F = waiting.popleft()
