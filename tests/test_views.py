@@ -274,6 +274,7 @@ def test_several_views_are_calibrated_and_evaluated_beside_the_one(
     card = Bundle.open(new).read("README.md").decode()
     assert f"With `--views full` {len(FULL_WINDOWS)} windows of an image are judged" in card
     assert "### Numbers with them" in card
+    assert "### Macro average with them" in card
 
 
 def test_a_logit_that_is_moved_takes_the_other_views_along() -> None:

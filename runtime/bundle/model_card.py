@@ -166,7 +166,7 @@ def _failing(results: Sequence[Json]) -> Iterable[str]:
         yield f"### Where it fails\n\nSources of which less than {100 * _FAILS_BELOW:.0f} % come out right:\n\n{lines}"
 
 
-def _macro(results: Sequence[Json]) -> str:
+def _macro(results: Sequence[Json], title: str = "Macro average over sources") -> str:
     rows = []
     for result in results:
         called: Json = result.get("macro_called", {})  # earlier evaluations had none
@@ -181,7 +181,7 @@ def _macro(results: Sequence[Json]) -> str:
         )
     header = ["split", "delivery", *_MEASURES.values(), "real called ai", "ai called ai"]
     return (
-        "### Macro average over sources\n\nEach source of a class weighs the same, whatever its size: the AUC is the "
+        f"### {title}\n\nEach source of a class weighs the same, whatever its size: the AUC is the "
         f"mean over pairs of a real and an AI source.\n\n{markdown_table(header, rows)}"
     )
 
@@ -237,6 +237,7 @@ def _full_views(views: FullViews | None, measured: Json) -> Iterable[str]:
     if "evaluation" in measured:
         evaluation: Json = measured["evaluation"]
         yield f"### Numbers with them\n\n{_split_table(evaluation['about'], evaluation['results'])}"
+        yield _macro(evaluation["results"], "Macro average with them")
 
 
 def _points(manifest: Manifest | FullViews, calibration: Json | None) -> str:
