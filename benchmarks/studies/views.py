@@ -103,6 +103,7 @@ def main(data: Path, bundle: str | None, split: str, backend: str, batch_size: i
     """Compare views on DATA with one bundle and print one JSON line for each and for each delivery."""
     samples = limited(in_split(samples_from_data(data), split), limit)
     target_B, source_B = np.array([one.target for one in samples]), [one.source or "-" for one in samples]
+    machine = machine_facts()
     with Detector.open(bundle, backend) as detector:
         about = {"benchmark": "views", "bundle": detector.bundle.digest, "split": split}
         about |= {"backend": f"{detector.backend.name} {detector.backend.precision}"}
@@ -117,7 +118,7 @@ def main(data: Path, bundle: str | None, split: str, backend: str, batch_size: i
                     row[kind] = round(value_of("auc", target_B, logit_B, weight_B), 4)
                     changed = gain(target_B, source_B, logits_BW[:, 0], logit_B, macro)
                     row[f"{kind}_gain"] = [round(value, 4) for value in changed]
-                click.echo(json.dumps({**about, **row, "machine": machine_facts()}))
+                click.echo(json.dumps({**about, **row, "machine": machine}))
 
 
 if __name__ == "__main__":

@@ -212,6 +212,7 @@ def _with_pictures(scanned: Iterable[Scanned], bundle: Bundle, point: OperatingP
 
     rest, spec = iter(scanned), bundle.manifest.spec
     windows = bundle.manifest.windows(point)
+    windows = replace(windows, parts=windows.parts[:1])  # the one that is shown
     with DecodePool(DecodePlan(spec, least_side=windows.least_side, windows=windows)) as pool:  # as a scan decodes
         window: deque[tuple[Scanned, Task | None]] = deque()
         while True:

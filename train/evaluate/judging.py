@@ -5,7 +5,6 @@ Legend: F pixel statistic.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from aivsreal.runtime.errors import ImageError
+from aivsreal.runtime.machine import usable_cores
 from aivsreal.runtime.pixels.images import pixels_from_file
 from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.runtime.verdict import Verdict
@@ -63,7 +63,7 @@ def judged_images(
         return [(one_HWC, statistics_from_pixels(one_HWC) if statistics else None) for one_HWC in ones]
 
     def deliveries() -> Iterator[PixelsHWC]:
-        rest, ahead, workers = iter(samples), deque[tuple[Sample, Future[Arrived]]](), os.cpu_count() or 1
+        rest, ahead, workers = iter(samples), deque[tuple[Sample, Future[Arrived]]](), usable_cores()
         with ThreadPoolExecutor(workers) as pool:
             while True:
                 for sample in islice(rest, 2 * workers - len(ahead)):
