@@ -109,6 +109,20 @@ def _ablation_columns(rows: Sequence[Row], seeds: str) -> tuple[list[tuple[str, 
     return columns, ["preset", seeds, *names, *(f"change {name.removeprefix('AUC ')}" for name in names)]
 
 
+def sources_over_seeds(rows: Sequence[Row]) -> Made:
+    """One recipe on so many sources: AUC on unseen ones as mean [least, most] of the seeds."""
+    by_count: dict[int, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_count[row["sources"]].append(row)
+    lines = []
+    for count, group in sorted(by_count.items()):
+        values = [[row["last"]["val_unseen"][measure] for row in group] for measure in ("auc", "macro_auc")]
+        images = f"{min(row['images'] for row in group):,} to {max(row['images'] for row in group):,}"
+        aucs = [interval(fmean(one), min(one), max(one), form=".3f") for one in values]
+        lines.append([str(count), images, str(len(group)), *aucs])
+    return ["sources", "images", "seeds", "AUC val_unseen", "macro AUC val_unseen"], lines
+
+
 def gpu(rows: Sequence[Row]) -> Made:
     """Parts of the way on a GPU and what they are measured against, then the figures that must hold."""
     header = ["what", "batch", "GPU", "precision", "p50 ms", "p90 ms", "p99 ms", "images a second", "bound", "holds"]
@@ -167,6 +181,7 @@ TABLES: dict[str, tuple[Table, ...]] = {
     "gpu": (gpu, gpu_checks),
     "ablation": (ablation, ablation_over_seeds),
     "onnx_graph": (onnx_graph,),
+    "sources": (sources_over_seeds,),
     "views": (
         table(
             ("delivery", "{tier}"), ("geometry", "{geometry}"), ("views", "{views}"), ("AUC", "{auc:.3f}"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from click.testing import CliRunner
 from aivsreal.benchmarks import report, tables
 from aivsreal.benchmarks import start as imports
 from aivsreal.benchmarks.machine import machine_facts
-from aivsreal.benchmarks.studies import ablation
+from aivsreal.benchmarks.studies import ablation, sources
 from aivsreal.runtime.errors import DataError
+from aivsreal.runtime.verdict import LABELS
+from aivsreal.train.samples import Sample, in_split, samples_from_data
 
 
 def test_the_machine_is_described_without_its_name() -> None:
@@ -70,7 +73,7 @@ def _lines(output: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in output.splitlines()]
 
 
-def _finished_run(folder: Path, preset: str, aucs: list[float]) -> None:
+def _finished_run(folder: Path, preset: str, aucs: list[float], size: int = 224) -> None:
     run = folder / f"{preset}-0"
     run.mkdir(parents=True)
     rows = []
@@ -79,7 +82,7 @@ def _finished_run(folder: Path, preset: str, aucs: list[float]) -> None:
         rows.append({"epoch": epoch, "val_seen": {**unseen, "auc": value + 0.1}, "val_unseen": unseen})
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {"preset": preset, "seed": 0, "epochs": len(aucs), "arch": "levit_192", "per_source": 0}
-    config["spec"] = {"size": 224}
+    config["spec"] = {"size": size}
     (run / "last.json").write_text(json.dumps({"config": config, "data_digest": "-", "versions": {}}))
 
 
@@ -123,6 +126,52 @@ def test_an_ablation_trains_what_is_missing(tiny_data: Path, tmp_path: Path, mon
         "-o", str(tmp_path / "noise-consistency-0"), "--workers", "2",
     ]  # fmt: skip
     assert "auc_change" not in _lines(result.stdout)[0]  # no run of the reference to compare with
+
+
+def test_sources_are_drawn_with_the_seed_and_give_the_same_number_of_images() -> None:
+    sizes = {"a": 3, "b": 40, "c": 40, "d": 9}
+    samples = [
+        Sample(Path(f"{label}{name}{number}.png"), label, "train", name)
+        for label in LABELS
+        for name, size in sizes.items()
+        for number in range(size)
+    ]
+    chosen = sources.drawn(samples, 4, 40, 1)
+    found = Counter((sample.label, sample.source) for sample in chosen)
+    assert Counter(label for label, _ in found) == {"real": 2, "ai": 2}
+    assert 40 <= len(chosen) < 44  # no source gives one more than it must
+    assert chosen == sources.drawn(samples, 4, 40, 1)
+    draws = {frozenset((s.label, s.source) for s in sources.drawn(samples, 4, 12, seed)) for seed in range(9)}
+    assert len(draws) > 1
+    with pytest.raises(DataError, match="train has 8"):
+        sources.drawn(samples, 9, 12, 0)
+    with pytest.raises(DataError, match="have 184"):
+        sources.drawn(samples, 8, 500, 0)
+
+
+def test_a_study_of_sources_trains_on_what_it_drew(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "runs"
+    drawn = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        drawn.append(samples_from_data(Path(command[3])))
+        _finished_run(runs / "student-alone-2-0", "student-alone", [0.5, 0.6], size=96)
+        (runs / "student-alone-2-0" / "student-alone-0").rename(runs / "student-alone-2-0" / "run")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(ablation.subprocess, "run", run)
+    arguments = [str(tiny_data), "--runs", str(runs), "--epochs", "2", "--sources", "2", "--images", "2"]
+    result = CliRunner().invoke(sources.main, arguments)
+    assert result.exit_code == 0, result.output
+    (row,) = _lines(result.stdout)
+    assert (row["sources"], row["last"]["val_unseen"]["auc"]) == (2, 0.6)
+    assert {sample.split for sample in drawn[0]} == {"train", "val_unseen"}
+    assert len(in_split(drawn[0], "train")) == row["images"] >= 2
+    assert all(sample.path.is_file() for sample in drawn[0])
+    header, (line,) = tables.sources_over_seeds([row, {**row, "seed": 1}])
+    assert (header[0], line[0], line[2], line[3]) == ("sources", "2", "2", "0.600 [0.600, 0.600]")
 
 
 def test_an_ablation_gives_the_teacher_to_those_that_ask_one(tmp_path: Path) -> None:

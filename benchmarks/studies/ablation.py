@@ -64,6 +64,19 @@ def train_command(data: Path, preset: str, seed: int, scale: Scale) -> list[str]
     return [str(data), "--preset", preset, "--seed", str(seed), *scale.options(preset)]
 
 
+def train(run: Path, options: Sequence[str], workers: int, cache: Path | None) -> None:
+    """Train a run, or what is left of it, with these arguments of `aivsreal-train`.
+
+    Raises:
+        DataError: it failed.
+    """
+    command = [sys.executable, "-m", "aivsreal.train.cli", *options, "-o", str(run), "--workers", str(workers)]
+    command += ["--cache", str(cache)] if cache else []
+    command += ["--resume"] if (run / "last.state.pt").is_file() else []
+    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        raise DataError(f"{' '.join(command[1:])} failed; its message is above")
+
+
 def epochs_done(run: Path) -> list[Row]:
     """The rows of a run's `metrics.jsonl`, none where it has not begun."""
     path = run / "metrics.jsonl"
@@ -167,11 +180,7 @@ def main(
             if len(epochs_done(run)) < epochs:
                 if finished:
                     continue
-                command = [sys.executable, "-m", "aivsreal.train.cli", *train_command(data, preset, seed, scale)]
-                command += ["-o", str(run), "--workers", str(workers)] + (["--cache", str(cache)] if cache else [])
-                command += ["--resume"] if (run / "last.state.pt").is_file() else []
-                if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-                    raise DataError(f"{' '.join(command[1:])} failed; its message is above")
+                train(run, train_command(data, preset, seed, scale), workers, cache)
             rows.append(row_from_run(run, data, preset, seed, scale))
     machine = machine_facts()
     for row in with_changes(rows, reference):
