@@ -158,6 +158,43 @@ def test_one_source_a_class_is_no_other_measure() -> None:
         assert astuple(macro[name]) == pytest.approx(astuple(plain[name])), name
 
 
+def test_average_precision_knows_images_of_little_weight() -> None:
+    target_B, p_ai_B = np.repeat([0, 1], 300), np.concatenate([np.linspace(0, 0.4, 300), np.linspace(0.6, 1, 300)])
+    of_one = measures(target_B, p_ai_B, ("average_precision",), draws=2, source_B=["a"] * 300 + ["b"] * 300)
+    assert of_one["average_precision"].value == 1.0  # it was 0.51
+    light_B = np.full(600, 1 / 300)
+    mixed_B = np.random.default_rng(0).random(600)
+    assert value_of("average_precision", target_B, mixed_B, light_B) == pytest.approx(
+        value_of("average_precision", target_B, mixed_B)
+    )
+
+
+def test_sources_that_weigh_alike_are_drawn_themselves() -> None:
+    rng = np.random.default_rng(3)
+    shift_S = rng.normal(0, 1, 24)  # sources differ more than their images do
+    source_B = np.repeat(np.arange(24), 30)
+    target_B = (source_B % 2).astype(np.int64)
+    score_B = rng.normal(target_B + shift_S[source_B], 0.5)
+    areas = []
+    for _ in range(400):
+        drawn = []
+        for label in (0, 1):
+            for source in rng.choice(np.arange(label, 24, 2), 12):
+                drawn.append(rng.choice(np.flatnonzero(source_B == source), 30))
+        at = np.concatenate(drawn)
+        areas.append(auc(target_B[at], score_B[at]))
+    found = measures(target_B, score_B, ("auc",), source_B=[str(source) for source in source_B])["auc"]
+    assert [found.low, found.high] == pytest.approx(np.percentile(areas, [2.5, 97.5]), abs=0.03)
+    images = measures(target_B, score_B, ("auc",))["auc"]
+    assert found.high - found.low > 3 * (images.high - images.low)
+
+
+def test_a_share_of_all_images_is_not_sure() -> None:
+    assert astuple(share(np.ones(10, dtype=bool))) == pytest.approx((1.0, 0.7225, 1.0), abs=1e-4)
+    assert astuple(share(np.zeros(37, dtype=bool))) == pytest.approx((0.0, 0.0, 0.0941), abs=1e-4)
+    assert astuple(share(np.arange(10) < 5)) == pytest.approx((0.5, 0.2366, 0.7634), abs=1e-4)
+
+
 def test_a_share_has_the_interval_of_its_images() -> None:
     few, many = (share(np.arange(images) % 4 == 0) for images in (8, 800))
     assert few.value == many.value == 0.25

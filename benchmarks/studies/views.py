@@ -2,7 +2,7 @@
 
 Run `python -m aivsreal.benchmarks.studies.views DATA`. A view costs a run of the network, so several must gain more
 than their interval, on images as they are and after the web's delivery.
-Legend: B image; T delivery; W window.
+Legend: B image; S source; T delivery; W window.
 """
 
 from __future__ import annotations
@@ -72,11 +72,14 @@ def logits_of(detector: Detector, samples: Sequence[Sample], batch_size: int) ->
 def gain(
     target_B: TargetB, source_B: Sequence[str], base_B: FloatB, other_B: FloatB, macro: bool
 ) -> tuple[float, float, float]:
-    """AUC of `other_B` less that of `base_B`, with the 95 % interval of a bootstrap of the same images by source."""
+    """AUC of `other_B` less that of `base_B`, with the 95 % interval of a paired bootstrap.
+
+    The images of each source are drawn again; where sources weigh alike the sources first, as in `measures`.
+    """
     weight_B = weights_alike(target_B, source_B) if macro else np.ones(len(target_B))
-    groups: dict[tuple[int, str], list[int]] = {}
-    for index, key in enumerate(zip(target_B.tolist(), source_B, strict=True)):
-        groups.setdefault(key, []).append(index)
+    classes: dict[int, dict[str, list[int]]] = {0: {}, 1: {}}
+    for index, (target, source) in enumerate(zip(target_B.tolist(), source_B, strict=True)):
+        classes[target].setdefault(source, []).append(index)
     rng = np.random.default_rng(0)
 
     def difference(drawn_B: Floats) -> float:
@@ -85,8 +88,11 @@ def gain(
     gains = []
     for _ in range(DRAWS):
         count_B = np.zeros(len(target_B))
-        for at in groups.values():
-            count_B[at] = rng.multinomial(len(at), np.full(len(at), 1 / len(at)))
+        for groups in classes.values():
+            alike_S = np.full(len(groups), 1 / len(groups))
+            times_S = rng.multinomial(len(groups), alike_S) if macro else np.ones(len(groups), dtype=np.int64)
+            for at, times in zip(groups.values(), times_S, strict=True):
+                count_B[at] = rng.multinomial(len(at) * times, np.full(len(at), 1 / len(at)))
         gains.append(difference(weight_B * count_B))
     low, high = np.quantile(gains, (0.025, 0.975))
     return difference(weight_B), float(low), float(high)

@@ -1,10 +1,11 @@
-"""Measures with intervals: images are drawn again and again, each class or source among itself.
+"""Measures with intervals: images are drawn again and again, where sources weigh alike of sources that are drawn too.
 
-Legend: B image; K distinct score; D draw of the bootstrap.
+Legend: B image; K distinct score; D draw of the bootstrap; P part of a class.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,12 +15,13 @@ import numpy.typing as npt
 from aivsreal.train.evaluate.metrics import MEASURES, FloatB, Floats, Tally, TargetB, tally_of
 
 DRAWS = 1000
+Z_95 = 1.959964  # of a normal distribution
 _CELLS = 4_000_000  # draws x distinct scores that are held at once: 32 MB an array
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A measured value with its 95 % bootstrap interval."""
+    """A measured value with its 95 % interval."""
 
     value: float
     low: float
@@ -37,15 +39,17 @@ def measures(
 ) -> dict[str, Measure]:
     """Measures with 95 % percentile intervals of a bootstrap that keeps the number of images of each class.
 
+    Of sources that weigh alike, sources are drawn with replacement first, and then the images of each: what is said of
+    sources must hold for others too, and they differ more than their images do (Davison and Hinkley 1997, ch. 3.8).
+
     An image drawn with replacement is a draw from the empirical scores of its class, so one multinomial count for each
     distinct score stands for the whole resample (Efron and Tibshirani 1993, ch. 13). The ECE is a sum of absolute
     values and grows with noise: its interval lies a little high and may leave the value itself out.
 
     Args:
         names: keys of `MEASURES`; `p_ai_B` may be logits where no name needs probabilities.
-        source_B: source of each image. Each source of a class then has the same weight, whatever its size, and keeps
-            its number of images in the bootstrap: the macro average over sources. The accuracy becomes the mean of the
-            sources' accuracies.
+        source_B: source of each image. Each source of a class then has the same weight, whatever its size: the macro
+            average over sources. The accuracy becomes the mean of the sources' accuracies.
     """
     tally = tally_of(target_B, p_ai_B)
     strata = _strata(tally.score_K, target_B, p_ai_B, source_B)
@@ -64,16 +68,18 @@ def measures(
     return result
 
 
-def share(is_so_B: npt.NDArray[np.bool_], draws: int = DRAWS, seed: int = 0) -> Measure:
-    """Share of the images that are so, with the 95 % percentile interval of the same bootstrap."""
-    value = float(is_so_B.mean())
-    low, high = np.percentile(np.random.default_rng(seed).binomial(len(is_so_B), value, draws), [2.5, 97.5])
-    return Measure(value, float(low) / len(is_so_B), float(high) / len(is_so_B))
+def share(is_so_B: npt.NDArray[np.bool_]) -> Measure:
+    """Share of the images that are so, with the 95 % score interval of Wilson (1927), which has a width at 0 and 1."""
+    images, value = len(is_so_B), float(is_so_B.mean())
+    square = Z_95**2 / images
+    middle = (value + square / 2) / (1 + square)
+    half = Z_95 * math.sqrt(value * (1 - value) / images + square / (4 * images)) / (1 + square)
+    return Measure(value, max(0.0, middle - half), min(1.0, middle + half))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Stratum:
-    """Images that the bootstrap draws among themselves: a class, or a source of it."""
+    """Images that the bootstrap draws among themselves: all of a class, or of a source of it."""
 
     label: int
     images: int
@@ -97,9 +103,16 @@ def _strata(score_K: Floats, target_B: TargetB, score_B: FloatB, source_B: Seque
 
 
 def _drawn(score_K: Floats, strata: Sequence[_Stratum], rng: np.random.Generator | None, draws: int) -> Tally:
-    """A resample of each stratum, or without `rng` the images themselves."""
+    """A resample of each class's parts and of their images, or without `rng` the images themselves."""
     sums = {label: np.zeros((draws, len(score_K))) for label in (1, 0)}
-    for part in strata:
-        count_DK = part.images * part.share_K if rng is None else rng.multinomial(part.images, part.share_K, size=draws)
-        sums[part.label] += part.weight * count_DK
+    for label, sum_DK in sums.items():
+        parts = [part for part in strata if part.label == label]
+        if rng is not None:
+            times_DP = rng.multinomial(len(parts), np.full(len(parts), 1 / len(parts)), size=draws)
+        for at, part in enumerate(parts):
+            if rng is None:
+                count_DK = part.images * part.share_K
+            else:
+                count_DK = rng.multinomial(part.images * times_DP[:, at], part.share_K)
+            sum_DK += part.weight * count_DK
     return Tally(score_K, sums[1], sums[0])

@@ -49,7 +49,7 @@ class Tally:
 
     @property
     def ai(self) -> float:
-        return float(self.ai_DK[0].sum())  # the same in each draw: the bootstrap is stratified
+        return float(self.ai_DK[0].sum())  # the same in each draw, of images or of sources that weigh alike
 
     @property
     def real(self) -> float:
@@ -80,7 +80,9 @@ def _average_precision(tally: Tally) -> Floats:
     """`sum_k (recall_k - recall_(k-1)) * precision_k` over the distinct scores, highest first, not interpolated."""
     ai_DK = np.cumsum(tally.ai_DK, axis=1)
     called_DK = ai_DK + np.cumsum(tally.real_DK, axis=1)
-    precision_D: Floats = (tally.ai_DK * ai_DK / np.maximum(called_DK, 1)).sum(axis=1) / tally.ai
+    # Where nothing is called yet no AI image is either; a weight may be far below 1.
+    precision_DK = ai_DK / np.where(called_DK > 0, called_DK, 1.0)
+    precision_D: Floats = (tally.ai_DK * precision_DK).sum(axis=1) / tally.ai
     return precision_D
 
 
