@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aivsreal.runtime.bundle.folder import bundle_folder
 from aivsreal.runtime.bundle.manifest import MODEL
 from aivsreal.runtime.commands.frame import Number, command
 from aivsreal.runtime.verdict import OperatingPoint
 
 if TYPE_CHECKING:
     from aivsreal.export.draft import Draft
+
+
+def _folder(context: click.Context, argument: click.Parameter, text: str | None) -> Path | None:
+    return None if text is None else bundle_folder(text)
 
 
 def _point(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> tuple[OperatingPoint, ...]:
@@ -34,7 +39,7 @@ def _point(context: click.Context, option: click.Parameter, texts: tuple[str, ..
 
 
 @command("aivsreal-export", "stopped; nothing was written")
-@click.argument("source", metavar="[CHECKPOINT]", required=False, type=click.Path(path_type=Path))
+@click.argument("source", metavar="[CHECKPOINT]", required=False, callback=_folder)
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Bundle folder to write.  [default: where it came from]"
 )

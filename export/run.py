@@ -9,7 +9,7 @@ from pathlib import Path
 from aivsreal.export.artefacts import add_engine, add_half, add_int8
 from aivsreal.export.draft import Draft, Making, Tell, draft_from_bundle, draft_from_checkpoint
 from aivsreal.export.engine import BuildOptions
-from aivsreal.runtime.bundle.folder import Bundle, bundle_folder, extended_folder, write_bundle
+from aivsreal.runtime.bundle.folder import Bundle, extended_folder, write_bundle
 from aivsreal.runtime.bundle.manifest import MANIFEST, Manifest
 from aivsreal.runtime.errors import ExportError
 from aivsreal.runtime.text import typed
@@ -88,8 +88,7 @@ def _bundle(source: Path | None) -> Bundle | None:
     """The bundle to start from, or None for a checkpoint."""
     if source is None:
         return Bundle.open()
-    folder = bundle_folder(source)
-    return Bundle.open(folder) if os.path.isfile(folder / MANIFEST) else None
+    return Bundle.open(source) if os.path.isfile(source / MANIFEST) else None
 
 
 def _from_checkpoint(wish: Wish, tell: Tell) -> Draft:

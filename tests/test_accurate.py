@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -182,17 +183,32 @@ def test_the_doctor_says_whether_it_is_there_and_how_to_get_it(parts: Path, enco
     assert doctor._accurate().state == "broken"
 
 
-def test_a_bundle_in_the_working_folder_comes_before_the_named_one_and_any_other_folder_does_not(
+def test_a_name_is_never_the_folder_that_a_scan_is_started_in(
     parts: Path, encoder: Path, home: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    named = accurate_bundle(str(encoder), parts=parts).path
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "accurate").mkdir()
-    assert bundle_folder("accurate") == named
-    assert bundle_folder("./accurate") == named  # pathlib makes no difference of it
-    (tmp_path / "accurate" / MANIFEST).write_bytes((tiny_bundle / MANIFEST).read_bytes())
-    assert bundle_folder("accurate") == Path("accurate")
-    assert bundle_folder(tmp_path / "accurate") == tmp_path / "accurate"
+    shutil.copytree(tiny_bundle, tmp_path / "accurate")
+    with pytest.raises(BundleError, match=r"not here yet.*\./accurate"):
+        Bundle.open("accurate")
+    named = accurate_bundle(str(encoder), parts=parts)
+    assert Bundle.open("accurate").path == named.path
+    for local in ("./accurate", "accurate/", Path("accurate"), tmp_path / "accurate"):
+        assert Bundle.open(local).path.resolve() == tmp_path / "accurate"
+    named.path.rename(named.path.with_name("mine"))
+    shutil.copytree(tiny_bundle, tmp_path / "mine")
+    assert Bundle.open("mine").path == named.path.with_name("mine")
+    shutil.copytree(tiny_bundle, tmp_path / "other")
+    assert bundle_folder("other") == Path("other")  # the user's data folder has none of that name
+
+
+def test_an_export_takes_a_name_as_a_scan_does(
+    home: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_bundle, tmp_path / "accurate")
+    named = CliRunner().invoke(export, ["accurate", "--verify"])
+    assert (named.exit_code, f"{home / 'aivsreal' / 'accurate'} is no bundle" in named.stderr) == (2, True)
+    assert CliRunner().invoke(export, ["./accurate", "--verify"]).exit_code == 0
 
 
 def test_the_command_takes_the_encoder_that_was_measured_and_no_other(encoder: Path, home: Path) -> None:

@@ -179,8 +179,8 @@ def test_sources_that_weigh_alike_are_drawn_themselves() -> None:
     for _ in range(400):
         drawn = []
         for label in (0, 1):
-            for source in rng.choice(np.arange(label, 24, 2), 12):
-                drawn.append(rng.choice(np.flatnonzero(source_B == source), 30))
+            sources = rng.choice(np.arange(label, 24, 2), 12)
+            drawn += [rng.choice(np.flatnonzero(source_B == source), 30) for source in sources]
         at = np.concatenate(drawn)
         areas.append(auc(target_B[at], score_B[at]))
     found = measures(target_B, score_B, ("auc",), source_B=[str(source) for source in source_B])["auc"]

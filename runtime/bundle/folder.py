@@ -48,8 +48,8 @@ class Bundle:
         """Read and verify a bundle.
 
         Args:
-            path: its folder, or the name of one in the user's data folder, such as `accurate`; None is the one that is
-                shipped, with what `aivsreal-export` added to it here.
+            path: its folder, or as text the name of one in the user's data folder, such as `accurate`; None is the one
+                that is shipped, with what `aivsreal-export` added to it here.
 
         Raises:
             BundleError: it is missing, foreign, damaged or half made.
@@ -61,9 +61,10 @@ class Bundle:
             values = object_from_json(text)
             manifest = manifest_from_json(values)
         except (FileNotFoundError, NotADirectoryError):
-            if path is not None and str(path) == ACCURATE:
+            if path == ACCURATE:
                 raise BundleError(
-                    f"the bundle {ACCURATE} is not here yet: make it with {' and '.join(HOW_TO_GET_ACCURATE)}"
+                    f"the bundle {ACCURATE} is not here yet: make it with {' and '.join(HOW_TO_GET_ACCURATE)}; "
+                    f"a folder of that name is ./{ACCURATE}"
                 ) from None
             what = "is not a bundle: it has no manifest.json" if os.path.isdir(folder) else "is no folder"
             raise BundleError(f"{folder} {what}; {again}") from None
@@ -134,13 +135,16 @@ def extended_folder() -> Path | None:
 
 
 def bundle_folder(path: Path | str) -> Path:
-    """The folder that is meant: the bundle that is there, or else one of that plain name in the user's data folder."""
-    folder = Path(path)
-    if len(folder.parts) == 1 and folder.name and not os.path.isfile(folder / MANIFEST):
-        named = named_folder(folder.name)
-        if named is not None and os.path.isfile(named / MANIFEST):
+    """The folder that is meant: a plain name is that of a bundle in the user's data folder, if it has one.
+
+    What lies in the folder that a scan is started in must not choose its verdicts, nor the engine that runs: to mean
+    that, write `./NAME`, or give a `Path`. `accurate` is never looked for there.
+    """
+    if isinstance(path, str) and path not in ("", os.curdir, os.pardir) and os.path.basename(path) == path:
+        named = named_folder(path)
+        if named is not None and (path == ACCURATE or os.path.isfile(named / MANIFEST)):
             return named
-    return folder
+    return Path(path)
 
 
 def _shipped_or_extended() -> Path:
