@@ -23,11 +23,11 @@ HEADER = [
     "split", "delivery", "AUC", "AUC, sources alike", "AUC of the baseline", "accuracy", "TPR at 5 % FPR", "ECE",
     "real called `ai`", "AI called `ai`", "`unsure`",
 ]  # fmt: skip
-# Sources that training held first, the ones that nothing was chosen on last.
+# Sources that training held first, the ones that nothing was tuned on last.
 SPLITS = {
     "val_seen": "of sources in its training (`val_seen`)",
-    "val_unseen": "of sources that only calibration saw (`val_unseen`)",
-    "test": "of sources that nothing saw (`test`)",
+    "val_unseen": "of sources that recipes and bounds were chosen on (`val_unseen`)",
+    "test": "of sources that nothing was tuned on (`test`)",
 }
 
 

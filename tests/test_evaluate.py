@@ -216,6 +216,13 @@ def test_an_image_that_cannot_be_read_is_named_and_left_out(data: Path) -> None:
     assert json.loads(result.stdout)["skipped"] == 1
 
 
+def test_what_is_left_out_is_said(data: Path) -> None:
+    told = "judging split test, val; the 12 images of split train are left out"
+    assert told in _run(data, "--no-baseline").stderr
+    assert told not in _run(data, "--no-baseline", "--split", "val").stderr
+    assert "left out" not in _run("--real", data / "val" / "real", "--ai", data / "val" / "ai").stderr
+
+
 def test_two_folders_do_for_a_data_set(data: Path) -> None:
     result = _run("--real", data / "val" / "real", "--ai", data / "val" / "ai", "--json")
     assert result.exit_code == 0, result.output

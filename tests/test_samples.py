@@ -145,6 +145,13 @@ def test_a_held_out_tenth_stays_the_same_when_images_are_added(tmp_path: Path) -
     assert few == {name for name in many if int(name.split(".")[0]) < 300}
 
 
+def test_a_tenth_is_held_out_of_images_that_lie_elsewhere(tmp_path: Path) -> None:
+    table = tmp_path / "table"
+    table.mkdir()
+    rows = "".join(f"{tmp_path / f'{index}.png'},{'ai' if index % 2 else 'real'},train,s,\n" for index in range(90))
+    assert {sample.split for sample in samples_from_data(_csv(table, HEADER + rows))} == {"train", "val"}
+
+
 def test_a_broken_image_is_reported_and_left_out(tmp_path: Path) -> None:
     write_image(tmp_path / "train" / "real" / "good.png", 1)
     (tmp_path / "train" / "ai").mkdir()

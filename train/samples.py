@@ -184,7 +184,7 @@ def _found(place: Path) -> str:
 
 def _held_out(sample: Sample, data: Path) -> Sample:
     root = data if os.path.isdir(data) else data.parent
-    digest = hashlib.sha256(sample.path.relative_to(root).as_posix().encode()).digest()
+    digest = hashlib.sha256(_within(sample.path, root).encode()).digest()
     held_out = sample.split == "train" and digest[0] % VAL_SHARE == 0
     return replace(sample, split="val") if held_out else sample
 
@@ -235,9 +235,14 @@ def digest_of(samples: Sequence[Sample], root: Path) -> str:
     """SHA-256 of the data list: relative path, label, split and size of each file, in order."""
     sha = hashlib.sha256()
     for sample in samples:
-        name = sample.path.relative_to(root).as_posix() if sample.path.is_relative_to(root) else sample.path.name
-        sha.update(f"{name}\t{sample.label}\t{sample.split}\t{sample.path.stat().st_size}\n".encode())
+        facts = (_within(sample.path, root), sample.label, sample.split, str(sample.path.stat().st_size))
+        sha.update(("\t".join(facts) + "\n").encode())
     return sha.hexdigest()
+
+
+def _within(path: Path, root: Path) -> str:
+    """The path in a data set, or the name of a file that lies elsewhere, as a table may say."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 def counts_of(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:

@@ -43,6 +43,8 @@ def main(
 ) -> int:  # fmt: skip
     """Evaluate on DATA: a folder with SPLIT/real and SPLIT/ai, one with an images.csv, or --real DIR --ai DIR.
 
+    Where DATA names no splits a tenth is judged, the one that aivsreal-train holds out; --real and --ai judge all.
+
     Exit status: 0 fine, 1 some images could not be read, 2 wrong use, no usable model or data.
     """
     from aivsreal.runtime.detector import Detector
@@ -55,6 +57,11 @@ def main(
     if not names:
         raise DataError("there is nothing to judge: no image was found, or all are in the split train; see --split")
     chosen = {name: limited(in_split(samples, name), limit) for name in names}
+    left = sum(sample.split == "train" for sample in samples)
+    if left and not splits:  # of a folder without splits that is all but a tenth
+        _tell(
+            f"judging split {', '.join(names)}; the {left} images of split train are left out: --split train for them"
+        )
     kinds = [Tier(tier) for tier in dict.fromkeys(tiers)]
     if out is not None:
         check_report(out, names, overwrite)  # known now and not after hours of judging
