@@ -111,8 +111,7 @@ def _drawn(score_K: Floats, strata: Sequence[_Stratum], rng: np.random.Generator
             times_DP = rng.multinomial(len(parts), np.full(len(parts), 1 / len(parts)), size=draws)
         for at, part in enumerate(parts):
             if rng is None:
-                count_DK = part.images * part.share_K
+                sum_DK += part.weight * part.images * part.share_K
             else:
-                count_DK = rng.multinomial(part.images * times_DP[:, at], part.share_K)
-            sum_DK += part.weight * count_DK
+                sum_DK += part.weight * rng.multinomial(part.images * times_DP[:, at], part.share_K)
     return Tally(score_K, sums[1], sums[0])
