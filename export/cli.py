@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from aivsreal.runtime.bundle.folder import bundle_folder
 from aivsreal.runtime.bundle.manifest import MODEL
@@ -93,6 +94,9 @@ def main(
     CHECKPOINT is a run's folder or its best.safetensors, or a bundle to add to; without it, it is the shipped bundle,
     and what is added lies in the user's data folder, where aivsreal-scan finds it by itself.
     """
+    given = _given(click.get_current_context())
+    if accurate is not None and given - {"accurate", "source", "out"}:
+        raise click.UsageError("--accurate makes a bundle as it was measured: it takes -o and nothing else")
     if accurate is not None:
         _make_accurate(accurate, source, out)
         return
@@ -102,7 +106,7 @@ def main(
 
     if int8 and data is None:
         raise click.UsageError("--int8 needs --data: a folder with train/ and val_unseen/, each of real/ and ai/")
-    if verify and (fp16 or int8 or triton or out or engine or rtx):
+    if verify and given - {"verify", "source", "reference", "as_json"}:
         raise click.UsageError("--verify changes nothing: give it a bundle, --reference and --json alone")
     half = fp16 or bool(rtx)
     making = Making(
@@ -124,6 +128,12 @@ def main(
         click.echo(json.dumps(_result(draft)))
     else:
         _show(draft)
+
+
+def _given(context: click.Context) -> set[str]:
+    """Parameters that were typed."""
+    typed = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    return {name for name in context.params if context.get_parameter_source(name) in typed}
 
 
 def _say(line: str) -> None:

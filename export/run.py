@@ -53,7 +53,7 @@ def run(wish: Wish, tell: Tell) -> Draft:
         add_int8(draft, wish.int8_data)
     if wish.engine or (wish.half and wish.engine is None):
         add_engine(draft, wish.build, bool(wish.engine))
-    if bundle is None or wish.card is not None:
+    if bundle is None or wish.card is not None or _is_rendered(draft.files.get(CARD), bundle.manifest):
         draft.files[CARD] = _card(wish.card, draft.manifest)
     if wish.triton is not None:
         from aivsreal.export.triton import check_repository
@@ -114,6 +114,11 @@ def _from_bundle(wish: Wish, bundle: Bundle, tell: Tell) -> Draft:
     draft = draft_from_bundle(bundle, wish.reference, tell)
     draft.target = target
     return draft
+
+
+def _is_rendered(card: bytes | None, manifest: Manifest) -> bool:
+    """Whether a bundle's card follows from its manifest, and so must follow what is added; a person's own stays."""
+    return card is not None and "config" in manifest.provenance and card == _card(None, manifest)
 
 
 def _card(card: Path | None, manifest: Manifest) -> bytes:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from aivsreal.runtime.bundle.engine_key import EngineKind, engines_of
+from aivsreal.runtime.bundle.engine_key import EngineCard, EngineKind, engines_of
 from aivsreal.runtime.bundle.folder import Bundle
-from aivsreal.runtime.bundle.manifest import INPUT, LOGITS, MAP, MODEL
+from aivsreal.runtime.bundle.manifest import ENGINE_SUFFIX, INPUT, LOGITS, MAP, MODEL
 from aivsreal.runtime.errors import ExportError
 
 NAME = "aivsreal"
@@ -89,12 +89,16 @@ def _models(bundle: Bundle) -> Iterator[TritonModel]:
     yield TritonModel(f"{NAME}_onnx", "onnxruntime", "model.onnx", content, False, MAX_BATCH, map_sides, False)
     cards = [card for card in engines_of(bundle) if card.key.kind is EngineKind.TENSORRT]
     for card in cards:
-        targets = "_".join(f"sm{item.replace('.', '')}" for item in card.key.compute_capabilities)
-        name = f"{NAME}_tensorrt" if len(cards) == 1 else f"{NAME}_tensorrt_{targets}_{card.key.version}"
+        name = _tensorrt_name(card, len(cards))
         half = card.key.precision == "fp16"
         yield TritonModel(
             name, "tensorrt", "model.plan", bundle.read(card.file), half, card.key.max_batch, map_sides, True
         )
+
+
+def _tensorrt_name(card: EngineCard, engines: int) -> str:
+    """Of several engines the name says all that they may differ in."""
+    return f"{NAME}_tensorrt" if engines == 1 else f"{NAME}_tensorrt_{card.file.removesuffix(ENGINE_SUFFIX)}"
 
 
 def _map_sides(content: bytes) -> tuple[int, ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,9 +25,10 @@ from aivsreal.export.cli import main
 from aivsreal.export.graphs.half import half_from_onnx
 from aivsreal.export.graphs.int8 import Int8Gate
 from aivsreal.export.graphs.parity import Tolerance
+from aivsreal.export.triton import _tensorrt_name
 from aivsreal.runtime import Detector
 from aivsreal.runtime.backends.choose import open_backend
-from aivsreal.runtime.bundle.engine_key import engines_of
+from aivsreal.runtime.bundle.engine_key import EngineCard, EngineKey, EngineKind, engines_of
 from aivsreal.runtime.bundle.folder import Bundle, extended_folder, write_bundle
 from aivsreal.runtime.bundle.manifest import Manifest
 from aivsreal.runtime.errors import BackendError
@@ -284,6 +286,36 @@ def test_the_triton_repository_is_what_the_schema_allows(
     )
 
 
+def test_a_card_follows_what_is_added_and_a_persons_own_stays(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_int8(draft: Any, data: Path) -> None:
+        draft.record("int8", Int8Gate(200, 0.9, 0.9, 8.0, 4.0, 2.0, True).to_json())
+
+    monkeypatch.setattr("aivsreal.export.run.add_int8", with_int8)
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    assert _export(tmp_path / "bundle", "--int8", "--data", tmp_path).exit_code == 0
+    assert b"INT8 graph runs in place" in Bundle.open(tmp_path / "bundle").read("README.md")
+    opened = Bundle.open(tiny_bundle)
+    files = {name: opened.read(name) for name in opened.manifest.files}
+    own = write_bundle(tmp_path / "own", {**files, "README.md": b"# Ours"}, opened.manifest)
+    assert _export(own.path, "--int8", "--data", tmp_path).exit_code == 0
+    assert Bundle.open(own.path).read("README.md") == b"# Ours"
+
+
+def test_engines_that_differ_in_anything_have_models_of_their_own(folder: Path) -> None:
+    bundle = Bundle.open(folder)
+    device = {"version": "10.3.0", "compute_capabilities": ("8.7",), "platform": "linux_aarch64"}
+    batches = {"min_batch": 1, "opt_batch": 8, "onnx_sha256": bundle.manifest.files["model.onnx"]}
+    keys = [
+        EngineKey(EngineKind.TENSORRT, precision=precision, max_batch=most, **device, **batches)  # type: ignore[arg-type]
+        for precision, most in (("fp16", 32), ("fp16", 64), ("fp32", 32))
+    ]
+    cards = [EngineCard(key, bundle.manifest.spec, "Orin", (), 3, 3, "0" * 64) for key in keys]
+    assert len({_tensorrt_name(card, len(cards)) for card in cards}) == 3
+    assert _tensorrt_name(cards[0], 1) == "aivsreal_tensorrt"
+
+
 def test_a_triton_model_of_somebody_else_is_never_replaced(folder: Path, tmp_path: Path) -> None:
     mine = tmp_path / "models" / "aivsreal_onnx"
     mine.mkdir(parents=True)
@@ -301,6 +333,8 @@ def test_a_triton_model_of_somebody_else_is_never_replaced(folder: Path, tmp_pat
         (["--fp16", "--temperature", "2"], "--temperature is for a checkpoint"),
         (["--fp16", "--opset", "20"], "--opset is for a checkpoint"),
         (["--verify", "--fp16"], "--verify changes nothing"),
+        (["--verify", "--temperature", "2"], "--verify changes nothing"),
+        (["--accurate", "clip.whl", "--fp16"], "--accurate makes a bundle as it was measured"),
         (["--fp16", "--max-batch", "0"], "max-batch"),
         (["--rtx", "8.6"], "tensorrt-rtx is not installed"),
     ],
