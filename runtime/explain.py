@@ -200,7 +200,7 @@ def _parity(bundle: Bundle, network: Callable[[torch.Tensor], torch.Tensor]) -> 
     try:
         from aivsreal.runtime.backends.onnx import OnnxBackend
 
-        backend = OnnxBackend(bundle, threads=1)
+        backend = OnnxBackend(bundle, 1, "cpu", False)  # FP32, which the maps are of, also where INT8 is faster
     except MissingExtra:
         return None
     size = bundle.manifest.spec.size

@@ -12,7 +12,7 @@ import pytest
 from aivsreal.runtime.backends import choose as backends
 from aivsreal.runtime.backends.choose import Measured, choice, fastest, measured, probe_squares
 from aivsreal.runtime.bundle.folder import Bundle
-from aivsreal.runtime.errors import BackendError
+from aivsreal.runtime.errors import BackendError, BundleError
 from aivsreal.runtime.preprocess import PixelsHWC, Scores
 
 
@@ -73,6 +73,26 @@ def test_one_that_broke_since_is_measured_anew(bundle: Bundle) -> None:
     backend, why = fastest({**openers, "openvino": broken}, bundle, 2)
     assert backend.name == "onnx"
     assert "does not load" in why
+
+
+@pytest.mark.parametrize("error", [BackendError("it failed"), BundleError("it does not compile")])
+def test_one_that_fails_where_the_reference_runs_is_passed_over_and_closed(bundle: Bundle, error: Exception) -> None:
+    class Failing(FakeBackend):
+        def run(self, squares: Sequence[PixelsHWC], maps: bool = False) -> Scores:
+            raise error
+
+    failing = Failing("openvino")
+    backend, why = fastest(_openers(FakeBackend("onnx"), failing), bundle, 2)
+    assert (backend.name, failing.closed) == ("onnx", True)
+    assert f"openvino passed over: {error}" in why
+
+
+def test_a_model_that_the_reference_cannot_take_is_an_error(bundle: Bundle) -> None:
+    def refusing() -> FakeBackend:
+        raise BundleError("model.onnx needs one input")
+
+    with pytest.raises(BundleError, match="one input"):
+        fastest({"onnx": refusing, "openvino": lambda: FakeBackend("openvino")}, bundle, 2)
 
 
 def test_where_none_runs_each_reason_is_told(bundle: Bundle) -> None:

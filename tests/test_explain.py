@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 from aivsreal.runtime.bundle.folder import Bundle, write_bundle
+from aivsreal.runtime.bundle.manifest import INT8_MODEL
 from aivsreal.runtime.commands.explain import main
 from aivsreal.runtime.detector import Detector
 from aivsreal.runtime.errors import BackendError, MissingExtra
@@ -50,6 +51,20 @@ def test_a_map_is_that_of_pytorch_grad_cam(explainer: Explainer, method: Method,
         assert explanation.map_hw.any() or explanation.map_hw.size == 1  # EigenGradCAM centres: one cell becomes 0
         scaled_HW = scale_cam_image(scale_cam_image(explanation.positive_hw[None], (64, 64)))[0]
         np.testing.assert_allclose(scaled_HW, reference_HW, atol=1e-4)
+
+
+def test_maps_are_held_against_fp32_where_a_cpu_runs_int8(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Bundle.open(tiny_bundle)
+    model = onnx.load_from_string(opened.read("model.onnx"))
+    (bias,) = (tensor for tensor in model.graph.initializer if tensor.name == "head.bias")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.05), "head.bias"))
+    files = {name: opened.read(name) for name in opened.manifest.files}
+    content = {**files, INT8_MODEL: model.SerializeToString()}  # as far from FP32 as INT8 may be
+    bundle = write_bundle(tmp_path / "bundle", content, opened.manifest)
+    monkeypatch.setattr("aivsreal.runtime.backends.protocol.has_int8_products", lambda: True)
+    assert Explainer(bundle).explain(_pixels(0), layer=Layer.STAGE1).map_hw.shape == (4, 4)
 
 
 def test_many_images_can_be_explained_and_their_verdicts_are_the_detectors(explainer: Explainer) -> None:

@@ -18,7 +18,7 @@ from aivsreal.runtime.backends.protocol import Backend, cpu_model
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import INT8_MODEL
 from aivsreal.runtime.cache import remember, remembered, usable_cache_folder
-from aivsreal.runtime.errors import BackendError, MissingExtra
+from aivsreal.runtime.errors import BackendError, BundleError, MissingExtra
 from aivsreal.runtime.machine import cpu_digest
 from aivsreal.runtime.preprocess import LogitsB, PixelsHWC
 from aivsreal.runtime.verdict import p_ai_from_logit
@@ -181,7 +181,8 @@ def fastest(openers: Mapping[str, Opener], bundle: Bundle, threads: int | None) 
         openers: by name, the reference `onnx` among them; each opens a backend on this CPU.
 
     Raises:
-        BackendError: none runs; or the one that was chosen before does not any more.
+        BackendError: none runs.
+        BundleError: ONNX Runtime cannot take the model.
     """
     folder = usable_cache_folder("cpu-choice")
     key = f"{bundle.digest} {cpu_digest()} {threads} {_versions(openers)}"
@@ -189,14 +190,16 @@ def fastest(openers: Mapping[str, Opener], bundle: Bundle, threads: int | None) 
     if entry is not None and entry.get("chosen") in openers:
         try:
             return openers[entry["chosen"]](), f"{entry['why']}, as measured before"
-        except BackendError:
+        except (BackendError, BundleError):
             pass  # something was uninstalled or broke: look again
     opened: dict[str, Backend] = {}
     failed = []
     for name, opener in openers.items():
         try:
-            opened[name] = opener()
-        except BackendError as error:
+            opened[name] = _running(opener, bundle)
+        except (BackendError, BundleError) as error:
+            if name == _REFERENCE and isinstance(error, BundleError):
+                raise  # it is the bundle
             failed.append(f"{name} passed over: {error}")
     if _REFERENCE not in opened or len(opened) == 1:
         if not opened:
@@ -212,6 +215,17 @@ def fastest(openers: Mapping[str, Opener], bundle: Bundle, threads: int | None) 
         facts = {name: asdict(one) for name, one in seen.items()}
         remember(folder / "choices.json", key, {"chosen": chosen, "why": why, "measured": facts})
     return opened[chosen], "; ".join([why, *failed])
+
+
+def _running(opener: Opener, bundle: Bundle) -> Backend:
+    """What the opener opens, once it has judged an image."""
+    backend = opener()
+    try:
+        backend.run(probe_squares(bundle.manifest.spec.size, 1))
+    except BaseException:
+        backend.close()
+        raise
+    return backend
 
 
 def measured(backends: Mapping[str, Backend], bundle: Bundle) -> dict[str, Measured]:

@@ -83,7 +83,8 @@ class TorchBackend:
             none_Bhw = np.empty((0, *self.network.resolution), np.float32)
             return Scores(np.empty(0, np.float32), none_Bhw if maps else None)
         batch_BCHW = batch_from_squares(images, self.spec)
-        with torch.inference_mode():
+        # TF32 would make fp32 a name only: LeViT's linear layers are convolutions here.
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             output, found_Bhw = self.network.logits_and_map(torch.from_numpy(batch_BCHW).to(self.device))
         logits_B: LogitsB = logits_from_output(output).cpu().numpy()
         return Scores(logits_B, found_Bhw.float().cpu().numpy() if maps else None)
