@@ -115,6 +115,17 @@ def test_jpeg_is_that_of_libjpeg(subsampled: bool, side: int) -> None:
     assert np.mean(differences) < np.mean(harm) / 5  # and not because JPEG does nothing here
 
 
+@pytest.mark.parametrize("quality", range(35, 49))
+def test_low_qualities_have_the_tables_of_libjpeg(quality: int) -> None:
+    crops_BHWC = _crops(64, 4)[0]
+    ours_BCHW = jpeg(crops_BHWC.permute(0, 3, 1, 2).float(), np.full(len(crops_BHWC), float(quality)), False)
+    for ours_CHW, crop_HWC in zip(ours_BCHW, crops_BHWC, strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(crop_HWC.numpy()).save(buffer, "JPEG", quality=quality, subsampling="4:4:4")
+        theirs_HWC = np.asarray(Image.open(buffer)).astype(np.float32)
+        assert np.abs(ours_CHW.permute(1, 2, 0).numpy() - theirs_HWC).mean() < 0.6  # 3 with tables of no whole scale
+
+
 def test_jpeg_takes_another_quality_for_each_image() -> None:
     crops_BHWC = _crops(64, 1)[0].expand(3, -1, -1, -1)
     low, high, same = jpeg(crops_BHWC.permute(0, 3, 1, 2).float(), np.array([35.0, 95.0, 35.0]), True)

@@ -107,6 +107,28 @@ def test_a_build_that_is_stopped_goes_on(
         np.testing.assert_array_equal(cache(sample), pixels_from_file(sample.path))
 
 
+def test_a_view_that_was_not_written_whole_is_made_again(
+    tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopping(np.ndarray[Any, Any]):
+        def tobytes(self, *_: Any) -> bytes:
+            raise KeyboardInterrupt
+
+    decoded = cache_module.decoded
+
+    def stopped(*arguments: Any) -> Any:
+        for number, (sample, pixels_HWC) in enumerate(decoded(*arguments)):
+            yield sample, pixels_HWC.view(Stopping) if number == 3 else pixels_HWC
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "decoded", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            _open(tmp_path / "cache", samples)
+    cache, problems, _ = _open(tmp_path / "cache", samples)
+    assert problems == []
+    assert all(sample in cache for sample in samples)
+
+
 def test_a_cache_of_more_images_serves_some_of_them(tmp_path: Path, samples: list[Sample]) -> None:
     for index in (5, 6):
         samples[index].path.write_bytes(b"words")

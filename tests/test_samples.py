@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from conftest import write_image
 
 from aivsreal.runtime.errors import DataError
+from aivsreal.runtime.verdict import LABELS
 from aivsreal.train.config import PRESETS, TrainConfig
 from aivsreal.train.samples import (
     counts_of,
@@ -143,6 +145,17 @@ def test_a_held_out_tenth_stays_the_same_when_images_are_added(tmp_path: Path) -
     few, many = held_out(300), held_out(600)
     assert 15 <= len(few) <= 50
     assert few == {name for name in many if int(name.split(".")[0]) < 300}
+
+
+def test_a_name_that_is_no_utf8_is_one_like_others(tmp_path: Path) -> None:
+    for label in LABELS:
+        (tmp_path / label).mkdir()
+        for number in range(20):
+            write_image(tmp_path / label / f"{number}.png", number)
+        os.rename(tmp_path / label / "0.png", os.fsencode(tmp_path / label) + b"/caf\xe9.png")
+    samples = samples_from_data(tmp_path)
+    assert len(samples) == 40
+    assert len(digest_of(samples, tmp_path)) == 64
 
 
 def test_a_tenth_is_held_out_of_images_that_lie_elsewhere(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from aivsreal.runtime.backends.torch import network_from_bundle
 from aivsreal.runtime.bundle.card import TrainingCard
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.model_card import _origin
-from aivsreal.runtime.errors import CheckpointError
+from aivsreal.runtime.errors import CheckpointError, DataError
 from aivsreal.runtime.spec import PreprocessSpec, spec_from_json
 from aivsreal.runtime.verdict import LABELS
 from aivsreal.train.batches.cache import FilePixels
@@ -36,6 +37,7 @@ from aivsreal.train.cli import main
 from aivsreal.train.config import PRESETS, TrainConfig
 from aivsreal.train.fit.loop import fit
 from aivsreal.train.fit.optimise import learning_rate
+from aivsreal.train.run import _record
 from aivsreal.train.samples import Sample, in_split, samples_from_data
 from aivsreal.train.start.network import Start, network_to_train
 
@@ -76,9 +78,9 @@ def _fit(
     network, config, _ = network_to_train(config, Start(), images.train, FilePixels(config.view_side))
     rows: list[dict[str, Any]] = []
 
-    def on_epoch(row: dict[str, Any]) -> None:
-        rows.append(row)
-        if row["epoch"] == stop_after:
+    def on_epoch(done: Sequence[dict[str, Any]]) -> None:
+        rows.append(done[-1])
+        if rows[-1]["epoch"] == stop_after:
             raise KeyboardInterrupt
 
     run.mkdir(exist_ok=True)
@@ -243,6 +245,34 @@ def test_several_processes_make_one_run(tiny_data: Path, tmp_path: Path) -> None
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2]
     assert json.loads((tmp_path / "run" / "last.json").read_text())["versions"]["processes"] == 2
+
+
+def test_too_few_images_for_the_processes_is_one_clear_error(tiny_data: Path) -> None:
+    train = in_split(samples_from_data(tiny_data), "train")
+    config = replace(ALL_ON, batch_size=64)
+    with pytest.raises(DataError, match=r"32 training images are too few.*--batch-size"):
+        TrainBatches(train, config, FilePixels(config.view_side), Machine(ranks=Ranks(0, 2)))
+
+
+def test_an_encoder_that_nothing_needs_is_refused(tiny_data: Path) -> None:
+    images = _data(tiny_data)
+    with pytest.raises(DataError, match=r"levit_\w+ has no encoder"):
+        network_to_train(ALL_ON, Start({}, "clip.onnx", "-"), images.train, FilePixels(ALL_ON.view_side))
+
+
+def test_a_run_that_goes_on_is_chosen_as_it_was(tiny_data: Path, tmp_path: Path) -> None:
+    _fit(tiny_data, tmp_path / "run", ALL_ON, stop_after=1)
+    state = torch.load(tmp_path / "run" / "last.state.pt", weights_only=True)
+    torch.save({**state, "chosen_on": "val_seen"}, tmp_path / "run" / "last.state.pt")
+    with pytest.raises(CheckpointError, match="chosen on val_seen"):
+        _fit(tiny_data, tmp_path / "run", ALL_ON, resume=True)
+
+
+def test_an_epoch_that_was_not_recorded_before_a_kill_is_recorded_with_the_next(tmp_path: Path) -> None:
+    rows = [{"epoch": number, "lr": 0.1, "train": {"loss": 1.0, "accuracy": 0.5}} for number in (1, 2, 3)]
+    _record(tmp_path, rows[:1])
+    _record(tmp_path, rows)  # the second epoch's checkpoint was written, its row was not
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
 
 
 def test_ranks_share_the_batches_of_a_run_alone(tiny_data: Path) -> None:

@@ -76,9 +76,9 @@ def train(
     )
     with TrainDisplay(config.epochs, quiet=not machine.ranks.first) as display:
 
-        def on_epoch(row: Row) -> None:
-            _record(out, row)
-            display.epoch(row)
+        def on_epoch(rows: Sequence[Row]) -> None:
+            _record(out, rows)
+            display.epoch(rows[-1])
 
         best = fit(
             config, machine, network, images, out, card=card,
@@ -96,9 +96,11 @@ def _make(out: Path) -> None:
         raise DataError(f"{out} cannot be written: {error.strerror}; give another folder with -o") from None
 
 
-def _record(out: Path, row: Row) -> None:
-    with (out / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+def _record(out: Path, rows: Sequence[Row]) -> None:
+    """All of them: where a run was killed after its checkpoint the last one is missing."""
+    part = out / f"{METRICS}.part"
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    os.replace(part, out / METRICS)
     plot.draw_curves(out / METRICS, out / CURVES)
 
 

@@ -184,7 +184,7 @@ def _found(place: Path) -> str:
 
 def _held_out(sample: Sample, data: Path) -> Sample:
     root = data if os.path.isdir(data) else data.parent
-    digest = hashlib.sha256(_within(sample.path, root).encode()).digest()
+    digest = hashlib.sha256(_bytes_of(_within(sample.path, root))).digest()
     held_out = sample.split == "train" and digest[0] % VAL_SHARE == 0
     return replace(sample, split="val") if held_out else sample
 
@@ -236,13 +236,18 @@ def digest_of(samples: Sequence[Sample], root: Path) -> str:
     sha = hashlib.sha256()
     for sample in samples:
         facts = (_within(sample.path, root), sample.label, sample.split, str(sample.path.stat().st_size))
-        sha.update(("\t".join(facts) + "\n").encode())
+        sha.update(_bytes_of("\t".join(facts) + "\n"))
     return sha.hexdigest()
 
 
 def _within(path: Path, root: Path) -> str:
     """The path in a data set, or the name of a file that lies elsewhere, as a table may say."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def _bytes_of(text: str) -> bytes:
+    """UTF-8, but for names of files, which may be any bytes."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def counts_of(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:

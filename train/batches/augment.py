@@ -192,7 +192,7 @@ def jpeg(x_BCHW: torch.Tensor, quality_B: FloatsB, subsampled: bool) -> torch.Te
     colour = torch.stack([0.564334 * (blue - y), 0.713267 * (red - y)], dim=1)
     if subsampled:
         colour = _halved(colour.round())
-    scale_B = np.where(quality_B < 50, 5000 / quality_B, 200 - 2 * quality_B)
+    scale_B = np.where(quality_B < 50, np.floor(5000 / quality_B), 200 - 2 * quality_B)
     y = _quantised(y[:, None].round() - 128, _LUMA, scale_B) + 128
     colour = _quantised(colour.round(), _CHROMA, scale_B).clamp(-128, 127).round()
     if subsampled:

@@ -174,15 +174,16 @@ def _add(
             file.truncate(end)  # what lies behind was added by one that was killed
             for sample, pixels_HWC in decoded(samples, FilePixels(index.short_side), workers):
                 name = name_of(sample)
-                index.stamps[name] = stamps[name]  # one that changes meanwhile is seen the next time
-                for old in (index.places, index.problems):
+                for old in (index.stamps, index.places, index.problems):
                     old.pop(name, None)
                 if isinstance(pixels_HWC, ImageError):
                     index.problems[name] = str(pixels_HWC)
-                    continue
-                file.write(pixels_HWC.tobytes())
-                index.places[name] = (end, pixels_HWC.shape[0], pixels_HWC.shape[1])
-                end += pixels_HWC.size
+                else:
+                    file.write(pixels_HWC.tobytes())
+                    index.places[name] = (end, pixels_HWC.shape[0], pixels_HWC.shape[1])
+                    end += pixels_HWC.size
+                # Last: without it a view that was not written whole is made again. One that changes is seen next time.
+                index.stamps[name] = stamps[name]
     finally:  # one that is stopped keeps what it has
         save_json(folder / INDEX, {"format": FORMAT, **asdict(index)})
     tell(f"{folder}: {len(samples)} images added, {end / 2**20:.0f} MiB")

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.preprocess import PixelsHWC, square_from_pixels
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.train.batches.cache import CachedPixels
@@ -81,6 +82,11 @@ class TrainBatches:
         mine = len(samples) // self.ranks.world
         # A rest that is smaller than a batch is left out, unless it is all there is and no other rank waits.
         self.whole = mine // self.size or (1 if self.ranks.world == 1 and mine > 1 else 0)
+        if not self.whole:
+            raise DataError(
+                f"{len(samples)} training images are too few: each of {self.ranks.world} processes takes {self.size} "
+                "at a time; give a smaller --batch-size"
+            )
         self.resident = None
         if machine.device.type == "cuda" and isinstance(pixels_of, CachedPixels):
             self.resident = ResidentViews(pixels_of, self.samples, machine.device)

@@ -67,11 +67,11 @@ def save_best(run: Path, network: nn.Module, card: TrainingCard) -> None:
 
 def save_last(run: Path, trained: Trained, card: TrainingCard, progress: Progress) -> None:
     """Write the newest weights with card, and the state that `load_progress` continues from."""
-    _save(run, "last", trained.average, card)
+    _save(run, "last", trained.average, replace(card, chosen_on=""))  # it was chosen by nothing
     state = {
         "card_digest": _digest_of_card(card), "learner": _kept(trained.learner), "average": _kept(trained.average),
         "optimizer": trained.optimizer.state_dict(), "random": torch.get_rng_state(),
-        "epoch": progress.epoch, "best": progress.best, "history": progress.history,
+        "chosen_on": card.chosen_on, "epoch": progress.epoch, "best": progress.best, "history": progress.history,
     }  # fmt: skip
     part = run / f"{STATE}.part"
     torch.save(state, part)
@@ -93,6 +93,8 @@ def load_progress(run: Path, card: TrainingCard, trained: Trained) -> Progress:
             raise CheckpointError(
                 f"{path} is of another configuration or data list; give the options it was started with (see last.json)"
             )
+        if state.get("chosen_on", card.chosen_on) != card.chosen_on:
+            raise CheckpointError(f"{path}: its best epoch is chosen on {state['chosen_on']}; give that --choose-on")
         for module, name in ((trained.learner, "learner"), (trained.average, "average")):
             module.load_state_dict({**module.state_dict(), **state[name]})
         trained.optimizer.load_state_dict(state["optimizer"])

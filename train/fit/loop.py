@@ -38,7 +38,7 @@ Row = dict[str, Any]
 
 def fit(
     config: TrainConfig, machine: Machine, network: nn.Module, data: Data, run: Path, *, card: TrainingCard,
-    resume: bool, on_step: Callable[[int, int, int, float], None], on_epoch: Callable[[Row], None],
+    resume: bool, on_step: Callable[[int, int, int, float], None], on_epoch: Callable[[Sequence[Row]], None],
     tell: Callable[[str], None] = lambda _: None, teacher: Teacher | None = None, kept: Path | None = None,
 ) -> Row:  # fmt: skip
     """Train to the last epoch; `run/best.*` is the epoch that `goodness` likes best, whose row is given.
@@ -47,7 +47,7 @@ def fit(
         network: as `start.network_to_train` gives it; what needs no gradient stays as it is.
         card: what the checkpoint's card says; epoch, metrics and weights are filled in.
         on_step: called with epoch, step, steps in the epoch and loss.
-        on_epoch: called with the epoch's metrics row, after the checkpoint is on disk.
+        on_epoch: called with the metrics rows of all epochs so far, after the checkpoint is on disk.
         tell: takes a line where something takes long.
         teacher: what `config.distil` learns from.
         kept: folder that keeps the features of an encoder for other runs; None is the run's own.
@@ -75,7 +75,7 @@ def fit(
         chosen = _keep(row, data.choose_on, progress)
         if machine.ranks.first:
             _save(run, trained, replace(card, epoch=row["epoch"], metrics=row), progress, chosen=chosen)
-            on_epoch(row)
+            on_epoch(progress.history)
 
     if isinstance(trained.network, ProbedVit) and progress.epoch == 0 and not progress.history:
         finish({"epoch": 0, "lr": 0.0})
@@ -109,8 +109,7 @@ def _keep(row: Row, choose_on: Sequence[str], progress: Progress) -> bool:
 def _save(run: Path, trained: Trained, card: TrainingCard, progress: Progress, *, chosen: bool) -> None:
     if chosen:
         save_best(run, trained.average, card)
-    # "last" was chosen by nothing.
-    save_last(run, trained, replace(card, chosen_on=""), progress)
+    save_last(run, trained, card, progress)
 
 
 def _epoch(step: Step, batches: TrainBatches, epoch: int, on_step: Callable[[int, int, int, float], None]) -> Row:

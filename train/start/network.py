@@ -78,6 +78,8 @@ def network_to_train(
     told: dict[str, Any] = {}
     values: dict[str, torch.Tensor] | None = None
     torch.manual_seed(config.seed)
+    if start.encoder is not None and not is_vit(config.arch) and not config.distil.asks_a_teacher:
+        raise DataError(f"--init {start.encoder_name}: {config.arch} has no encoder; that of a --teacher is one")
     if start.weights is not None:
         if os.path.isfile(start.weights / MANIFEST):
             bundle = Bundle.open(start.weights)
