@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
+import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +100,54 @@ def test_the_limit_of_pixels_can_be_moved(tmp_path: Path) -> None:
     assert "--max-pixels" in (small.error or "")
     with pytest.raises(ValueError, match="positive"):
         DecodePlan(max_pixels=0)
+
+
+def _shared_values() -> bytes:
+    """A TIFF of twelve whole pages that each have 1,000 tags more, all of the same kilobyte."""
+    content = bytearray(struct.pack("<2sHI", b"II", 42, 8 + 1024 + 3 * 96 * 72) + bytes(1024) + picture().tobytes())
+    size = {256: 96, 257: 72, 258: 8, 259: 1, 262: 1, 273: 8 + 1024, 277: 1, 279: 96 * 72}
+    for page in range(12):
+        entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in size.items()]
+        entries += [struct.pack("<HHII", tag, 4, 256, 8) for tag in range(1000, 2000)]
+        behind = len(content) + 2 + 12 * len(entries) + 4
+        content += struct.pack("<H", len(entries)) + b"".join(entries) + struct.pack("<I", behind if page < 11 else 0)
+    return bytes(content)
+
+
+def test_tags_of_a_tiff_that_share_their_values_take_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "image.tiff").write_bytes(_shared_values())
+    tracemalloc.start()
+    try:
+        decoded = decoded_from_file(tmp_path / "image.tiff", DecodePlan())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert decoded.error is None
+    assert peak < 8_000_000  # of a file of 170 kB, of which Pillow keeps the tags of a page too
+
+
+def _overlapping_pages() -> bytes:
+    """A TIFF of 512 pages of 65,535 tags each, in the same bytes."""
+    behind = struct.pack("<512I", *range(12, 12 + 4 * 512, 4))
+    return struct.pack("<2sHI", b"II", 42, 8) + b"\xff" * 786_422 + behind
+
+
+def _overlapping_directories() -> bytes:
+    """A TIFF of 64 pages, beside which lie 4,096 directories of 65,535 tags each, in the same bytes."""
+    content = bytearray(struct.pack("<2sHI", b"II", 42, 8 + 800_000) + b"\xff" * 800_000)
+    for page in range(64):
+        at = len(content)
+        content += struct.pack("<HHHIII", 1, 330, 4, 64, at + 18, at + 18 + 256)
+        content += struct.pack("<64I", *range(8 + 256 * page, 8 + 256 * (page + 1), 4))
+    return bytes(content)
+
+
+@pytest.mark.parametrize("content", [_overlapping_pages(), _overlapping_directories()], ids=["pages", "beside pages"])
+def test_directories_of_a_tiff_that_overlap_take_no_time(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "image.tiff").write_bytes(content)
+    begun_s = time.process_time()
+    assert decoded_from_file(tmp_path / "image.tiff", DecodePlan()).fault is Fault.DAMAGED
+    assert time.process_time() - begun_s < 5  # 0.3 of a core; they were minutes
 
 
 @pytest.mark.parametrize("name", ["animated.gif", "animated.webp", "animated.png", "pages.tiff"])

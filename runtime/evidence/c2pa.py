@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from aivsreal.runtime.evidence.generators import origin_from_source_type, shortened
-from aivsreal.runtime.pixels.containers import bmff_boxes, jpeg_segments, png_chunks, riff_chunks, tiff_pages
+from aivsreal.runtime.pixels.containers import TiffReader, bmff_boxes, jpeg_segments, png_chunks, riff_chunks
 from aivsreal.runtime.verdict import Evidence, Origin
 
 _MIME = {
@@ -60,7 +60,8 @@ def has_manifest(kind: str, content: bytes) -> bool:
         return any(chunk.name == b"C2PA" for chunk in riff_chunks(content))
     if kind in ("AVIF", "HEIF"):
         return any(box.name == b"uuid" and content.startswith(_BMFF_UUID, box.start) for box in bmff_boxes(content))
-    return kind == "TIFF" and any(_TIFF_TAG in page.tags for page in islice(tiff_pages(content), 1))
+    pages = TiffReader(content, frozenset({_TIFF_TAG})).pages() if kind == "TIFF" else ()
+    return any(_TIFF_TAG in page.tags for page in islice(pages, 1))
 
 
 def _evidence_from_store(store: dict[str, Any], state: str) -> Evidence:

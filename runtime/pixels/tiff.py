@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aivsreal.runtime.errors import Fault
-from aivsreal.runtime.pixels.containers import TiffDirectory, camera_raw, is_tiff, tiff_directory, tiff_pages
+from aivsreal.runtime.pixels.containers import TiffDirectory, TiffReader, camera_raw, is_tiff
 from aivsreal.runtime.pixels.integrity import Unfit
 
 _NEW_SUBFILE_TYPE, _OLD_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 254, 255, 256, 257, 258, 262
 _SAMPLES, _SUB_DIRECTORIES, _SAMPLE_FORMAT, _DNG_VERSION = 277, 330, 339, 50706
+_READ = frozenset(
+    {_NEW_SUBFILE_TYPE, _OLD_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC}
+    | {_SAMPLES, _SUB_DIRECTORIES, _SAMPLE_FORMAT, _DNG_VERSION}
+)
 _SENSOR = frozenset({32803, 34892})  # a colour filter array, linear raw
 _FORMS = {2: "signed integers", 3: "floats", 5: "complex integers", 6: "complex floats"}
 _FEW = 64
@@ -35,20 +39,32 @@ def shown_pages(content: bytes) -> Sequence[int]:
     Raises:
         Unfit: there are none, or the file is a camera's raw file, of which the pages are previews.
     """
-    pages = list(tiff_pages(content))
-    beside = [tiff_directory(content, at) for page in pages[:_FEW] for at in page.tags.get(_SUB_DIRECTORIES, ())[:_FEW]]
-    shown = [index for index, page in enumerate(pages) if _is_picture(page)]
-    largest = max((_pixels(pages[index]) for index in shown), default=0)
-    for one in (*pages, *beside):
-        if _DNG_VERSION in one.tags or _first(one, _PHOTOMETRIC) in _SENSOR:
-            raise Unfit(_RAW.format("camera raw"), Fault.UNSUPPORTED)
-    if any(_is_picture(one) and _pixels(one) > largest for one in beside):
+    tiff = TiffReader(content, _READ)
+    shown, largest, beside, pages = list[int](), 0, dict[int, None](), 0
+    for page in tiff.pages():  # one in memory at a time
+        _refuse_raw(page)
+        if pages < _FEW:
+            beside |= dict.fromkeys(page.tags.get(_SUB_DIRECTORIES, ())[:_FEW])
+        if _is_picture(page):
+            shown.append(pages)
+            largest = max(largest, _pixels(page))
+        pages += 1
+    hidden = False
+    for one in map(tiff.directory, beside):
+        _refuse_raw(one)
+        hidden = hidden or (_is_picture(one) and _pixels(one) > largest)
+    if hidden:
         raise Unfit(_RAW.format("camera raw, or a TIFF whose picture lies beside its pages"), Fault.UNSUPPORTED)
     if pages and not shown:
         raise Unfit(
             "every page of it is marked as a preview or a mask of a picture that is not there", Fault.UNSUPPORTED
         )
     return shown or (0,)
+
+
+def _refuse_raw(one: TiffDirectory) -> None:
+    if _DNG_VERSION in one.tags or _first(one, _PHOTOMETRIC) in _SENSOR:
+        raise Unfit(_RAW.format("camera raw"), Fault.UNSUPPORTED)
 
 
 def _is_picture(one: TiffDirectory) -> bool:
@@ -68,7 +84,7 @@ def kind_of_samples(content: bytes) -> str | None:
     """What a TIFF's first page consists of, in words, where that is a kind that is not read here."""
     if content[:4] == b"MM\0+":
         return "a BigTIFF whose larger bytes come first"
-    page = next(tiff_pages(content), None) if is_tiff(content) else None
+    page = next(TiffReader(content, _READ).pages(), None) if is_tiff(content) else None
     bits = page.tags.get(_BITS, ()) if page else ()
     if page is None or not bits or not all(1 <= one <= 64 for one in bits) or not _pixels(page):
         return None
