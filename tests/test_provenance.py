@@ -19,7 +19,9 @@ from aivsreal.runtime.detector import Detector
 from aivsreal.runtime.evidence.c2pa import has_manifest
 from aivsreal.runtime.evidence.generators import origin_from_source_type
 from aivsreal.runtime.evidence.provenance import IPTC_EXTENSION, texts_from_xmp
+from aivsreal.runtime.files import process as decode_process
 from aivsreal.runtime.files.decode import DecodePlan, decoded_from_file
+from aivsreal.runtime.files.pool import DecodePool
 from aivsreal.runtime.verdict import Evidence, Label, Origin, Verdict, verdict_from_declared
 
 SETTINGS = "a cat\nNegative prompt: dog\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 96x72"
@@ -228,6 +230,22 @@ def test_xmp_has_three_ways_to_say_it(form: str) -> None:
 )  # fmt: skip
 def test_words_elsewhere_and_damaged_metadata_say_nothing(tmp_path: Path, content: bytes) -> None:
     assert _evidence(tmp_path, content) == ()
+
+
+def test_of_many_statements_some_of_each_origin_are_kept_and_the_others_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = "".join(f"<rdf:li>{number}</rdf:li>" for number in (*range(2000), *range(16), TRAINED))
+    field = f'<x:DigitalSourceType xmlns:x="{IPTC_EXTENSION}">{items}</x:DigitalSourceType>'
+    evidence = _evidence(tmp_path, encoded("WEBP", xmp=_xmp_of(field)))
+    *unstated, trained, note = evidence
+    assert [one.detail for one in unstated] == [str(number) for number in range(16)]
+    assert (trained.origin, trained.detail) == (Origin.AI, TRAINED)
+    assert (note.source, note.detail) == ("decoding", "metadata passed over: 1,984 more statements")
+    monkeypatch.setattr(decode_process, "_MAX_HEADER", 1 << 14)  # in place of 16 MB
+    with DecodePool(DecodePlan(), 1, isolate=True) as pool:
+        isolated = pool.result(pool.submit(tmp_path / "image"))
+    assert (isolated.error, isolated.evidence) == (None, evidence)
 
 
 def test_terms_are_whole_words() -> None:
