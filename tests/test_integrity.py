@@ -153,6 +153,30 @@ def test_a_picture_may_have_exif_behind_it_that_is_padded_with_zeros(
         assert decoded_from_file(tmp_path / "cut", DecodePlan()).fault in (Fault.PARTIAL, Fault.DAMAGED), kept
 
 
+@pytest.mark.parametrize("exif", [{}, {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0" + bytes(5000)}], ids=["plain", "exif"])
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_a_picture_may_have_padding_behind_it_that_is_a_box(tmp_path: Path, kind: str, exif: dict[str, bytes]) -> None:
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    whole = encoded(kind, picture(0, (300, 200)), **exif)
+    picture_ends = len(encoded(kind, picture(0, (300, 200))))
+    padding = b"\0\0\0\x10skip" + bytes(8) + b"\0\0\x10\x08free" + bytes(4096)
+    (tmp_path / "whole").write_bytes(whole + padding)
+    assert decoded_from_file(tmp_path / "whole", DecodePlan()).error is None
+    for kept in (picture_ends // 2, picture_ends - 100):
+        for rest in (bytes(len(whole) - kept) + padding, bytes(len(whole) - kept + len(padding))):
+            (tmp_path / "cut").write_bytes(whole[:kept] + rest)
+            assert decoded_from_file(tmp_path / "cut", DecodePlan()).fault in (Fault.PARTIAL, Fault.DAMAGED), kept
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_zeros_behind_the_boxes_of_a_picture_are_no_padding(tmp_path: Path, kind: str) -> None:
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    (tmp_path / "image").write_bytes(encoded(kind) + b"\0\0\0\x10free" + bytes(8 + 4096))
+    assert decoded_from_file(tmp_path / "image", DecodePlan()).fault is Fault.PARTIAL
+
+
 def test_an_animation_of_which_only_the_first_frames_were_written_is_partial(tmp_path: Path) -> None:
     whole = encoded("WEBP", picture(1), save_all=True, append_images=[picture(2), picture(3)])
     second = whole.index(b"ANMF", whole.index(b"ANMF") + 4)

@@ -19,6 +19,7 @@ from aivsreal.runtime.pixels.containers import (
     END_OF_IMAGE,
     START_OF_SCAN,
     announced_format,
+    bmff_boxes,
     jpeg_segments,
     png_chunks,
     riff_chunks,
@@ -74,11 +75,21 @@ def sound_content(kind: str, content: bytes, width: int, height: int, exif: byte
         _check_png(content)
     elif kind in ("WEBP", "AVIF", "HEIF"):
         # A flat WebP ends in a zero byte per 10,000 pixels (1,000 x 1,000: 101; 6,000 x 4,000: 2,310), an AVIF in none.
-        data = _last_picture(content) if kind == "WEBP" else _before_exif(content, exif.removeprefix(b"Exif\0\0"))
+        data = _last_picture(content) if kind == "WEBP" else _before_padding(content)
+        data = data if kind == "WEBP" else _before_exif(data, exif.removeprefix(b"Exif\0\0"))
         zeros = len(data) - len(data.rstrip(b"\0"))
         if zeros > 64 + width * height // 4000 and not (kind == "WEBP" and _needs_its_last_bytes(content)):
             raise PartialPicture(f"the last {zeros:,} bytes are zeros")
     return content
+
+
+def _before_padding(bmff: bytes) -> bytes:
+    """An AVIF or HEIC without the boxes at its end that only pad it; what follows no box is none of them."""
+    end = behind = 0
+    for box in bmff_boxes(bmff):
+        behind = box.end
+        end = end if box.name in (b"free", b"skip") else behind
+    return bmff[:end] if behind == len(bmff) else bmff
 
 
 def _before_exif(content: bytes, exif: bytes) -> bytes:
