@@ -8,8 +8,9 @@ import pytest
 from hostile import encoded
 
 from aivsreal.runtime.errors import Fault, ImageError
+from aivsreal.runtime.files.find import Search
 from aivsreal.runtime.pixels.images import pixels_from_file
-from aivsreal.runtime.pixels.kinds import HEAD, kind_of
+from aivsreal.runtime.pixels.kinds import HEAD, Kind, kind_of
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
@@ -19,6 +20,20 @@ def test_pictures_that_are_decoded_are_known(name: str) -> None:
     kind = kind_of(encoded(name)[:HEAD])
     assert kind
     assert (kind.picture, kind.decoded) == (True, True)
+
+
+@pytest.mark.parametrize("brand", [b"mif1", b"msf1"])
+@pytest.mark.parametrize(("kind", "name"), [("AVIF", "an AVIF picture"), ("HEIF", "an HEIC picture")])
+def test_a_picture_whose_major_brand_is_that_of_any_picture_is_known_by_the_others(
+    tmp_path: Path, kind: str, name: str, brand: bytes
+) -> None:
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    whole = encoded(kind)
+    (tmp_path / "picture.bin").write_bytes(content := whole[:8] + brand + whole[12:])
+    assert kind_of(content[:HEAD]) == Kind(name, True, True)
+    assert list(Search(all_files=True).paths(tmp_path)) == [tmp_path / "picture.bin"]
+    assert pixels_from_file(tmp_path / "picture.bin").shape == (72, 96, 3)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _SIGNATURES = (
     ("JPEG", b"\xff\xd8\xff"),
     ("PNG", b"\x89PNG\r\n\x1a\n"),
@@ -40,7 +41,7 @@ _RAW = (
 
 def announced_format(content: bytes) -> str | None:
     """The format that the first bytes announce."""
-    if content[4:8] == b"ftyp" and content[8:12] in (b"avif", b"avis"):
+    if _brands(content) & _AVIF_BRANDS:
         return "AVIF"
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return "WebP"
@@ -49,11 +50,16 @@ def announced_format(content: bytes) -> str | None:
 
 def is_heif(content: bytes) -> bool:
     """Whether it is HEIC or HEIF, which share their container with AVIF."""
+    brands = _brands(content)
+    return bool(brands & _HEIF_BRANDS) and not brands & _AVIF_BRANDS
+
+
+def _brands(content: bytes) -> set[bytes]:
+    """Major and compatible brands of an ISO base media file; the major one may be that of any picture, `mif1`."""
     if content[4:8] != b"ftyp":
-        return False
+        return set()
     size = min(int.from_bytes(content[:4], "big"), 256)
-    brands = {content[8:12], *(content[at : at + 4] for at in range(16, size, 4))}
-    return bool(brands & _HEIF_BRANDS) and not brands & {b"avif", b"avis"}
+    return {content[8:12], *(content[at : at + 4] for at in range(16, size, 4))}
 
 
 def camera_raw(content: bytes) -> str | None:
