@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from conftest import write_image
+from PIL import Image
 
 from aivsreal.runtime import ScanOptions
 from aivsreal.runtime.backends.onnx import OnnxBackend
@@ -23,6 +24,7 @@ from aivsreal.runtime.detector import Detector
 from aivsreal.runtime.errors import BackendError, BundleError
 from aivsreal.runtime.files import decode
 from aivsreal.runtime.preprocess import PixelsHWC, Scores, square_from_pixels
+from aivsreal.runtime.results.heatmap import path_for
 from aivsreal.runtime.results.row import row_from_line
 from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.runtime.verdict import LABELS, Label, OperatingPoint
@@ -158,6 +160,21 @@ def test_models_that_take_whole_pixels_and_squares_go_together(
         assert same.verdict.p_ai == pytest.approx(row.verdict.p_ai, abs=1e-4)
         assert same.view is not None
         assert same.view.square_SSC.shape == (64, 64, 3)
+
+
+def test_a_heat_map_names_the_model_that_it_is_of(
+    first: Path, second: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    result = _scan(*photos, "--bundle", first, "--second-opinion", second, "--jsonl", "--heatmaps", tmp_path)
+    named = [
+        (Bundle.open(second if "first" in json.loads(line) else first).name, path_for(tmp_path, Path(photo)))
+        for line in result.stdout.splitlines()
+        for photo in [json.loads(line)["path"]]
+    ]
+    assert len({name for name, _ in named}) == 2
+    for name, stem in named:
+        with Image.open(stem.with_name(f"{stem.name}.png")) as picture:
+            assert picture.text["Software"].endswith(f"bundle {name}")  # type: ignore[attr-defined]
 
 
 def test_rows_say_who_judged_and_are_read_back(first: Path, second: Path, photos: list[Path]) -> None:

@@ -190,21 +190,22 @@ def _results(stack: ExitStack, detector: Detector, options: Options) -> ResultsF
 def _beside(stack: ExitStack, detector: Detector, options: Options) -> tuple[HeatMaps | None, HtmlReport | None]:
     """Writers of what was asked for beside the rows."""
     maps = report = None
+    second = None if detector.second is None else detector.second.bundle
     if options.heatmaps is not None:
         from aivsreal.runtime.bundle.folder import no_maps
         from aivsreal.runtime.results.heatmap import HeatMaps
 
         if not detector.backend.has_maps:
             raise no_maps(detector.bundle)
-        maps = HeatMaps(Path(options.heatmaps), detector.bundle, options.overwrite)
+        maps = HeatMaps(Path(options.heatmaps), detector.bundle, options.overwrite, second)
     if options.html is not None:
         from aivsreal.runtime.results.facts import Ran
         from aivsreal.runtime.results.html import HtmlReport
 
-        backend, second = detector.backend, detector.second
+        backend = detector.backend
         ran = Ran(
             detector.bundle, detector.point, backend.name, backend.precision, detector.why, options.paths,
-            detector.judge_of_rows.second, None if second is None else second.bundle,
+            detector.judge_of_rows.second, second,
         )  # fmt: skip
         inputs = [Path(name) for name in options.paths]
         report = stack.enter_context(HtmlReport(Path(options.html), ran, options.assets, inputs, options.overwrite))

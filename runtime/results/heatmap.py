@@ -125,9 +125,9 @@ def write_map(
 class HeatMaps:
     """A `Writer` that draws the network's own map of each result that has one."""
 
-    def __init__(self, folder: Path, bundle: Bundle, overwrite: bool = False) -> None:
+    def __init__(self, folder: Path, bundle: Bundle, overwrite: bool = False, second: Bundle | None = None) -> None:
         self._folder, self._overwrite = folder, overwrite
-        self._software = f"{SOFTWARE}, bundle {bundle.name}"
+        self._names = (bundle.name, bundle.name if second is None else second.name)
         self.count = 0
         """Maps that were drawn."""
 
@@ -143,7 +143,7 @@ class HeatMaps:
         side = max(LEAST_SIDE, len(view.square_SSC))
         square = Image.fromarray(view.square_SSC).resize((side, side), Image.Resampling.BICUBIC)
         about = {
-            "Software": self._software,
+            "Software": f"{SOFTWARE}, bundle {self._names[scanned.first is not None]}",
             "Title": f"What moved the score of {scanned.path.name}",
             "Description": "Orange towards ai, blue towards real; the mean of the values is this view's logit. "
             "What moved the score, not what was edited.",
