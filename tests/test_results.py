@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -251,6 +252,32 @@ def test_a_signal_finishes_the_batch_and_says_how_to_go_on(
     again = subprocess.run([*command, "--resume"], input=names, capture_output=True)
     assert again.returncode == 0
     assert _names(output) == Counter(path.name for path in photos)
+
+
+def test_a_stopped_scan_with_a_report_goes_on_by_the_two_commands_that_it_says(
+    tmp_path: Path, photos: list[Path]
+) -> None:
+    photos[0].rename(photos[0].with_name("-0.jpg"))
+    (tmp_path / "r.jsonl").touch()
+    command = [*SCAN, "--output", "../r.jsonl", "--overwrite", "--html", "../r.html", "--", "-0.jpg", "-"]
+    names = b"".join(path.name.encode() + b"\n" for path in photos[1:])
+    folder = photos[0].parent
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder) as process:
+        assert process.stdin
+        process.stdin.write(names[: names.index(b"\n") + 1])
+        process.stdin.flush()
+        _wait_for(tmp_path / "r.jsonl", 2)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1].decode()
+    line = next(line for line in errors.splitlines() if "go on with: " in line)
+    going_on = line.partition("go on with: aivsreal-scan ")[2].partition(", with the same list")[0]
+    again = subprocess.run([*SCAN, *shlex.split(going_on)], input=names, capture_output=True, cwd=folder)
+    assert again.returncode == 0, again.stderr
+    assert _names(tmp_path / "r.jsonl") == Counter(["-0.jpg", *(path.name for path in photos[1:])])
+    report = [*SCAN[:2], "aivsreal.runtime.commands.report", *shlex.split(line.partition("aivsreal-report ")[2])]
+    made = subprocess.run(report, capture_output=True, cwd=folder)
+    assert made.returncode == 0, made.stderr
+    assert "4.jpg" in (tmp_path / "r.html").read_text()
 
 
 def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path: Path) -> None:

@@ -13,12 +13,14 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from conftest import write_image
 from PIL import Image
 
 from aivsreal.runtime.commands.scan import main
+from aivsreal.runtime.commands.scan_options import Options
 from aivsreal.runtime.text import escaped, typed
 
 SCAN = [sys.executable, "-m", "aivsreal.runtime.commands.scan"]
@@ -236,6 +238,39 @@ def test_an_interrupted_scan_keeps_whole_rows_and_says_so(tiny_bundle: Path, pho
     assert b"stopped by SIGINT after" in errors
     assert b"judged" in errors
     assert b"Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("words", "resuming"),
+    [
+        ("photos --output r --overwrite", "photos --output r --resume"),
+        ("--html=h photos --output=r", "photos --output=r --resume"),
+        ("photos --assets --html h --output r --heatmaps m", "photos --output r --heatmaps m --resume"),
+        ("--exclude --html photos --output r", "--exclude --html photos --output r --resume"),
+        ("--output r -- -a.jpg --html", "--output r --resume -- -a.jpg --html"),
+        ("photos --output r --resume --retry-errors", "photos --output r --resume --retry-errors"),
+        ("photos --output r --by-content", "photos --output r --by-content --resume"),
+        ("photos --output r --by-content --ray local", "photos --output r --ray local --resume"),
+    ],
+)
+def test_what_is_said_to_go_on_is_taken_and_resumes(
+    words: str, resuming: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    def read(typed: list[str]) -> Options:
+        monkeypatch.setattr("sys.argv", ["aivsreal-scan", *typed])
+        with click.Command.make_context(main, "aivsreal-scan", list(typed)) as context:
+            options = Options(**context.params)
+            options.check()
+            told.append(options.how_to_go_on())
+        return options
+
+    told = list[str]()
+    before = read(words.split())
+    going_on = shlex.split(told[0].removeprefix("go on with: aivsreal-scan ").partition(";")[0])
+    assert going_on == resuming.split()
+    after = read(going_on)
+    assert (after.resume, after.paths, after.output) == (True, before.paths, before.output)
+    assert ("aivsreal-report r --html h" in told[0]) == (before.html is not None)
 
 
 def test_memory_stays_flat_over_thousands_of_files(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -118,9 +119,30 @@ class Options(NamedTuple):  # a dataclass takes three times as long to make, and
 
         if self.output is None:
             return "the rows above are whole; with --output FILE a scan can be gone on with"
-        added = [] if self.resume else ["--resume"]
-        listed = ", with the same list on standard input" if "-" in self.paths else ""
-        return f"go on with: {typed('aivsreal-scan', *sys.argv[1:], *added)}{listed}"
+        words = sys.argv[1:] if self.resume else _resuming(sys.argv[1:], by_etag=self.ray is not None)
+        told = f"go on with: {typed('aivsreal-scan', *words)}"
+        if "-" in self.paths:
+            told += ", with the same list on standard input"
+        if self.html is None:
+            return told
+        bundle = [] if self.bundle is None else ["--bundle", self.bundle]
+        report = typed("aivsreal-report", self.output, "--html", self.html, *["--assets"][: self.assets], *bundle)
+        return f"{told}; its report is then made by: {report}"
+
+
+def _resuming(words: list[str], by_etag: bool) -> list[str]:
+    """What was typed, with `--resume` in place of what is refused beside it."""
+    refused = {"--overwrite", "--html", "--assets", *(["--by-content"] if by_etag else [])}
+    options = (one for one in click.get_current_context().command.params if isinstance(one, click.Option))
+    take_a_value = {name for one in options if not one.is_flag for name in one.opts}
+    kept, rest = list[str](), iter(words)
+    for word in rest:
+        if word == "--":  # what comes after it are paths
+            return [*kept, "--resume", word, *rest]
+        option = [word, *islice(rest, word in take_a_value)]
+        if word.partition("=")[0] not in refused:
+            kept += option
+    return [*kept, "--resume"]
 
 
 class Known(NamedTuple):
