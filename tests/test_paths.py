@@ -85,6 +85,22 @@ def test_all_files_are_known_by_their_content(mixed: Path) -> None:
     assert (search.others, search.links, search.folders) == (3, 1, 1)  # a pipe is not opened
 
 
+def test_folders_may_be_nested_deeper_than_python_recurses(tmp_path: Path) -> None:
+    nested = [f"{tmp_path}{'/d' * depth}" for depth in range(1500)]
+    names = [f"{tmp_path}/a.jpg", f"{nested[-1]}/x.jpg", f"{nested[1]}/z.jpg", f"{tmp_path}/e.jpg"]
+    try:
+        for folder in nested[1:]:
+            os.mkdir(folder)
+        for name in names:
+            Path(name).touch()
+        assert [str(path) for path in Search().paths(tmp_path)] == names
+    finally:  # here, since shutil and so pytest recurse too
+        for name in names:
+            Path(name).unlink(missing_ok=True)
+        for folder in reversed(nested[1:]):
+            os.rmdir(folder)
+
+
 def test_what_is_named_is_taken_whatever_its_name(mixed: Path) -> None:
     assert mixed == Path.cwd()
     named = ["photos/notes.txt", "photos/._a.jpg", "photos/@eaDir", "photos/linked"]

@@ -47,7 +47,7 @@ class Search:
         Names are told apart by suffix. Links to folders are not followed, so a loop of links ends. What cannot be read
         comes too, so that nothing is passed over in silence: a dangling link, and a folder that cannot be listed.
         """
-        return self._below(folder, "")
+        return self._below(folder)
 
     def told(self) -> str | None:
         """What was not looked at, as a line for people; None where all was."""
@@ -69,20 +69,26 @@ class Search:
         """Whether a pattern leaves out a file or folder; `below` as of `takes_folder`."""
         return any(fnmatchcase(below if "/" in pattern else name, pattern) for pattern in self.exclude)
 
-    def _below(self, folder: Path, below: str) -> Iterator[Path]:
-        try:
-            with os.scandir(folder) as entries:
-                listing = sorted(
-                    (entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries if self._takes(entry, below)
-                )
-        except OSError:
-            yield folder
-            return
-        for name, is_folder in listing:
-            if is_folder:
-                yield from self._below(folder / name, f"{below}{name}/")
+    def _below(self, folder: Path) -> Iterator[Path]:
+        levels = [iter([(folder, "", True)])]  # not by recursion: Python ends that at a thousand nested folders
+        while levels:
+            path, below, is_folder = next(levels[-1], (None, "", False))
+            if path is None:
+                levels.pop()
+            elif is_folder:
+                try:
+                    levels.append(self._listed(path, below))
+                except OSError:
+                    yield path
             else:
-                yield folder / name
+                yield path
+
+    def _listed(self, folder: Path, below: str) -> Iterator[tuple[Path, str, bool]]:
+        with os.scandir(folder) as entries:
+            listing = sorted(
+                (entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries if self._takes(entry, below)
+            )
+        return ((folder / name, f"{below}{name}/", is_folder) for name, is_folder in listing)
 
     def _takes(self, entry: os.DirEntry[str], below: str) -> bool:
         name = entry.name
