@@ -132,6 +132,28 @@ def test_pictures_grow_smaller_until_they_fit(
     assert sizes[100_000] < 110_000
 
 
+def test_of_more_pictures_than_fit_the_most_suspicious_stay_and_the_report_says_so(
+    ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aivsreal.runtime.results.html.BUDGET", 20_000)
+    with HtmlReport(tmp_path / "r.html", ran) as report:
+        for index in range(40):
+            one = _scanned(index, ran.point)
+            report.write(replace(one, view=None) if index % 4 == 0 else one)
+    data = _data(tmp_path / "r.html")
+    shown = [row[3] for row in data["rows"] if row[-1]]
+    assert 15_000 < sum(len(row[-1]) for row in data["rows"]) < 22_000
+    highest = sorted((row[3] for index, row in enumerate(data["rows"]) if index % 4), reverse=True)
+    assert sorted(shown, reverse=True) == highest[: len(shown)]
+    assert str(len(shown)) in data["pictures"]
+    assert "--assets" in data["pictures"]
+    with HtmlReport(tmp_path / "all.html", ran, assets=True) as report:
+        for index in range(40):
+            report.write(_scanned(index, ran.point))
+    data = _data(tmp_path / "all.html")
+    assert (all(row[-1] for row in data["rows"]), data["pictures"]) == (True, None)
+
+
 def test_assets_lie_beside_the_report(ran: Ran, tmp_path: Path) -> None:
     target = tmp_path / "my report.html"
     with HtmlReport(target, ran, assets=True) as report:
@@ -301,11 +323,23 @@ def test_in_chromium_assets_are_found(browser: Any, ran: Ran, tmp_path: Path) ->
     page.check_quiet()
 
 
+def test_in_chromium_a_report_says_that_not_all_have_a_picture(
+    browser: Any, ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for budget in (1, 1_000_000):
+        monkeypatch.setattr("aivsreal.runtime.results.html.BUDGET", budget)
+        with HtmlReport(tmp_path / "report.html", ran) as report:
+            report.write(_scanned(0, ran.point))
+        page = Page(browser, tmp_path / "report.html")
+        assert page.one("#pictures").is_displayed() == (budget == 1)
+        page.check_quiet()
+
+
 def test_in_chromium_ten_thousand_rows_stay_usable(
     browser: Any, ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "report.html"
-    monkeypatch.setattr("aivsreal.runtime.results.html.BUDGET", 1)  # as for so many, the smallest pictures
+    monkeypatch.setattr("aivsreal.runtime.results.html.SIDES", (64,))  # as for so many, and each row has one
     with HtmlReport(target, ran) as report:
         for index in range(20):
             report.write(_scanned(index, ran.point))

@@ -14,7 +14,9 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
+from heapq import nlargest
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
@@ -29,8 +31,10 @@ from aivsreal.runtime.uri import Uri
 from aivsreal.runtime.verdict import Label, Scanned
 
 SIDES = (192, 128, 96, 64)  # of an embedded picture in pixels: the largest with which all fit into the budget
-BUDGET = 11_000_000  # characters for embedded pictures: with the rest, a report stays under 15 MB
+BUDGET = 11_000_000  # characters for embedded pictures: with its rows, a report of 10,000 files stays under 15 MB
+_TOO_MANY = "The {:,} files with the highest p_ai have a picture: more do not fit in. With --assets all have one."
 _STORED_SIDE, _QUALITY = 224, 80
+_P_AI = 3  # where it stands in a row
 _CODES = {Label.REAL: 0, Label.UNSURE: 1, Label.AI: 2}
 _HERE = Path(__file__).resolve().parent
 
@@ -54,7 +58,7 @@ class HtmlReport:
         """To be set to False where the scan is stopped before its end; the report says so."""
         self._target, self._ran = target, ran
         self._assets = target.with_name(f"{target.stem}_files") if assets else None
-        self._rows = self._pictures = 0
+        self._pictures = 0
         self._begun = datetime.now(timezone.utc)
         check_replaceable(target, REPORT, inputs, overwrite)
         self._overwrite = overwrite
@@ -87,7 +91,6 @@ class HtmlReport:
                 return
             row, picture = self._row(scanned)
             self._spool.write(json.dumps(row).encode() + b"\t" + picture + b"\n")
-            self._rows += 1
         except OSError as error:
             raise OutputError(f"{self._target}: cannot be written: {error.strerror}; free some space") from None
 
@@ -135,6 +138,7 @@ class HtmlReport:
         return name.encode()
 
     def _data(self) -> Iterator[str]:
+        side, shown = self._embedded()
         manifest, seconds = self._ran.bundle.manifest, (datetime.now(timezone.utc) - self._begun).total_seconds()
         when = f"{self._begun:%-d %B %Y, %H:%M} UTC"
         made = f"Made by aivsreal {version('aivsreal')}, {when}, in {seconds:.0f} s. It loads nothing from anywhere."
@@ -143,6 +147,7 @@ class HtmlReport:
             "subtitle": f"{', '.join(escaped(name) for name in self._ran.arguments)} · {when}",
             "made": made,
             "assets": None if self._assets is None else quote(os.fsencode(self._assets.name)) + "/",
+            "pictures": None if shown is None else _TOO_MANY.format(len(shown)),
             "point": {"name": self._ran.point.name, "meaning": meaning_of_point(self._ran)},
             "bounds": [bounds_of(self._ran.point), bounds_of(self._ran.second_point)],
             "model": model_facts(self._ran),
@@ -151,29 +156,37 @@ class HtmlReport:
         }
         yield json.dumps(about)[:-1]
         yield ', "rows": ['
-        yield from _joined(self._finished_rows())
+        yield from _joined(self._finished_rows(side, shown))
         yield '], "errors": ['
         yield from _joined(self._lines(self._errors))
         yield "]}"
 
-    def _finished_rows(self) -> Iterator[str]:
-        side = None if self._assets else self._embedded_side()
-        for line in self._lines(self._spool):
-            row, picture = line.split("\t")
-            shown = _shrunk(picture, side) if picture and side else picture
-            yield f'{row[:-1]}, "{shown}"]'
+    def _finished_rows(self, side: int | None, shown: set[int] | None) -> Iterator[str]:
+        for at, row, picture in self._kept():
+            drawn = picture if shown is None or at in shown else ""
+            yield f'{row[:-1]}, "{_shrunk(drawn, side) if drawn and side else drawn}"]'
 
-    def _embedded_side(self) -> int:
-        """The largest of `SIDES` with which the pictures fit into the budget, judged by a few dozen of them."""
-        step = max(1, self._rows // 48)
-        sample = [
-            line.split("\t")[1] for index, line in enumerate(self._lines(self._spool)) if index % step == 0
-        ]  # fmt: skip
+    def _embedded(self) -> tuple[int | None, set[int] | None]:
+        """The side of the embedded pictures, and where even the smallest are too many, the rows that have one.
+
+        It is the largest of `SIDES` with which all fit into the budget, judged by a few dozen of them; too many of the
+        smallest are those with the highest `p_ai`, which the page shows first.
+        """
+        if self._assets is not None or not self._pictures:
+            return None, None
+        pictures = (picture for _, _, picture in self._kept() if picture)
+        sample = list(islice(pictures, 0, None, max(1, self._pictures // 48)))
         for side in SIDES:
-            mean = sum(len(_shrunk(picture, side)) for picture in sample if picture) / max(1, len(sample))
-            if mean * self._rows <= BUDGET:
-                return side
-        return SIDES[-1]
+            mean = sum(len(_shrunk(picture, side)) for picture in sample) / len(sample)
+            if mean * self._pictures <= BUDGET:
+                return side, None
+        ranked = ((json.loads(row)[_P_AI], -at) for at, row, picture in self._kept() if picture)
+        return side, {-at for _, at in nlargest(int(BUDGET / mean), ranked)}
+
+    def _kept(self) -> Iterator[tuple[int, str, str]]:
+        for at, line in enumerate(self._lines(self._spool)):
+            row, picture = line.split("\t")
+            yield at, row, picture
 
     @staticmethod
     def _lines(stream: io.BufferedRandom) -> Iterator[str]:

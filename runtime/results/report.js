@@ -154,6 +154,8 @@ function summary() {
   $("subtitle").textContent = data.subtitle;
   $("made").textContent = data.made;
   $("partial").hidden = data.complete;
+  $("pictures").hidden = !data.pictures;
+  $("pictures").textContent = data.pictures;
   const texts = [["all", "judged", rows.length, "Show all"], ["ai", "called ai", of[2]], ["unsure", "unsure", of[1]], ["real", "called real", of[0]]];
   for (const [label, text, amount] of texts) $("counts").append(count(label, text, amount, label === "all" ? "Show all" : `Show only what is ${label}`));
   $("counts").append(count("error", "could not be judged", data.errors.length, "Go to the list"));
