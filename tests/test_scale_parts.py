@@ -11,12 +11,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import write_image
 from hostile import encoded
 from object_storage import BUCKET, client, s3_server
 
@@ -25,14 +27,17 @@ pytest.importorskip("ray", reason="the extra ray is not installed")
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.commands.report import main as report
 from aivsreal.runtime.commands.scan import main as scan
 from aivsreal.runtime.commands.scan_options import Options
 from aivsreal.runtime.errors import DataError, Fault, ImageError, ResultsError
 from aivsreal.runtime.files.find import Search
+from aivsreal.runtime.options import ScanOptions
 from aivsreal.runtime.results.row import Row, json_from_row, line_from_row
 from aivsreal.runtime.scale import lease as leases
 from aivsreal.runtime.scale import output, storage
+from aivsreal.runtime.scale.judging import How, Judging
 from aivsreal.runtime.scale.lease import Lease
 from aivsreal.runtime.scale.listing import Columns, Listing, entries_from_table, places_from_arguments
 from aivsreal.runtime.scale.output import Parts, is_known, key_of, known_keys, rows_from_output, table_from_rows
@@ -199,6 +204,26 @@ def test_tables_name_files_or_have_them(names: dict[str, str], bucket: Any, tmp_
         entries(tmp_path / "5.jsonl", Columns("url"))
 
 
+def test_a_row_that_names_a_folder_is_an_error_of_its_own(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("full/a.png", "full/b.png", "c.png"):
+        write_image(tmp_path / name, 1)
+    rows = [str(tmp_path / name) for name in ("empty", "full", "c.png", "absent.png")]
+    table = tmp_path / "rows.jsonl"
+    table.write_text("".join(json.dumps({"url": row}) + "\n" for row in rows))
+    (read,) = Listing([str(table)], Search(), Columns("url"), np.empty(0, "S16")).get_read_tasks(1)
+    (block,) = read()
+    assert [entry.path for entry in entries_from_table(block)] == rows
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(was_current_actor_reconstructed=False))
+    judging = Judging(How(str(tiny_bundle), Bundle.open(tiny_bundle).digest, options=ScanOptions(threads=1)))
+    judged = judging(block)
+    with judging._detector, judging._pool:
+        assert judged.column("path").to_pylist() == rows
+        assert judged.column("fault").to_pylist() == ["not-a-file", "not-a-file", None, "missing"]
+
+
 def test_places_within_others_are_listed_once(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "x.jpg").write_bytes(b"x")
@@ -245,8 +270,6 @@ def test_one_run_at_a_time_writes_to_an_output(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_report_of_an_output_counts_each_file_once(tmp_path: Path, tiny_bundle: Path) -> None:
-    from aivsreal.runtime.bundle.folder import Bundle
-
     bundle = Bundle.open(tiny_bundle)
     judge = Judge(bundle.digest, bundle.manifest.point(None).name, JUDGE.backend)
     place = tmp_path / "out"

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from ray.data.datasource import Datasource, ReadTask
 from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.files.find import Search
 from aivsreal.runtime.scale.output import Keys, is_known, key_of
-from aivsreal.runtime.scale.storage import SCHEMES, Entry, files, images, opened
+from aivsreal.runtime.scale.storage import SCHEMES, Entry, entry_from_path, files, images, opened
 from aivsreal.runtime.uri import is_uri
 
 TABLES = frozenset({".parquet", ".jsonl", ".ndjson"})
@@ -145,7 +146,7 @@ def _of_table(place: str, columns: Columns) -> Iterator[Entry]:
             elif is_uri(path) and path.partition("://")[0] not in SCHEMES:
                 raise DataError(f"{place}: row {number}: {path} is in no storage that is read: {', '.join(SCHEMES)}")
             else:
-                yield Entry(path) if is_uri(path) else next(images(path, Search()))
+                yield Entry(path) if is_uri(path) else entry_from_path(Path(path))  # of a folder too: a row is a file
     except (KeyError, ValueError, TypeError, OSError) as error:
         raise DataError(f"{place}: is no table with {' and '.join(names)}: {error}") from None
 

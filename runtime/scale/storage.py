@@ -46,7 +46,7 @@ def images(place: str, search: Search) -> Iterator[Entry]:
         DataError: the storage does not answer, refuses, or is of no kind that is known here.
     """
     if not is_uri(place):
-        yield from map(_of_system, search.paths(Path(place)) if os.path.isdir(place) else [Path(place)])
+        yield from map(entry_from_path, search.paths(Path(place)) if os.path.isdir(place) else [Path(place)])
         return
     folder = joined(place, "")
     for entry in _objects(place):
@@ -64,10 +64,16 @@ def files(place: str, suffixes: frozenset[str]) -> Iterator[Entry]:
         found = _objects(place)
     else:
         paths = sorted(Path(place).rglob("*")) if os.path.isdir(place) else [Path(place)]
-        found = (_of_system(path) for path in paths if path.is_file())
+        found = (entry_from_path(path) for path in paths if path.is_file())
     for entry in found:
         if entry.path == place or os.path.splitext(entry.path)[1] in suffixes:
             yield entry
+
+
+def entry_from_path(path: Path) -> Entry:
+    """What is there by that name, as it is now; a folder too, which then is an error of its own."""
+    stamp = stamp_of(path)
+    return Entry(str(path)) if stamp is None else Entry(str(path), stamp.size, stamp.mtime_ns)
 
 
 def content_of(entry: Entry) -> bytes:
@@ -136,11 +142,6 @@ def remove(place: str) -> None:
 def joined(place: str, name: str) -> str:
     """The file of that name in a folder."""
     return f"{place.rstrip('/')}/{name}"
-
-
-def _of_system(path: Path) -> Entry:
-    stamp = stamp_of(path)
-    return Entry(str(path)) if stamp is None else Entry(str(path), stamp.size, stamp.mtime_ns)
 
 
 def _takes(search: Search, below: str) -> bool:
