@@ -31,12 +31,13 @@ from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.commands.report import main as report
 from aivsreal.runtime.commands.scan import main as scan
 from aivsreal.runtime.commands.scan_options import Options
-from aivsreal.runtime.errors import DataError, Fault, ImageError, ResultsError
+from aivsreal.runtime.errors import BackendError, DataError, Fault, ImageError, ResultsError
 from aivsreal.runtime.files.find import Search
 from aivsreal.runtime.options import ScanOptions
 from aivsreal.runtime.results.row import Row, json_from_row, line_from_row
 from aivsreal.runtime.scale import lease as leases
 from aivsreal.runtime.scale import output, storage
+from aivsreal.runtime.scale.cluster import chosen_pool
 from aivsreal.runtime.scale.judging import How, Judging
 from aivsreal.runtime.scale.lease import Lease
 from aivsreal.runtime.scale.listing import Columns, Listing, entries_from_table, places_from_arguments
@@ -222,6 +223,36 @@ def test_a_row_that_names_a_folder_is_an_error_of_its_own(
     with judging._detector, judging._pool:
         assert judged.column("path").to_pylist() == rows
         assert judged.column("fault").to_pylist() == ["not-a-file", "not-a-file", None, "missing"]
+
+
+@pytest.mark.parametrize(
+    ("machines", "asked", "pool"),
+    [
+        ([(8, 0)], (None, None, 0), (4, 2)),
+        ([(1, 0)], (None, None, 0), (1, 1)),
+        ([(3, 0), (3, 0)], (None, None, 0), (2, 2)),
+        ([(8, 0)], (None, 8, 0), (1, 8)),
+        ([(8, 0)], (None, 16, 0), None),
+        ([(8, 0), (8, 0)], (None, 16, 0), None),
+        ([(8, 0)], (1, 16, 0), None),
+        ([(32, 0), (4, 1)], (None, None, 1), (1, 4)),
+        ([(16, 2)], (None, None, 0.5), (4, 4)),
+        ([(16, 1), (16, 1)], (None, None, 2), None),
+        ([(8, 1)], (None, 16, 1), None),
+    ],
+)
+def test_actors_are_as_many_as_fit_the_machines_and_none_is_waited_for_that_fits_none(
+    machines: list[tuple[int, int]], asked: tuple[Any, Any, float], pool: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": float(cpus), "GPU": float(gpus)}} for cpus, gpus in machines]
+    monkeypatch.setattr("ray.nodes", lambda: [*nodes, {"Alive": False, "Resources": {}}])
+    if pool is None:
+        with pytest.raises(BackendError, match="--threads"):
+            chosen_pool(*asked, grows=False)
+        assert chosen_pool(5, *asked[1:], grows=True).count == 5
+    else:
+        chosen = chosen_pool(*asked, grows=False)
+        assert (chosen.count, chosen.threads) == pool
 
 
 def test_places_within_others_are_listed_once(tmp_path: Path) -> None:

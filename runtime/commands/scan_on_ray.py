@@ -53,7 +53,7 @@ def scan_on_ray(options: Options) -> int:
         columns = Columns(options.uris, options.contents) if options.uris or options.contents else None
         places = places_from_arguments(options.paths, search, columns, notes)
         click.echo(stack.enter_context(cluster(str(options.ray))), err=True)
-        pool = chosen_pool(options.actors, options.threads, options.gpus)
+        pool = chosen_pool(options.actors, options.threads, options.gpus, grows=options.ray != "local")
         click.echo(
             f"{pool.count} actors of {pool.threads} threads and {pool.gpus:g} GPUs | bundle {how.digest} | "
             f"operating point {how.operating_point}", err=True,

@@ -101,19 +101,28 @@ def _silent() -> Iterator[None]:
         os.close(nothing)
 
 
-def chosen_pool(actors: int | None, threads: int | None, gpus: float) -> Pool:
+def chosen_pool(actors: int | None, threads: int | None, gpus: float, grows: bool) -> Pool:
     """How many actors, with how many threads: what was asked for, and else what fills the machines that are there.
 
+    Args:
+        grows: whether machines may come; then `actors` are taken for what they will have room for.
+
     Raises:
-        BackendError: there is no room for one.
+        BackendError: there is no room for one, which Ray would wait for without end.
     """
-    there = ray.cluster_resources()
-    cpus = max(1, floor(there.get("CPU", 1)))
-    if actors is None:
-        actors = floor(there.get("GPU", 0) / gpus) if gpus else cpus // min(cpus, threads or THREADS)
-        if actors < 1:
-            raise BackendError("the cluster has no room for an actor: say how many it will have with --actors")
-    return Pool(actors, threads or max(1, min(cpus // actors, 8 if gpus else THREADS)), gpus)
+    # An actor lies on one machine, whatever all of them have together.
+    there = [one["Resources"] for one in ray.nodes() if one["Alive"] and one["Resources"].get("GPU", 0) >= gpus]
+    cpus = [floor(machine.get("CPU", 0)) for machine in there]
+    most = max([1, *cpus])
+    each = threads or (1 if gpus else min(most, THREADS))
+    rooms = [count // each for count in cpus]
+    if gpus:
+        rooms = [min(room, floor(machine["GPU"] / gpus)) for room, machine in zip(rooms, there, strict=True)]
+    if not sum(rooms) and (actors is None or not grows):
+        told = f"no machine has room for an actor of {each} CPUs and {gpus:g} GPUs: ask for fewer --threads or --gpus"
+        raise BackendError(f"{told}, or say with --actors how many the cluster will have" if grows else told)
+    actors = actors or sum(rooms)
+    return Pool(actors, threads or max(1, min(sum(cpus) // actors, most, 8 if gpus else THREADS)), gpus)
 
 
 def judged_tables(listing: Listing, how: How, pool: Pool, has_content: bool) -> Iterator[pa.Table]:
