@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from hostile import encoded, picture
 
 from aivsreal.runtime.files.watch import LOOK_EVERY_S, Watcher
@@ -75,6 +76,17 @@ def test_links_to_nowhere_wait_and_looking_takes_a_tenth_of_the_time_at_most(tmp
     assert _look(watcher, clock, 0) == []
     assert _look(watcher, clock, 10) == []
     assert watcher.pause_s >= LOOK_EVERY_S
+
+
+@pytest.mark.parametrize("took_s", [0.01, 2.0, 20.0, 200.0])
+def test_looking_takes_a_tenth_of_a_core_at_most_however_many_files_there_are(
+    took_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watcher, clock = _watcher(tmp_path)
+    processor_s = iter([5.0, 5.0 + took_s])
+    monkeypatch.setattr("time.thread_time", lambda: next(processor_s))
+    assert _look(watcher, clock, 0) == []
+    assert took_s / (took_s + watcher.pause_s) == pytest.approx(min(0.1, took_s / (took_s + LOOK_EVERY_S)))
 
 
 def test_the_command_judges_new_files_and_goes_on_after_it_was_stopped(tmp_path: Path) -> None:
