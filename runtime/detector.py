@@ -79,10 +79,10 @@ class Detector:
 
         Args:
             bundle: an open one, its folder, or None for the shipped one.
-            backend: one of `backend.BACKENDS`.
+            backend: one of `backends.BACKENDS`.
             operating_point: its name; None takes the bundle's default.
             threads: CPU threads for the network; None leaves it to the backend.
-            images: how many will be judged, where that is known, as of `backend.open_backend`.
+            images: how many will be judged, where that is known, as of `backends.choose.open_backend`.
             second_opinion: a bundle that judges again what the first does not call real: `unsure` and `ai`. Its
                 operating point is that of the same name, if it has one, else its default.
             full_views: judge several windows of an image, at an operating point that is made for that. A point's name

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -267,3 +269,11 @@ def test_a_network_for_another_size_is_refused(tiny_bundle: Path, tmp_path: Path
     for backend in ("onnx", "torch"):
         with pytest.raises(BundleError, match=r"model\.onnx"):
             Detector.open(tmp_path / "junk", backend)
+
+
+def test_what_the_docstring_of_open_names_is_there() -> None:
+    names = re.findall(r"`(backends?[.][\w.]+)`", Detector.open.__doc__ or "")
+    assert len(names) == 2
+    for name in names:
+        module, _, inside = f"aivsreal.runtime.{name}".rpartition(".")
+        assert hasattr(importlib.import_module(module), inside)
