@@ -61,6 +61,23 @@ def test_a_changed_file_gives_no_picture_and_its_verdict_stays(
     assert "with the 1 pictures" in result.stderr
 
 
+def test_one_that_is_stopped_leaves_the_report_that_is_there(
+    scanned: tuple[Path, Path], tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    html = tmp_path / "report.html"
+    assert _run(scanned[1], "--html", html, "--bundle", tiny_bundle).exit_code == 0
+    before = html.read_bytes()
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("aivsreal.runtime.results.html.HtmlReport.write", stopped)
+    result = _run(scanned[1], "--html", html, "--bundle", tiny_bundle)
+    assert (result.exit_code, "no report was written" in result.stderr) == (130, True)
+    assert html.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "report.html", "results.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -37,6 +37,17 @@ def _look(watcher: Watcher, clock: FakeClock, seconds: float) -> list[str]:
     return [path.name for path in watcher.settled()]
 
 
+def test_a_file_of_two_folders_that_overlap_is_told_once(tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    clock = FakeClock()
+    watcher = Watcher([tmp_path, inner], settled_after_s=1.0, clock=clock)
+    (inner / "a.png").write_bytes(b"-")
+    assert watcher.settled() == []
+    clock.now_s = 2.0
+    assert watcher.settled() == [inner / "a.png"]
+
+
 def test_a_file_is_told_once_it_has_settled_and_again_when_it_has_changed(tmp_path: Path) -> None:
     watcher, clock = _watcher(tmp_path)
     (tmp_path / "a.jpg").write_bytes(b"1")

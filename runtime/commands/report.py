@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from aivsreal.runtime.bundle.folder import Bundle
     from aivsreal.runtime.files.pool import Task
     from aivsreal.runtime.results.facts import Ran
+    from aivsreal.runtime.results.html import HtmlReport
     from aivsreal.runtime.results.row import Row
     from aivsreal.runtime.verdict import FileStamp, Judge, Label, OperatingPoint, Scanned
 
@@ -103,18 +104,21 @@ def _made(files: _Files, first: int | None, bundle: str | None) -> Iterator[str]
                     yield row.scanned
 
         scanned: Iterable[Scanned] = counted()
-        report: Writer | None = None
+        report: HtmlReport | None = None
         if html is not None:
             from aivsreal.runtime.results.html import HtmlReport
 
             opened = Bundle.open(bundle)
             ran = _ran(results, head.judge, opened, choice.told)
             report = stack.enter_context(HtmlReport(html, ran, files.assets, [results], files.overwrite))
+            report.wanted = False  # one that is stopped leaves what was there, as the CSV does
             scanned = _with_pictures(scanned, opened, ran.point)
         for one in scanned:
             pictures += one.view is not None
             assert report is not None
             report.write(one)
+        if report is not None:
+            report.wanted = True
     yield f"{tally.total} files of {escaped(results)}: {tally.counts()}"
     yield from faults.told()
     if html is not None:

@@ -54,8 +54,8 @@ class Watcher:
         for folder in self._folders:
             for path in self._search.paths(folder):
                 stamp = stamp_of(path)
-                if stamp is None or path == folder:
-                    continue  # gone again, a link to nowhere, or the folder itself, which cannot be listed now
+                if stamp is None or path == folder or path in self._since:
+                    continue  # gone again, a link to nowhere, a folder that cannot be listed now, or seen in another
                 before = since.get(path)
                 first_s = before[1] if before is not None and before[0] == stamp else now_s
                 self._since[path] = (stamp, first_s)

@@ -56,6 +56,8 @@ class HtmlReport:
     ) -> None:
         self.complete = True
         """To be set to False where the scan is stopped before its end; the report says so."""
+        self.wanted = True
+        """To be set to False while an end shall write nothing, and a report that is there stay."""
         self._target, self._ran = target, ran
         self._assets = target.with_name(f"{target.stem}_files") if assets else None
         self._pictures = 0
@@ -104,6 +106,10 @@ class HtmlReport:
         script = (_HERE / "report.js").read_text(encoding="utf-8")
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         head, tail = template.replace("%SCRIPT_SHA256%", digest).split("%DATA%")
+        if not self.wanted:
+            self._spool.close()
+            self._errors.close()
+            return
         with self._spool, self._errors, replacing(self._target) as stream:
             stream.write(head.encode("ascii", "xmlcharrefreplace"))
             for part in self._data():
