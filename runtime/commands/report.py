@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from aivsreal.runtime.results.facts import Ran
     from aivsreal.runtime.results.html import HtmlReport
     from aivsreal.runtime.results.row import Row
+    from aivsreal.runtime.results.writers import Writer
     from aivsreal.runtime.verdict import FileStamp, Judge, Label, OperatingPoint, Scanned
 
 _AHEAD = 32  # pictures that are decoded before their turn
@@ -74,8 +75,8 @@ class _Files:
 
 def _made(files: _Files, first: int | None, bundle: str | None) -> Iterator[str]:
     from aivsreal.runtime.bundle.folder import Bundle
-    from aivsreal.runtime.results.output import CSV, check_apart, check_replaceable, replacing
-    from aivsreal.runtime.results.writers import CsvWriter, Tally, Writer
+    from aivsreal.runtime.results.output import CSV, check_apart, check_replaceable
+    from aivsreal.runtime.results.writers import Tally, Writer
     from aivsreal.runtime.text import escaped, typed
 
     results, html, csv = files.results, files.html, files.csv
@@ -90,9 +91,7 @@ def _made(files: _Files, first: int | None, bundle: str | None) -> Iterator[str]
     with ExitStack() as stack:
         writers: list[Writer] = []
         if csv is not None:
-            stream = io.TextIOWrapper(stack.enter_context(replacing(csv)), "utf-8", newline="")
-            stack.callback(stream.detach)  # what it holds is flushed by each row, and the file below closes itself
-            writers.append(CsvWriter(stream, escaped(csv)))
+            writers.append(_table(stack, csv))
 
         def counted() -> Iterator[Scanned]:
             for row in chain([head], rows):
@@ -123,6 +122,16 @@ def _made(files: _Files, first: int | None, bundle: str | None) -> Iterator[str]
     yield from faults.told()
     if html is not None:
         yield f"report in {escaped(html)}, with the {pictures} pictures whose files are still as they were judged"
+
+
+def _table(stack: ExitStack, csv: Path) -> Writer:
+    from aivsreal.runtime.results.output import replacing
+    from aivsreal.runtime.results.writers import CsvWriter
+    from aivsreal.runtime.text import escaped
+
+    stream = io.TextIOWrapper(stack.enter_context(replacing(csv)), "utf-8", newline="")
+    stack.callback(stream.detach)  # what it holds is flushed by each row, and the file below closes itself
+    return CsvWriter(stream, escaped(csv))
 
 
 def _is_of_cluster(results: Path) -> bool:
