@@ -76,7 +76,7 @@ class _Files:
 def _made(files: _Files, first: int | None, bundle: str | None) -> Iterator[str]:
     from aivsreal.runtime.bundle.folder import Bundle
     from aivsreal.runtime.results.output import CSV, check_apart, check_replaceable
-    from aivsreal.runtime.results.writers import Tally, Writer
+    from aivsreal.runtime.results.writers import Tally
     from aivsreal.runtime.text import escaped, typed
 
     results, html, csv = files.results, files.html, files.csv
