@@ -89,7 +89,8 @@ def proof(
 ) -> None:  # fmt: skip
     """Prove what runs on this GPU: kernel, engine, labels, speed, leaks and threads; needs five minutes.
 
-    Exit status: 0 all of it holds, 1 something does not or could not be tried: the table says what and why.
+    Exit status: 0 all of it holds, 1 something does not or could not be tried: the table says what and why. Not here,
+    and no fault, may be PyTorch, ONNX Runtime's CUDA provider, and pycuda, which a payload brings.
     """
     import tempfile
 

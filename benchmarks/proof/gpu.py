@@ -51,19 +51,24 @@ def photographs(count: int, width: int, height: int) -> list[PixelsHWC]:
     return [made[index % len(made)] for index in range(count)]
 
 
+class NotHere(BackendError):
+    """What the engine is measured against is not installed, or does not run on this GPU: no fault of the engine."""
+
+
 def measured(rows: Callable[[], Iterator[Row]], whats: Sequence[str], batches: Sequence[int]) -> Iterator[Row]:
     """What `rows` yields, then for everything of `whats` and `batches` that it did not, a row that says why."""
-    done, why = set(), "did not come so far"
+    done, why, more = set(), "did not come so far", {}
     try:
         for row in rows():
             done.add((row["what"], row["batch"]))
             yield row
     except (AivsrealError, RuntimeError) as error:  # PyTorch's own, for example of a full memory, are RuntimeErrors
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        more = {"not_here": True} if isinstance(error, NotHere) else {}
     for what in whats:
         for batch in batches:
             if (what, batch) not in done:
-                yield {"what": what, "batch": batch, "not_measured": why}
+                yield {"what": what, "batch": batch, "not_measured": why, **more}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ Legend: B image in a batch; S input size; C channel (3, RGB).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
 
-from aivsreal.benchmarks.proof.gpu import Row, timed_step
+from aivsreal.benchmarks.proof.gpu import NotHere, Row, timed_step
 from aivsreal.benchmarks.timing import rate
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import LOGITS
@@ -35,12 +35,13 @@ def torch_rows(bundle: Bundle, batches: Sequence[int], seconds: float, mode: str
         mode: how hard `torch.compile` tries; each of `COMPILE_MODES` uses CUDA graphs.
 
     Raises:
-        BackendError: PyTorch finds no GPU.
+        NotHere: PyTorch finds no GPU, or lacks what reads the network.
     """
-    torch = _torch_with_gpu()
-    from aivsreal.runtime.backends.torch import network_from_bundle
+    with _opening():
+        torch = _torch_with_gpu()
+        from aivsreal.runtime.backends.torch import network_from_bundle
 
-    network = network_from_bundle(bundle).half().cuda().eval()
+        network = network_from_bundle(bundle).half().cuda().eval()
     networks = {"torch eager": network, "torch.compile": torch.compile(network, mode=mode, dynamic=False)}
     side = bundle.manifest.spec.size
     for what, run in networks.items():
@@ -60,12 +61,14 @@ def onnx_rows(bundle: Bundle, batches: Sequence[int], seconds: float) -> Iterato
     """`model.onnx` with ONNX Runtime's CUDA provider, from and to memory of the GPU.
 
     Raises:
-        BackendError: it does not run on CUDA.
+        NotHere: it does not run on CUDA.
     """
     from aivsreal.runtime.backends.onnx import OnnxBackend
 
     side = bundle.manifest.spec.size
-    with closing(OnnxBackend(bundle, provider="cuda")) as backend:
+    with _opening():
+        opened = OnnxBackend(bundle, provider="cuda")
+    with closing(opened) as backend:
         import onnxruntime
 
         session = backend._session
@@ -87,10 +90,11 @@ def roofline_rows(bundle: Bundle, batches: Sequence[int]) -> Iterator[Row]:
     """The time below which no network of these operations and weights can be, from measured copying and multiplying.
 
     Raises:
-        BackendError: PyTorch finds no GPU.
+        NotHere: PyTorch finds no GPU, or lacks what reads the network.
     """
-    torch = _torch_with_gpu()
-    operations, weights = operations_and_weights(bundle)
+    with _opening():
+        torch = _torch_with_gpu()
+        operations, weights = operations_and_weights(bundle)
     source = torch.empty(_COPIED, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     matrix = torch.randn(_SIDE, _SIDE, device="cuda", dtype=torch.half)
@@ -123,6 +127,15 @@ def operations_and_weights(bundle: Bundle) -> tuple[int, int]:
 
 def _bound(run: Callable[[Any], object], batch_BCSS: Any) -> Callable[[], object]:
     return lambda: run(batch_BCSS)
+
+
+@contextmanager
+def _opening() -> Iterator[None]:
+    """What cannot be opened here is not measured against; what fails later is a failure."""
+    try:
+        yield
+    except BackendError as error:
+        raise NotHere(str(error)) from None
 
 
 def _torch_with_gpu() -> Any:

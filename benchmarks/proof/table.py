@@ -11,13 +11,15 @@ Row = dict[str, Any]
 _LEFT_OUT = {"benchmark", "what", "batch", "machine", "gpu", "binding", "kernel", "bundle", "image", "seconds"}
 
 
+def outcome(ok: bool | None, why: str) -> str:
+    """What came of a step, in words; None is for what is not here and need not be."""
+    return "ok" if ok else f"{'not here' if ok is None else 'NOT OK'}: {why}"
+
+
 def table_from(steps: Sequence[Row], rows: Sequence[Row]) -> str:
     """Steps, then what was checked, what was timed, and what must hold."""
     lines = ["", "step | outcome | s"]
-    lines += [
-        f"{step['step']} | {'ok' if step['ok'] else 'NOT OK: ' + step['why'][:200]} | {step['seconds']}"
-        for step in steps
-    ]
+    lines += [f"{step['step']} | {outcome(step['ok'], step['why'][:200])} | {step['seconds']}" for step in steps]
     lines += ["", "check | outcome"]
     for row in rows:
         if "holds" in row and "p50_ms" not in row:
