@@ -14,12 +14,16 @@ from test_cpu_choice import FakeBackend
 
 from aivsreal.benchmarks import report
 from aivsreal.benchmarks.cli import main
-from aivsreal.benchmarks.cpu import compare, many_files, network
+from aivsreal.benchmarks.cpu import compare, contender, many_files, network
 from aivsreal.benchmarks.cpu.photos import SHAPES, enlarged, spread, write_photos
 from aivsreal.benchmarks.timing import ratio
-from aivsreal.runtime.bundle.folder import Bundle
+from aivsreal.runtime.bundle.folder import Bundle, write_bundle
+from aivsreal.runtime.bundle.manifest import Manifest
 from aivsreal.runtime.errors import AivsrealError, DataError
 from aivsreal.runtime.pixels.images import pixels_from_file
+from aivsreal.runtime.preprocess import batch_from_pixels
+from aivsreal.runtime.spec import Geometry, PreprocessSpec, ResizeFilter
+from aivsreal.runtime.verdict import LABELS, OperatingPoint
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +136,46 @@ def test_the_real_contender_answers_for_a_scan(data: Path) -> None:
         assert len(one.first_s) == len(one.whole_s) == 1
     finally:
         compare._end(one)
+
+
+def _bundle(folder: Path, small_model: Any, spec: PreprocessSpec) -> Bundle:
+    point = OperatingPoint("balanced", 0.6, 0.4)
+    manifest = Manifest("levit_128s", LABELS, spec, 1.2, (point,), "balanced")
+    return write_bundle(folder / "bundle", {"model.onnx": small_model.SerializeToString()}, manifest)
+
+
+def test_the_bundle_that_is_asked_for_is_ours(data: Path, tmp_path: Path, small_model: Any) -> None:
+    bundle = _bundle(tmp_path, small_model, PreprocessSpec(64))
+    (bundle.path / "model.onnx").unlink()  # who runs another one does not notice
+    with pytest.raises(AivsrealError, match="ended"):
+        compare._warm(compare._begun("aivsreal:onnx-cpu", {}, bundle), spread(data, 2), 0.01)
+    idle = compare._begun("aivsreal:onnx-cpu", {}, Bundle.open())
+    try:
+        with pytest.raises(AivsrealError, match=r"model\.onnx"):
+            compare._run_whole(idle, {}, bundle, spread(data, 2))
+    finally:
+        compare._end(idle)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        PreprocessSpec(64, crop_fraction=1.0, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)),
+        PreprocessSpec(64, Geometry.SQUASH, filter=ResizeFilter.LANCZOS),
+    ],
+)
+def test_plain_loops_see_what_the_bundle_sees(
+    tmp_path: Path, small_model: Any, monkeypatch: pytest.MonkeyPatch, spec: PreprocessSpec
+) -> None:
+    bundle = _bundle(tmp_path, small_model, spec)
+    monkeypatch.setenv("AIVSREAL_BENCH_BUNDLE", str(bundle.path))
+    image = write_image(tmp_path / "image.png", 1, (150, 90), smooth=True)
+    seen_CHW = contender._timm_transform()(str(image)).numpy()
+    ours_BCHW = batch_from_pixels([pixels_from_file(image)], spec)
+    # Whether a crop is before or after the resize moves what is seen by a part of a pixel.
+    assert np.abs(seen_CHW - ours_BCHW[0]).mean() < 0.02
+    for plain in (contender.plain_torch, contender.plain_onnx):
+        assert plain("")([str(image)]) == 0
 
 
 def test_a_peer_that_cannot_be_installed_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,6 @@ from typing import Any
 from aivsreal.benchmarks.cpu.scanning import scan_command
 from aivsreal.benchmarks.timing import ratio, rounded
 from aivsreal.runtime.bundle.folder import Bundle
-from aivsreal.runtime.bundle.manifest import MODEL
 from aivsreal.runtime.errors import AivsrealError
 
 OURS = "aivsreal:auto"
@@ -99,7 +98,7 @@ def compare_rows(
     """A row for each shape and contender, ours first, with the ratio to ours and its interval.
 
     Args:
-        bundle: the plain loops run its network.
+        bundle: what is measured as ours; the plain loops run its network on what its spec sees.
         files: by shape; contenders that are slow judge fewer of them in a round.
         names: of contenders beside ours.
         pythons: interpreters of those that have an environment of their own.
@@ -137,7 +136,7 @@ def compare_rows(
 
 
 def _begun(name: str, pythons: dict[str, Path], bundle: Bundle) -> Contender:
-    environment = {**os.environ, "AIVSREAL_BENCH_MODEL": str((bundle.path / MODEL).resolve())}
+    environment = {**os.environ, "AIVSREAL_BENCH_BUNDLE": str(bundle.path.resolve())}
     process = subprocess.Popen(
         [str(pythons.get(name, sys.executable)), "-I", str(_WORKER), name],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
@@ -157,7 +156,8 @@ def _run_whole(one: Contender, pythons: dict[str, Path], bundle: Bundle, paths: 
         backend = one.name.partition(":")[2]
         for files, times in ((paths[:1], one.first_s), (paths, one.whole_s)):
             begun = perf_counter()
-            done = subprocess.run(scan_command(backend, None, *files), capture_output=True, text=True)
+            scan = scan_command(backend, str(bundle.path.resolve()), *files)
+            done = subprocess.run(scan, capture_output=True, text=True)
             times.append(perf_counter() - begun)
             if done.returncode:
                 raise AivsrealError(f"{one.name} ended: {_last_line(done.stderr)}")

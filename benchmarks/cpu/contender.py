@@ -1,8 +1,8 @@
 """One detector or plain loop in a process of its own, for `aivsreal-bench compare`.
 
 Run by path in the environment of the one that it measures, so it imports nothing of aivsreal unless that is what it
-measures. Each line on stdin is a JSON list of files; each line on stdout the seconds that judging them took, then the
-number that could not be judged.
+measures; AIVSREAL_BENCH_BUNDLE names the folder of the bundle. Each line on stdin is a JSON list of files; each line on
+stdout the seconds that judging them took, then the number that could not be judged.
 """
 
 from __future__ import annotations
@@ -24,17 +24,21 @@ def aivsreal(backend: str) -> Judge:
     """A scan, as `aivsreal-scan` does it."""
     from aivsreal.runtime.detector import Detector
 
-    detector = Detector.open(None, backend)
+    detector = Detector.open(_bundle(), backend)
     print(f"backend {detector.backend.name} {detector.backend.precision}", file=sys.stderr)
     return lambda files: sum(one.error is not None for one in detector.scan(map(Path, files)))
 
 
 def plain_torch(_: str) -> Judge:
-    """The loop that timm's documentation shows: one image after the other through its transform and the network."""
+    """The loop that timm's documentation shows: one image after the other through its transform and the network.
+
+    Its weights are chance, for what a network costs does not depend on them.
+    """
     import timm
     import torch
 
-    network = timm.create_model("levit_192", pretrained=False, num_classes=1).eval()
+    about = _manifest()
+    network = timm.create_model(about["arch"], False, num_classes=1, img_size=about["preprocess"]["size"]).eval()
     prepared = _timm_transform()
 
     def judge(file: str) -> None:
@@ -94,10 +98,12 @@ def _timm_transform() -> Callable[[str], Any]:
     from PIL import Image
     from timm.data.transforms_factory import create_transform
 
-    half = (0.5, 0.5, 0.5)
+    spec = _manifest()["preprocess"]
+    squash = spec["geometry"] == "squash"
     transform: Any = create_transform(
-        224, is_training=False, interpolation="bicubic", mean=half, std=half, crop_pct=0.875
-    )
+        spec["size"], is_training=False, interpolation=spec["filter"], mean=tuple(spec["mean"]), std=tuple(spec["std"]),
+        crop_pct=1.0 if squash else spec["crop_fraction"], crop_mode="squash" if squash else "center",
+    )  # fmt: skip
 
     def prepared(file: str) -> Any:
         with Image.open(file) as image:
@@ -106,8 +112,17 @@ def _timm_transform() -> Callable[[str], Any]:
     return prepared
 
 
+def _bundle() -> Path:
+    return Path(os.environ["AIVSREAL_BENCH_BUNDLE"])
+
+
 def _model() -> str:
-    return os.environ["AIVSREAL_BENCH_MODEL"]
+    return str(_bundle() / "model.onnx")
+
+
+def _manifest() -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((_bundle() / "manifest.json").read_bytes())
+    return manifest
 
 
 def _one_by_one(judge: Each) -> Judge:
