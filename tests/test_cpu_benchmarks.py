@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from aivsreal.runtime.bundle.folder import Bundle, write_bundle
 from aivsreal.runtime.bundle.manifest import Manifest
 from aivsreal.runtime.errors import AivsrealError, DataError
 from aivsreal.runtime.pixels.images import pixels_from_file
-from aivsreal.runtime.preprocess import batch_from_pixels
+from aivsreal.runtime.preprocess import PixelsHWC, Scores, batch_from_pixels
 from aivsreal.runtime.spec import Geometry, PreprocessSpec, ResizeFilter
 from aivsreal.runtime.verdict import LABELS, OperatingPoint
 
@@ -60,6 +61,22 @@ def test_the_fastest_backend_is_held_to_its_ratio(monkeypatch: pytest.MonkeyPatc
     assert (second["bound"], second["holds"]) == (1.8, holds)
     fakes["openvino"].precision = "fp32"  # a processor without either: nothing to hold it to
     assert not any("holds" in row for row in network.paired_rows(Bundle.open(), ["onnx", "openvino"], 1))
+
+
+def test_processor_time_is_of_the_runs_that_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    class Slow(FakeBackend):
+        """A run takes longer than the warm-up, which is one whole run all the same, and the dearest here."""
+
+        def run(self, squares: Sequence[PixelsHWC], maps: bool = False) -> Scores:
+            clock[0] += 0.5 if clock[0] else 5.0
+            return super().run(squares, maps)
+
+    monkeypatch.setattr(network, "opened_on_cpu", lambda _, name: Slow(name, 30.0))
+    monkeypatch.setattr(network, "process_time", lambda: clock[0])
+    (row,) = network.network_rows(Bundle.open(), ["onnx"], [2], 0.05)
+    assert row["cpu_ms_per_image"] == 250.0
 
 
 def test_photos_have_their_size_and_grain(data: Path, tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from statistics import fmean
 from time import perf_counter, process_time
 from typing import Any
 
-from aivsreal.benchmarks.timing import ratio, rounded, timed
+from aivsreal.benchmarks.timing import Timing, ratio, rounded, timed
 from aivsreal.runtime.backends.choose import INT8, cpu_openers, measured, open_backend, probe_squares
 from aivsreal.runtime.backends.protocol import Backend
 from aivsreal.runtime.bundle.folder import Bundle
@@ -35,14 +36,11 @@ def network_rows(bundle: Bundle, backends: Sequence[str], batches: Sequence[int]
         with closing(backend):
             for batch in batches:
                 run = runner(backend, bundle, batch)
-                begun, count = process_time(), 0
-                timing = timed(run, seconds)
-                count = timing.count
-                cpu_ms = (process_time() - begun) * 1000 / (1 + 1 / 6) / count / batch  # the warm-up is in it
+                timing, cpu_ms = _timed_with_cpu(run, seconds)
                 yield {
                     "what": "network", "backend": backend.name, "precision": backend.precision, "batch": batch,
                     **timing.to_json(), "images_per_s": round(1000 * batch / timing.p50_ms, 1),
-                    "cpu_ms_per_image": round(cpu_ms, 2),
+                    "cpu_ms_per_image": round(cpu_ms / batch, 2),
                 }  # fmt: skip
 
 
@@ -102,6 +100,19 @@ def runner(backend: Backend, bundle: Bundle, batch: int) -> Callable[[], object]
     squares = probe_squares(bundle.manifest.spec.size, 8)
     chosen = [squares[index % len(squares)] for index in range(batch)]
     return lambda: backend.run(chosen)
+
+
+def _timed_with_cpu(run: Callable[[], object], seconds: float) -> tuple[Timing, float]:
+    """Latency, and processor milliseconds of a run, of the same runs: those of the warm-up are not in it."""
+    spent_ms: list[float] = []
+
+    def counted() -> None:
+        begun = process_time()
+        run()
+        spent_ms.append((process_time() - begun) * 1000)
+
+    timing = timed(counted, seconds)
+    return timing, fmean(spent_ms[-timing.count :])
 
 
 def _ms_a_run(run: Callable[[], object], seconds: float) -> float:
