@@ -51,8 +51,14 @@ def best_ms(commands: dict[str, tuple[str, ...]], rounds: int) -> dict[str, floa
 
 def _elapsed_ms(arguments: Sequence[str]) -> float:
     start = perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, *arguments]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
     return (perf_counter() - start) * 1000
+
+
+def why_failed(error: subprocess.CalledProcessError) -> str:
+    """The last line that a command said, or else its exit status."""
+    return ((error.stderr or "").strip().splitlines() or [f"exit status {error.returncode}"])[-1]
 
 
 def judged(best: dict[str, float]) -> dict[str, object]:
@@ -87,7 +93,9 @@ def main(rounds: int) -> int:
             if result["holds"]:
                 break
     except subprocess.CalledProcessError as error:
-        raise BackendError(f"python {' '.join(error.cmd[1:])} failed with {error.returncode}") from None
+        raise BackendError(
+            f"python {' '.join(error.cmd[1:])} failed with {error.returncode}: {why_failed(error)}"
+        ) from None
     click.echo(json.dumps({"benchmark": "imports", "rounds": rounds_taken, **result, "machine": machine_facts()}))
     return 0 if result["holds"] else 1
 

@@ -68,6 +68,11 @@ def _listed(name: str, form: str) -> Cell:
     return lambda row: ", ".join(format(value, form) for value in row[name])
 
 
+def _backend(row: Row) -> str:
+    """With its precision, which one that could not be opened has not."""
+    return f"{row['backend']} {row.get('precision', '')}".rstrip()
+
+
 def ablation(rows: Sequence[Row]) -> Made:
     """Presets, best on unseen sources first; each with its change against the reference preset of the same seed."""
     columns, header = _ablation_columns(rows, "seed")
@@ -228,10 +233,10 @@ TABLES: dict[str, tuple[Table, ...]] = {
             ("p_ai differs by (mean, max)", "{p_ai_difference[mean]:.4f}, {p_ai_difference[max]:.4f}"), what="paired",
         ),
         table(
-            ("photographs", "{shape}"), ("backend", "{backend} {precision}"), ("read", "{cpu_ms[read]:.2f} ms"),
+            ("photographs", "{shape}"), ("backend", _backend), ("read", "{cpu_ms[read]:.2f} ms"),
             ("decode", "{cpu_ms[decode]:.2f} ms"), ("preprocess", "{cpu_ms[preprocess]:.2f} ms"),
             ("inference", "{cpu_ms[inference]:.2f} ms"), ("images/s", "{images_per_s:.0f}"),
-            ("share of the bound", "{share_of_bound:.2f} (at least {bound_share})"), what="scan",
+            ("share of the bound", "{share_of_bound:.2f} (at least {bound_share})"), what="scan", names=2,
         ),
         table(
             ("backend", "{backend}"), ("shell to verdict", "{best_ms[scan]:.0f} ms"),
@@ -240,7 +245,7 @@ TABLES: dict[str, tuple[Table, ...]] = {
         ),
         table(
             ("backend", "{backend}"), ("photographs", "{shape}"), ("files", "{files}"),
-            ("peak memory", "{peak_mib:.0f} MiB"), what="memory",
+            ("peak memory", "{peak_mib:.0f} MiB"), what="memory", names=2,
         ),
     ),
     "compare": (

@@ -34,8 +34,10 @@ def test_the_machine_is_described_without_its_name() -> None:
 
 
 def test_a_command_that_fails_is_not_timed() -> None:
-    with pytest.raises(subprocess.CalledProcessError):
-        imports.best_ms({"broken": ("-c", "raise SystemExit(3)")}, rounds=1)
+    for code, why in (("raise SystemExit(3)", "exit status 3"), ("raise SystemExit('no such thing')", "no such thing")):
+        with pytest.raises(subprocess.CalledProcessError) as caught:
+            imports.best_ms({"broken": ("-c", code)}, rounds=1)
+        assert imports.why_failed(caught.value) == why
 
 
 @pytest.mark.parametrize(

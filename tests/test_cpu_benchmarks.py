@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from aivsreal.benchmarks.cpu.photos import SHAPES, enlarged, spread, write_photo
 from aivsreal.benchmarks.timing import ratio
 from aivsreal.runtime.bundle.folder import Bundle, write_bundle
 from aivsreal.runtime.bundle.manifest import Manifest
-from aivsreal.runtime.errors import AivsrealError, DataError
+from aivsreal.runtime.errors import AivsrealError, BackendError, DataError
 from aivsreal.runtime.pixels.images import pixels_from_file
 from aivsreal.runtime.preprocess import PixelsHWC, Scores, batch_from_pixels
 from aivsreal.runtime.spec import Geometry, PreprocessSpec, ResizeFilter
@@ -218,8 +220,48 @@ def test_many_files_need_no_more_memory_than_few(data: Path) -> None:
     assert row["peak_mib"] > 50
 
 
+def test_what_is_not_installed_is_not_measured_and_the_rest_is(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    site = tmp_path / "site"  # for the commands that are started
+    site.mkdir()
+    (site / "openvino.py").write_text("raise ModuleNotFoundError('No module', name='openvino')\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]))
+    options = "--backend openvino --batch 1 --seconds 0.01 --files 1 --rounds 2".split()
+    result = CliRunner().invoke(main, ["cpu", str(data), *options])
+    rows = _lines(result.stdout)
+    holds = all(row.get("holds") is not False for row in rows)  # how fast this machine is is chance
+    assert result.exit_code == (0 if holds else 1), result.output
+    seen = [(row["what"], row["backend"], row.get("shape")) for row in rows if "not_measured" in row]
+    assert seen == [
+        ("network", "openvino", None), ("scan", "openvino", "12-megapixel"), ("scan", "openvino", "1024px"),
+        ("start", "openvino", None), ("memory", "openvino", "one 1024px"), ("memory", "openvino", "12-megapixel"),
+        ("memory", "openvino", "1024px"),
+    ]  # fmt: skip
+    assert all("pip install 'aivsreal[openvino]'" in row["not_measured"] for row in rows if "not_measured" in row)
+    assert [row["what"] for row in rows if "not_measured" not in row] == ["paired", "start"]
+    file = tmp_path / "cpu.jsonl"
+    file.write_text(result.stdout)
+    table = CliRunner().invoke(main, ["report", str(file)]).stdout
+    assert "| 1024px | openvino | not measured: openvino is needed" in table
+    assert "| openvino | 1024px | not measured: " in table
+
+
+def test_without_the_reference_there_are_no_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(_: Bundle, name: str) -> FakeBackend:
+        if name == network.REFERENCE:
+            raise BackendError("onnxruntime is not installed")
+        return FakeBackend(name)
+
+    monkeypatch.setattr(network, "opened_on_cpu", opened)
+    (row,) = network.paired_rows(Bundle.open(), ["openvino"], 2)
+    assert (row["what"], row["not_measured"]) == ("paired", "onnxruntime is not installed")
+
+
 def test_wrong_use_is_told(data: Path, tmp_path: Path) -> None:
     for arguments, words in (
+        (["cpu", str(data), "--backend", "abacus"], "'abacus' is not one of auto, onnx"),
         (["compare", str(data), "--with", "sieve"], "'sieve' is not one of plain-torch"),
         (["compare", str(data), "--shape", "8k"], "'8k' is not one of 12-megapixel"),
         (["drift", str(data), "--images", "500"], "holds 6 images, and 500 are wanted"),

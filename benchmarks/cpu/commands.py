@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,13 @@ def cpu(
     Exit status: 0 what must hold holds, 1 something does not, 2 wrong use or no usable model.
     """
     from aivsreal.benchmarks.cpu.network import CPU_BACKENDS, network_rows, paired_rows
-    from aivsreal.benchmarks.cpu.scanning import memory_rows, scan_row, start_row
+    from aivsreal.benchmarks.cpu.scanning import memory_rows, scan_rows, start_row
+    from aivsreal.runtime.backends import BACKENDS
     from aivsreal.runtime.backends.choose import INT8
     from aivsreal.runtime.bundle.folder import Bundle
 
     chosen = backends or CPU_BACKENDS
+    _check_known(chosen, sorted({*BACKENDS, *CPU_BACKENDS}))
     squared = [name for name in chosen if name != "torch" and not name.endswith(INT8)]
     with tempfile.TemporaryDirectory() as scratch:
         opened = Bundle.open(bundle)
@@ -53,7 +55,7 @@ def cpu(
         rows = chain(
             network_rows(opened, chosen, batches or (1, 8, 16), seconds),
             paired_rows(opened, chosen, rounds),
-            (scan_row(name, bundle, shape, paths, rounds) for name in squared for shape, paths in photos.items()),
+            scan_rows(squared, bundle, photos, rounds),
             (start_row(photos["1024px"][0], rounds, name, bundle) for name in ("auto", *squared)),
             memory_rows({"one 1024px": photos["1024px"][:1], **photos}, squared, bundle),
         )
@@ -86,12 +88,8 @@ def compare(
 
     wanted = shapes or ("12-megapixel", "1024px")
     chosen = list(names or (*PLAIN, *PEERS))
-    for name, known in (
-        *((one, (*PLAIN, *PEERS, "aivsreal:onnx-cpu")) for one in chosen),
-        *((one, SHAPES) for one in wanted),
-    ):
-        if name not in known:
-            raise click.UsageError(f"{name!r} is not one of {', '.join(known)}")
+    _check_known(chosen, (*PLAIN, *PEERS, "aivsreal:onnx-cpu"))
+    _check_known(wanted, SHAPES)
     with tempfile.TemporaryDirectory() as scratch:
         opened = Bundle.open(bundle)
         pythons, missing = {}, []
@@ -184,6 +182,12 @@ def _tell(benchmark: str, rows: Iterable[dict[str, Any]], **facts: str) -> None:
         holds = holds and row.get("holds") is not False
         click.echo(json.dumps({"benchmark": benchmark, **row, **facts, "machine": machine_facts()}))
     sys.exit(0 if holds else 1)
+
+
+def _check_known(names: Iterable[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise click.UsageError(f"{name!r} is not one of {', '.join(known)}")
 
 
 def _photos(data: Path, count: int, folder: Path, shapes: Iterable[str]) -> dict[str, list[Path]]:

@@ -54,7 +54,10 @@ def paired_rows(bundle: Bundle, backends: Sequence[str], rounds: int) -> Iterato
         for name in (REFERENCE, *(name for name in backends if name != REFERENCE)):
             try:
                 opened[name] = opened_on_cpu(bundle, name)
-            except BackendError:
+            except BackendError as error:
+                if name == REFERENCE:  # there is nothing to compare with
+                    yield {"what": "paired", "backend": name, "not_measured": str(error)}
+                    return
                 continue  # `network_rows` says why
         runs = {name: runner(backend, bundle, PAIR_BATCH) for name, backend in opened.items()}
         times: dict[str, list[float]] = {name: [] for name in runs}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import ceil
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from aivsreal.benchmarks.cpu.network import runner
 from aivsreal.benchmarks.cpu.photos import SHAPES
-from aivsreal.benchmarks.start import best_ms
+from aivsreal.benchmarks.start import best_ms, why_failed
 from aivsreal.benchmarks.timing import rounded, with_interval
 from aivsreal.runtime.detector import AS_USUAL, Detector
 from aivsreal.runtime.errors import BackendError
@@ -31,6 +32,18 @@ SCAN_S = 1.0  # at least so long a scan: its first and last files have the cores
 START_RATIO = 2.0  # one image, cold, over importing what it needs
 
 Row = dict[str, Any]
+
+
+def scan_rows(
+    backends: Sequence[str], bundle: str | None, photos: Mapping[str, Sequence[Path]], rounds: int
+) -> Iterator[Row]:
+    """A row for each backend and shape; with the reason where it cannot run."""
+    for backend in backends:
+        for shape, paths in photos.items():
+            try:
+                yield scan_row(backend, bundle, shape, paths, rounds)
+            except BackendError as error:
+                yield {"what": "scan", "shape": shape, "backend": backend, "not_measured": str(error)}
 
 
 def scan_row(backend: str, bundle: str | None, shape: str, paths: Sequence[Path], rounds: int) -> Row:
@@ -84,11 +97,13 @@ def scan_command(backend: str, bundle: str | None, *words: str | Path) -> list[s
 def start_row(image: Path, rounds: int, backend: str, bundle: str | None) -> Row:
     """One image from a shell to its verdict, beside importing ONNX Runtime, numpy and Pillow, in fresh interpreters.
 
-    Raises:
-        subprocess.CalledProcessError: a command fails.
+    With the reason where one of them fails.
     """
     scan = tuple(scan_command(backend, bundle, image)[1:])
-    best = best_ms({"imports": ("-c", "import onnxruntime, numpy, PIL.Image"), "scan": scan}, rounds)
+    try:
+        best = best_ms({"imports": ("-c", "import onnxruntime, numpy, PIL.Image"), "scan": scan}, rounds)
+    except subprocess.CalledProcessError as error:
+        return {"what": "start", "backend": backend, "not_measured": why_failed(error)}
     ratio = best["scan"] / best["imports"]
     row: Row = {
         "what": "start", "backend": backend, "rounds": rounds, "best_ms": {k: round(v, 1) for k, v in best.items()},
@@ -99,23 +114,32 @@ def start_row(image: Path, rounds: int, backend: str, bundle: str | None) -> Row
 
 
 def memory_rows(images: Mapping[str, Sequence[Path]], backends: Sequence[str], bundle: str | None) -> Iterator[Row]:
-    """Peak memory of a process that scans these files."""
+    """Peak memory of a process that scans these files; with the reason where it fails."""
     for backend in backends:
         for shape, paths in images.items():
-            peak = peak_mib(scan_command(backend, bundle, *paths))
-            if peak is not None:
-                row = {"what": "memory", "backend": backend, "shape": shape, "files": len(paths)}
-                yield {**row, "peak_mib": round(peak, 1)}
+            row: Row = {"what": "memory", "backend": backend, "shape": shape, "files": len(paths)}
+            try:
+                yield {**row, "peak_mib": round(peak_mib(scan_command(backend, bundle, *paths)), 1)}
+            except subprocess.CalledProcessError as error:
+                yield {**row, "not_measured": why_failed(error)}
 
 
-def peak_mib(command: Sequence[str]) -> float | None:
-    """Peak resident memory of a command in MiB, or None where it fails."""
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def peak_mib(command: Sequence[str]) -> float:
+    """Peak resident memory of a command in MiB.
+
+    Raises:
+        subprocess.CalledProcessError: it fails.
+    """
     peak = 0.0
-    while child.poll() is None:
-        peak = max(peak, peak_of_process_mib(child.pid))
-        sleep(0.01)
-    return peak if child.returncode == 0 else None
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+        while child.poll() is None:
+            peak = max(peak, peak_of_process_mib(child.pid))
+            sleep(0.01)
+        if child.returncode:
+            said.seek(0)
+            raise subprocess.CalledProcessError(child.returncode, command, stderr=said.read())
+    return peak
 
 
 def peak_of_process_mib(pid: int) -> float:
