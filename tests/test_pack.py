@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 from click.testing import CliRunner, Result
 from conftest import write_image
+from PIL import Image
 
 from aivsreal.runtime.pixels.images import pixels_from_file
 from aivsreal.train.batches.cache import FilePixels
 from aivsreal.train.pack import main
-from aivsreal.train.samples import samples_from_data
+from aivsreal.train.samples import Sample, samples_from_data
 
 
 def _pack(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [*map(str, arguments), "--short-side", "48", "--workers", "1"])
+    return CliRunner().invoke(main, ["--short-side", "48", "--workers", "1", *map(str, arguments)])
 
 
 def test_views_and_their_table_make_a_data_set(tmp_path: Path) -> None:
@@ -51,6 +53,48 @@ def test_packing_again_takes_up_where_it_was(tiny_data: Path, tmp_path: Path) ->
     assert first[0].is_file()
     assert (tmp_path / "images.csv").read_text() == table
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_views_of_another_size_or_of_what_has_changed_are_made_again(tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    originals = [
+        write_image(data / split / label / "1.png", len(split + label), (150, 60), True)
+        for split in ("train", "val_unseen")
+        for label in ("real", "ai")
+    ]
+
+    def packed(side: int) -> list[tuple[Path, int]]:
+        result = _pack(data, out, "--short-side", side)
+        assert result.exit_code == 0, result.output
+        assert "4 of 4 views" in result.stderr
+        return [(sample.path, sample.path.stat().st_mtime_ns) for sample in samples_from_data(out)]
+
+    packed(64)
+    before = packed(48)
+    assert all(pixels_from_file(path).shape[0] == 48 for path, _ in before)
+    assert packed(48) == before
+    write_image(originals[0], 99, (150, 60), True)
+    after = packed(48)
+    assert len(set(before) - set(after)) == 1
+    (changed,) = (path for path, _ in set(after) - set(before))
+    assert np.abs(pixels_from_file(changed).astype(int) - FilePixels(48)(Sample(originals[0], "", "", ""))).mean() < 3
+    Image.fromarray(pixels_from_file(changed)[:20]).save(changed, "AVIF")  # by whom does not say of what
+    assert packed(48) != after
+    assert pixels_from_file(changed).shape[0] == 48
+
+
+def test_what_the_table_cannot_name_is_told_and_left_out(tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    for split in ("train", "val_unseen"):
+        for label in ("real", "ai"):
+            write_image(data / split / label / "1.png", 1, (150, 60))
+    for name in (b"caf\xe9.png", b"caf\xe9/2.png"):
+        write_image(data / "train" / "real" / os.fsdecode(name), 2, (150, 60))
+    result = _pack(data, out)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("is not UTF-8") == 2
+    assert "4 of 6 views" in result.stderr
+    assert [sample.path.name for sample in samples_from_data(out)] == ["1.avif"] * 4
 
 
 def test_no_data_is_one_error(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """`python -m aivsreal.train.pack`: views of a data set as small files, to train where the originals are not.
 
 A view is what a training with `--cache` would keep of an image, as AVIF with full chroma: 21 kB and 40.3 dB in the mean
-of 60 originals, where JPEG of quality 92 needs 33 kB for 41.3 dB and of quality 90 with 4:2:0 25 kB for 37.4 dB.
+of 60 originals, where JPEG of quality 92 needs 33 kB for 41.3 dB and of quality 90 with 4:2:0 25 kB for 37.4 dB. Its
+Exif data say what it was made of, so that one of another size or of a file that has changed is made again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import click
-from PIL import Image
+from PIL import ExifTags, Image
 
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.errors import ImageError
@@ -24,6 +25,7 @@ from aivsreal.train.batches.cache import FilePixels
 from aivsreal.train.samples import Sample, samples_from_data
 
 QUALITY, SPEED = 85, 9
+_NOTE = ExifTags.Base.ImageDescription
 
 
 def packed(samples: list[Sample], out: Path, short_side: int, workers: int) -> Iterator[tuple[Sample, str, str]]:
@@ -45,18 +47,42 @@ def _names(samples: list[Sample]) -> list[str]:
 
 
 def _pack(out: Path, short_side: int, sample: Sample, name: str) -> tuple[str, str]:
-    path = out / name
-    if path.is_file():
-        return name, ""
+    path, note = out / name, _note_for(sample.path, short_side)  # of the original before it is read
     try:
+        (name + sample.source).encode()
+        if _note_in(path) == note:
+            return name, ""
         pixels_HWC = FilePixels(short_side)(sample)
     except ImageError as error:
         return "", str(error)
+    except UnicodeEncodeError:
+        return "", f"{sample.path}: its name or its folder's is not UTF-8, as images.csv must be: rename it"
+    exif = Image.Exif()
+    exif[_NOTE] = note
     part = path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels_HWC).save(part, "AVIF", quality=QUALITY, speed=SPEED, subsampling="4:4:4", max_threads=1)
+    Image.fromarray(pixels_HWC).save(
+        part, "AVIF", quality=QUALITY, speed=SPEED, subsampling="4:4:4", max_threads=1, exif=exif
+    )
     part.replace(path)
     return name, ""
+
+
+def _note_for(original: Path, short_side: int) -> str:
+    """What a view is made of."""
+    try:
+        status = original.stat()
+    except OSError:
+        return ""  # a missing file is told when it is decoded
+    return f"short side {short_side}, quality {QUALITY}, of {status.st_size} bytes, {status.st_mtime_ns} ns"
+
+
+def _note_in(view: Path) -> str | None:
+    try:
+        with Image.open(view) as image:
+            return image.getexif().get(_NOTE)
+    except OSError:  # it is not there, or damaged
+        return None
 
 
 @command("aivsreal.train.pack")
@@ -66,7 +92,7 @@ def _pack(out: Path, short_side: int, sample: Sample, name: str) -> tuple[str, s
 @click.option("--split", "splits", multiple=True, help="Repeatable.  [default: train and val*]")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
 def main(data: Path, out: Path, short_side: int, splits: tuple[str, ...], workers: int) -> None:
-    """Write the views of DATA and their images.csv into OUT; run again, it takes up where it was."""
+    """Write the views of DATA and their images.csv into OUT; run again, it makes what is missing or has changed."""
 
     def taken(split: str) -> bool:
         return split in splits if splits else split.startswith(("train", "val"))
