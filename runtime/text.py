@@ -56,6 +56,14 @@ def escaped(text: Path | str) -> str:
     return "".join(_escaped_character(character) for character in plain)
 
 
+def shown(message: str) -> str:
+    """A message that cannot steer a terminal, whatever a name in it holds; its lines and backslashes stay."""
+    return "".join(
+        character if character.isprintable() or character in "\n\\" else _escaped_character(character)
+        for character in message
+    )
+
+
 def first_line(error: Exception) -> str:
     """What another library's error says, without its pages of detail."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

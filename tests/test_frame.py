@@ -46,6 +46,11 @@ def test_a_command_ends_with_the_status_that_it_returns(status: int | None, exit
     assert (result.exit_code, result.output) == (exit_code, "")
 
 
+def test_a_name_in_a_message_steers_no_terminal() -> None:
+    result = CliRunner().invoke(_command(DataError("a\x1b[31mb\u202e.jpg: cannot be written\nC:\\x")))
+    assert result.stderr == "aivsreal-try: a\\x1b[31mb\\u202e.jpg: cannot be written\nC:\\x\n"
+
+
 def test_a_defect_of_ours_keeps_its_traceback() -> None:
     assert isinstance(CliRunner().invoke(_command(LookupError("a defect"))).exception, LookupError)
 

@@ -75,6 +75,16 @@ def test_what_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
         write_map(tmp_path / "file", Path("a"), Image.new("RGB", (8, 8)), np.ones((4, 4), dtype=np.float32), {})
 
 
+@pytest.mark.parametrize("names", [("x.jpg", "x.jpg.png/y.jpg"), ("x.jpg.png/y.jpg", "x.jpg")])
+def test_a_folder_that_is_called_as_a_map_costs_no_map(tmp_path: Path, names: tuple[str, str]) -> None:
+    picture, map_hw = Image.new("RGB", (8, 8)), np.zeros((4, 4), np.float32)
+    for _ in range(2):  # and again, over its own
+        places = [write_map(tmp_path, Path(name), picture, map_hw, {}) for name in names]
+        assert len(set(places)) == 2
+        assert all(place.is_file() for place in places)
+    assert len(list(tmp_path.rglob("*.png"))) == 2 + any(place.is_dir() for place in tmp_path.glob("*.png"))
+
+
 def test_two_images_whose_paths_come_to_one_have_maps_of_their_own(tmp_path: Path) -> None:
     picture, map_hw = Image.new("RGB", (8, 8)), np.zeros((4, 4), dtype=np.float32)
     names = ("photos/a.jpg", "/photos/a.jpg")

@@ -152,3 +152,13 @@ def _listed(content: bytes, monkeypatch: pytest.MonkeyPatch) -> list[Path | None
     found = list(argument_paths(["-"], notes))
     assert notes == []
     return found
+
+
+def test_the_pictures_of_a_run_are_not_judged_by_it(tmp_path: Path) -> None:
+    for name in ("a.png", "maps/a.png", "other/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"-")
+    (tmp_path / "link").symlink_to(tmp_path / "maps")
+    search = Search(own=frozenset([os.path.realpath(tmp_path / "maps")]))
+    assert [path.name for path in search.paths(tmp_path)] == ["a.png", "b.png"]
+    assert search.told() == "not looked at: 1 linked folder, 1 folder that this run writes into"

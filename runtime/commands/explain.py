@@ -81,7 +81,7 @@ def _explain(
     from aivsreal.runtime.results.heatmap import overlay, write_map
     from aivsreal.runtime.text import escaped
 
-    drawn, failed, notes, search = 0, 0, list[str](), Search()
+    drawn, failed, notes, search = 0, 0, list[str](), Search(own=frozenset([os.path.realpath(out)]))
     for path in argument_paths(paths, notes, search):
         if path is None:  # rows are written as they come
             continue

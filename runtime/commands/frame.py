@@ -97,9 +97,11 @@ def frame(name: str | None, stopped: str = "stopped") -> Iterator[None]:
             code, told = REFUSED, "the folder that it was started in is gone: change to one that is there"
         else:
             raise
+    from aivsreal.runtime.text import shown  # not at each start
+
     if sys.stderr.isatty():
         click.echo(err=True)  # the terminal wrote ^C, or a bar stands there
-    click.echo(f"{name}: {told}", err=True)
+    click.echo(f"{name}: {shown(told)}", err=True)
     sys.exit(code)
 
 

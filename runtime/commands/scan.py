@@ -145,7 +145,7 @@ def _scan(detector: Detector, options: Options) -> int:
     from aivsreal.runtime.text import escaped
 
     tally, notes, begin = Tally(), list[str](), time.perf_counter()
-    search, how = Search(options.all_files, options.exclude), options.how()
+    search, how = Search(options.all_files, options.exclude, options.own_folders()), options.how()
     set_up_pillow(how.max_pixels)
     named = (("--output", options.output), ("--html", options.html), ("--heatmaps", options.heatmaps))
     check_apart({option: Path(name) for option, name in named if name is not None})

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterable
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -112,6 +113,15 @@ class Options(NamedTuple):  # a dataclass takes three times as long to make, and
             **{name: value for name, value in limits.items() if value is not None},  # type: ignore[arg-type]
             views=self.html is not None or self.heatmaps is not None,
         )
+
+    def own_folders(self) -> frozenset[str]:
+        """Folders that it writes pictures into, by their real paths: see `Search.own`."""
+        places: list[Path | str] = [] if self.heatmaps is None else [self.heatmaps]
+        if self.html is not None and self.assets:
+            from aivsreal.runtime.results.output import assets_folder
+
+            places.append(assets_folder(Path(self.html)))
+        return frozenset(map(os.path.realpath, places))
 
     def how_to_go_on(self) -> str:
         """What to type to go on with a scan that was stopped."""

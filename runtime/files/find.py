@@ -32,6 +32,8 @@ class Search:
     """Take files of other names too, if their content is a picture that is decoded here."""
     exclude: tuple[str, ...] = ()
     """Patterns of names, or with a slash of paths below the folder, that are left out."""
+    own: frozenset[str] = frozenset()
+    """Folders that this run writes pictures into, by their real paths: it does not judge its own heat maps."""
     others: int = 0
     """Files that were not looked at, for their names or their content."""
     links: int = 0
@@ -40,6 +42,8 @@ class Search:
     """Folders of a system's thumbnails that were not entered."""
     excluded: int = 0
     """Files and folders that a pattern left out."""
+    written: int = 0
+    """Folders of `own` that were not entered."""
 
     def paths(self, folder: Path) -> Iterator[Path]:
         """Image files under `folder`, recursively, sorted within each folder, one folder in memory at a time.
@@ -57,6 +61,7 @@ class Search:
             (self.links, "linked folder", ""),
             (self.folders, "folder", " of a system's thumbnails"),
             (self.excluded, "exclusion", " by --exclude"),
+            (self.written, "folder", " that this run writes into"),
         )
         parts = [f"{count:,} {name}{'' if count == 1 else 's'}{more}" for count, name, more in counts if count]
         return f"not looked at: {', '.join(parts)}" if parts else None
@@ -95,6 +100,9 @@ class Search:
         if self.is_excluded(name, below + name):
             self.excluded += 1
         elif entry.is_dir(follow_symlinks=False):
+            if self.own and os.path.realpath(entry.path) in self.own:
+                self.written += 1
+                return False
             if self.takes_folder(name, below + name):
                 return True
             self.folders += 1

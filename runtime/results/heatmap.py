@@ -21,6 +21,7 @@ from aivsreal.runtime.errors import OutputError
 from aivsreal.runtime.preprocess import MapHW, PixelsHWC
 from aivsreal.runtime.results.output import DRAWING, MAP, SOFTWARE, check_replaceable, replacing
 from aivsreal.runtime.spec import Box
+from aivsreal.runtime.text import escaped
 from aivsreal.runtime.verdict import Scanned
 
 TOWARDS_AI = np.array([232, 89, 12], dtype=np.float32)
@@ -88,7 +89,7 @@ def write_map(
     """Write a picture with `about` in its text chunks, and an array with the values, and give the picture's path.
 
     They are `path_for(folder, image)` with .png and .npy; where that is taken by another image, whose path comes to the
-    same, the name gets a digest of this one's.
+    same, or a folder whose path does, the name gets a digest of this one's.
 
     Args:
         about: of the picture, besides `Software` and `Source`.
@@ -100,8 +101,11 @@ def write_map(
     from PIL import PngImagePlugin
 
     stem, source = path_for(folder, image), hashlib.sha256(os.fsencode(os.path.abspath(image))).hexdigest()[:12]
-    if _source_of(stem.with_name(f"{stem.name}.png")) not in (None, source):
+    png = stem.with_name(f"{stem.name}.png")
+    if png.is_dir() or _source_of(png) not in (None, source):
         stem = stem.with_name(f"{stem.name}-{source}")
+    elif not all(place.is_dir() for place in stem.parents if place.exists()):  # a map is where a folder would be
+        stem = folder / f"{_short(image.name)}-{source}"
     text = PngImagePlugin.PngInfo()
     for key, value in {"Software": SOFTWARE, "Source": source, **about}.items():
         # A file name may hold bytes that are no UTF-8, which a PNG cannot.
@@ -110,7 +114,7 @@ def write_map(
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{error.filename or png}: cannot be written: {error.strerror or error}") from None
+        raise OutputError(f"{escaped(error.filename or png)}: cannot be written: {error.strerror or error}") from None
     check_replaceable(png, DRAWING, overwrite=overwrite)
     if not png.exists():
         check_replaceable(npy, MAP, overwrite=overwrite)

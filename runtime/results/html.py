@@ -25,7 +25,7 @@ from PIL import Image
 from aivsreal.runtime.errors import OutputError
 from aivsreal.runtime.preprocess import PixelsHWC
 from aivsreal.runtime.results.facts import Ran, accuracy, bounds_of, meaning_of_point, model_facts, sources
-from aivsreal.runtime.results.output import ASSET, REPORT, SOFTWARE, check_replaceable, replacing
+from aivsreal.runtime.results.output import ASSET, REPORT, SOFTWARE, assets_folder, check_replaceable, replacing
 from aivsreal.runtime.text import escaped
 from aivsreal.runtime.uri import Uri
 from aivsreal.runtime.verdict import Label, Scanned
@@ -59,7 +59,7 @@ class HtmlReport:
         self.wanted = True
         """To be set to False while an end shall write nothing, and a report that is there stay."""
         self._target, self._ran = target, ran
-        self._assets = target.with_name(f"{target.stem}_files") if assets else None
+        self._assets = assets_folder(target) if assets else None
         self._pictures = 0
         self._begun = datetime.now(timezone.utc)
         check_replaceable(target, REPORT, inputs, overwrite)

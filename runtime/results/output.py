@@ -47,6 +47,11 @@ EVALUATION = Written(
 )
 
 
+def assets_folder(report: Path) -> Path:
+    """Where the pictures of a report lie that are not in it."""
+    return report.with_name(f"{report.stem}_files")
+
+
 def check_replaceable(target: Path, kind: Written, inputs: Iterable[Path] = (), overwrite: bool = False) -> None:
     """Refuse to write where something else would be lost.
 

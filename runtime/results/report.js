@@ -140,6 +140,7 @@ function count(label, text, amount, explained) {
     const value = label === "all" ? null : LABELS.indexOf(label);
     button.dataset.label = String(value);
     button.addEventListener("click", () => {
+      if (label === "all") { state.bin = null; state.text = ""; $("search").value = ""; }
       state.label = state.label === value ? null : value;
       refresh();
     });
