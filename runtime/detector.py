@@ -15,7 +15,7 @@ from aivsreal.runtime.backends.choose import open_backend
 from aivsreal.runtime.backends.protocol import Backend
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import FULL
-from aivsreal.runtime.errors import BackendError, Fault, ImageError
+from aivsreal.runtime.errors import BackendError, Fault
 from aivsreal.runtime.files.decode import Decoded, DecodePlan, cut, reduced
 from aivsreal.runtime.files.given import AnyImage, AnyPath, kind_of, path_from_any, pixels_from_any
 from aivsreal.runtime.files.pipeline import judged_batches
@@ -92,6 +92,8 @@ class Detector:
             BundleError: the bundle is missing or damaged, has no such operating point, or one view only.
             BackendError: no backend, or not the one asked for, can run here.
         """
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be positive, not {threads}")
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         point = opened.manifest.point(operating_point, full_views)
         if second_opinion is None:
@@ -145,7 +147,8 @@ class Detector:
         """Judge images in batches, in order; one batch is in memory at a time.
 
         Raises:
-            ImageError: one cannot be read; the verdicts of those before it have been given.
+            ImageError: one cannot be read. The verdicts of those before it have been given; so they are where `images`
+                raises.
             BackendError: the backend failed, or the detector is closed.
             TypeError: `images` is a single one, or one of them is nothing that `judge` takes.
         """
@@ -154,13 +157,13 @@ class Detector:
             raise ValueError(f"batch_size must be positive, not {batch_size}")
         _check_several("images", images)
         rest = iter(images)
-        failed: ImageError | None = None
+        failed: Exception | None = None
         while failed is None:
             seen = list[Decoded]()
             try:
                 for image in islice(rest, batch_size):
                     seen.append(self._decoded(image))  # kept when one fails
-            except ImageError as error:
+            except Exception as error:
                 failed = error
             yield from self._verdicts(seen)
             if failed is None and not seen:
@@ -185,7 +188,8 @@ class Detector:
 
         Raises:
             BackendError: the backend failed, or the detector is closed.
-            TypeError: `paths` is a single one, or one of them is no path.
+            TypeError: `paths` is a single one, or one of them is no path. What `paths` raises comes after the
+                results of all before it.
         """
         for batch in self.scan_batches(paths, options, pool):
             yield from batch

@@ -47,6 +47,18 @@ def test_the_first_result_comes_before_a_batch_of_files_was_asked_for(pool: Deco
     assert next(taken) <= 1 + 2 + 8  # one and two in or before the network, twice the next four ahead
 
 
+def test_what_the_paths_raise_comes_after_the_results_of_those_before(pool: DecodePool, image: Path) -> None:
+    def listed() -> Iterator[Path]:
+        yield from [image] * 9
+        raise OSError("the network share is gone")
+
+    given: list[Path] = []
+    batches = judged_batches(listed(), pool, _paths, 4)
+    with pytest.raises(OSError, match="share is gone"):
+        given.extend(path for batch in batches for path in batch)
+    assert len(given) == 9
+
+
 def test_no_more_than_a_few_batches_are_ahead_of_the_reader(pool: DecodePool, image: Path) -> None:
     taken = itertools.count()
     batches = judged_batches((image for _ in taken), pool, _paths, 4)

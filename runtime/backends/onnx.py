@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aivsreal.runtime.backends.optimised import OptimisedModel
-from aivsreal.runtime.backends.protocol import cpu_model, scores_from_graph
+from aivsreal.runtime.backends.protocol import cpu_model, opened, scores_from_graph
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import INPUT, LOGITS, MAP, MODEL
 from aivsreal.runtime.cache import cache_folder
@@ -106,8 +106,9 @@ class OnnxBackend:
             begins = range(0, len(batch_BCHW), self._largest)
             parts = [self._run(batch_BCHW[begin : begin + self._largest], outputs) for begin in begins]
             return [np.concatenate(values) for values in zip(*parts, strict=True)]
+        session = opened(self.__dict__.get("_session"))  # another thread may close it meanwhile
         try:
-            found = self._session.run(outputs, {self._input: batch_BCHW.astype(self._dtype, copy=False)})
+            found = session.run(outputs, {self._input: batch_BCHW.astype(self._dtype, copy=False)})
         except Exception as error:  # as above: out of memory, a lost device
             raise BackendError(f"ONNX Runtime failed: {first_line(error)}; try a smaller --batch-size") from None
         return [np.asarray(value, dtype=np.float32) for value in found]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aivsreal.runtime.backends.protocol import cpu_model, scores_from_graph
+from aivsreal.runtime.backends.protocol import cpu_model, opened, scores_from_graph
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import INPUT, LOGITS, MAP
 from aivsreal.runtime.cache import remove_oldest, usable_cache_folder
@@ -95,9 +95,10 @@ class OpenvinoBackend:
             self.__dict__.pop(name, None)
 
     def _run(self, batch_BCHW: BatchBCHW, outputs: Sequence[str]) -> list[npt.NDArray[np.float32]]:
+        request = opened(self.__dict__.get("_request"))  # another thread may close it meanwhile
         with self._lock:  # one request is one set of buffers
             try:
-                found = self._request.infer({INPUT: batch_BCHW}, share_inputs=True)
+                found = request.infer({INPUT: batch_BCHW}, share_inputs=True)
                 return [np.array(found[name], dtype=np.float32) for name in outputs]
             except Exception as error:  # as above
                 raise BackendError(f"OpenVINO failed: {_last_line(error)}; try a smaller --batch-size") from None

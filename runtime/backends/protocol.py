@@ -6,7 +6,7 @@ Legend: B image in a batch; H, W image height and width; C channel (3, RGB); S i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,17 @@ def cpu_model(bundle: Bundle, int8: bool | None = None) -> str:
     """
     wanted = has_int8_products() if int8 is None else int8
     return INT8_MODEL if wanted and INT8_MODEL in bundle.manifest.files else MODEL
+
+
+def opened(session: Any) -> Any:
+    """What a backend runs.
+
+    Raises:
+        BackendError: it was closed.
+    """
+    if session is None:
+        raise BackendError("the detector is closed: open another one with Detector.open")
+    return session
 
 
 def scores_from_graph(

@@ -42,19 +42,22 @@ def judged_batches(
     Raises:
         BackendError: what `judge` or the pool raises.
     """
-    rest, size, must_wait = iter(paths), 1, False
+    failed = list[Exception]()
+    rest, size, must_wait = _submitted(paths, pool, failed), 1, False
     window, judging = deque[Task](), deque[Future[T]]()
     lane = ThreadPoolExecutor(1, "aivsreal-judge")
     try:
         while True:
             ahead = max(2 * size, pool.workers + 1)
-            must_wait = must_wait or _must_wait(rest, window, pool, ahead)
+            must_wait = must_wait or _must_wait(rest, window, ahead)
             ready = bool(window) and all(task.future.done() for task in islice(window, size))
             # A result is given as soon as it is known; is none, and a batch is ready, the network gets that first.
             if judging and (judging[0].done() or len(judging) == _JUDGING or not ready):
                 yield judging.popleft().result()
                 continue
             if not window:
+                if failed:
+                    raise failed[0]
                 if not must_wait:
                     return
                 must_wait = False
@@ -66,10 +69,19 @@ def judged_batches(
         lane.shutdown(wait=True, cancel_futures=True)
 
 
-def _must_wait(rest: Iterator[Path | None], window: deque[Task], pool: DecodePool, ahead: int) -> bool:
-    """Submit files until so many are in the window; whether the next one has not come yet."""
-    for path in islice(rest, max(0, ahead - len(window))):
-        if path is None:
+def _submitted(paths: Iterable[Path | None], pool: DecodePool, failed: list[Exception]) -> Iterator[Task | None]:
+    """Files as they are decoded; where `paths` raises, the results of those before it come first."""
+    try:
+        for path in paths:
+            yield None if path is None else pool.submit(path)
+    except Exception as error:
+        failed.append(error)
+
+
+def _must_wait(rest: Iterator[Task | None], window: deque[Task], ahead: int) -> bool:
+    """Fill the window; whether the next file has not come yet."""
+    for task in islice(rest, max(0, ahead - len(window))):
+        if task is None:
             return True
-        window.append(pool.submit(path))
+        window.append(task)
     return False

@@ -300,7 +300,7 @@ def _damage_as_image_error(name: Path | str, max_pixels: int, content: bytes = b
         message = f"{name}: {found}not an image in a format that is known here{advice}"
         raise ImageError(message, Fault.NOT_AN_IMAGE) from None
     except Image.DecompressionBombError:
-        raise ImageError(f"{name}: {_too_many(max_pixels)}", Fault.TOO_LARGE) from None
+        raise ImageError(f"{name}: {_beyond_pillow(max_pixels)}", Fault.TOO_LARGE) from None
     except MemoryError:
         raise ImageError(f"{name}: not enough memory to decode it", Fault.TOO_LARGE) from None
     except Unfit as error:
@@ -310,6 +310,14 @@ def _damage_as_image_error(name: Path | str, max_pixels: int, content: bytes = b
         words = {"truncated": Fault.PARTIAL, "Unsupported": Fault.UNSUPPORTED}  # Pillow's, the first of what just ends
         fault = next((fault for word, fault in words.items() if word in detail), Fault.DAMAGED)
         raise ImageError(f"{name}: cannot be decoded: {detail or type(error).__name__}", fault) from None
+
+
+def _beyond_pillow(max_pixels: int) -> str:
+    """Pillow has a limit of its own, which commands raise and a library must not raise for its user."""
+    most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    if max_pixels <= most:
+        return _too_many(max_pixels)
+    return f"more than {most:,} pixels, the most that Pillow decodes here: raise PIL.Image.MAX_IMAGE_PIXELS, or isolate"
 
 
 def _check_size(name: Path | str, width: int, height: int, max_pixels: int) -> None:
