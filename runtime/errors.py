@@ -94,6 +94,9 @@ class MissingExtra(BackendError):
         self.module = module
 
 
+_PACKAGES = {"gpu": "onnxruntime-gpu"}  # of an extra, where it is not called as its module
+
+
 @contextmanager
 def importing(extra: str, module: str, purpose: str) -> Iterator[None]:
     """For the import of what an optional extra brings; the arguments are those of `MissingExtra`.
@@ -107,9 +110,8 @@ def importing(extra: str, module: str, purpose: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise MissingExtra(extra, error.name or module, purpose) from None
     except ImportError as error:
-        raise BackendError(
-            f"{module} is installed but does not load ({error}): run pip install --force-reinstall 'aivsreal[{extra}]'"
-        ) from None
+        mend = f"pip install --force-reinstall {_PACKAGES.get(extra, module)}"
+        raise BackendError(f"{module} is installed but does not load ({error}): run {mend}") from None
 
 
 class CheckpointError(AivsrealError):

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -13,6 +14,7 @@ from fake_cuda import compiled_shim
 from fake_gpu import bundle_with_engine, installed_gpu, small_bundle
 
 from aivsreal.runtime.bundle.folder import Bundle
+from aivsreal.runtime.commands import doctor
 from aivsreal.runtime.commands.doctor import BROKEN, MISSING, OK, Finding, findings, jetpack, main
 from aivsreal.runtime.errors import BackendError
 from aivsreal.runtime.gpu import driver as cuda
@@ -30,6 +32,22 @@ def _without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "open_driver", no_driver)
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.mark.parametrize(
+    ("state", "error"), [(MISSING, None), (BROKEN, BackendError("openvino is installed but does not load"))]
+)
+def test_openvino_has_a_line_whether_it_is_here_or_not(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, state: str, error: BackendError | None
+) -> None:
+    def opened(*_: object) -> None:
+        raise error or AssertionError
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if error else None)
+    monkeypatch.setitem(sys.modules, "aivsreal.runtime.backends.openvino", SimpleNamespace(OpenvinoBackend=opened))
+    line = doctor._openvino(bundle)
+    assert line.state == state
+    assert line.mend == ("" if error else "pip install 'aivsreal[openvino]'")
 
 
 def _by_name(found: list[Finding]) -> dict[str, Finding]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 HERE = Path(__file__).resolve().parent
 SECONDS = os.environ.get("AIVSREAL_FUZZ_SECONDS", "8")
-CASES = sorted((HERE / "data" / "fuzz").glob("*"))
+CASES = sorted((HERE / "data" / "fuzz").iterdir())  # a folder that is gone is no folder without finds
 
 
 def test_the_fuzzer_finds_nothing_in_its_time(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_a_package_that_is_broken_is_told_from_one_that_is_missing() -> None:
         importing("cpu", "ort", "run"),
     ):
         raise ModuleNotFoundError("no module", name="another")
-    reinstall = r"ort is installed but does not load .*--force-reinstall 'aivsreal\[gpu\]'"
+    reinstall = r"ort is installed but does not load .*--force-reinstall onnxruntime-gpu"
     with pytest.raises(BackendError, match=reinstall) as told, importing("gpu", "ort", "run"):
         raise ImportError("libcudart.so.13: cannot open shared object file")
     assert not isinstance(told.value, MissingExtra)

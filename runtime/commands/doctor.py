@@ -50,6 +50,7 @@ def findings(bundle_path: str | None = None) -> list[Finding]:
         _checked("kernel", _kernel),
         *_tensorrt(bundle),
         *_onnxruntime(bundle),
+        _openvino(bundle),
         _installed("PyTorch", ("torch", "timm"), "torch", "for --backend torch, training and Grad-CAM"),
         _installed("HEIC files", ("pillow-heif",), "heic", "pillow-heif is not installed"),
     ]
@@ -150,7 +151,7 @@ def _tensorrt(bundle: Bundle | None) -> list[Finding]:
     try:
         libraries = installed_libraries()
     except BackendError as error:
-        return [Finding("TensorRT", BROKEN, str(error), "pip install --force-reinstall 'aivsreal[tensorrt]'")]
+        return [Finding("TensorRT", BROKEN, str(error), "pip install --force-reinstall tensorrt")]
     if not libraries:
         mend = "sudo apt install nvidia-jetpack" if jetpack() else "pip install 'aivsreal[tensorrt]'"
         return [Finding("TensorRT", MISSING, "neither tensorrt nor tensorrt_rtx is installed", mend)]
@@ -163,6 +164,23 @@ def _tensorrt(bundle: Bundle | None) -> list[Finding]:
             return backend.detail
 
     return [Finding("TensorRT", OK, listed), _checked("engine", runs, "aivsreal-export --fp16")]
+
+
+def _openvino(bundle: Bundle | None) -> Finding:
+    from importlib.util import find_spec
+
+    if find_spec("openvino") is None:
+        return Finding("OpenVINO", MISSING, "often the fastest on a CPU", "pip install 'aivsreal[openvino]'")
+    if bundle is None:
+        return Finding("OpenVINO", OK, f"openvino {version('openvino')}")
+
+    def runs() -> str:
+        from aivsreal.runtime.backends.openvino import OpenvinoBackend
+
+        with closing(OpenvinoBackend(bundle)) as backend:
+            return f"openvino {version('openvino')}, runs in {backend.precision}"
+
+    return _checked("OpenVINO", runs)
 
 
 def _onnxruntime(bundle: Bundle | None) -> list[Finding]:
