@@ -131,9 +131,10 @@ def _split_table(about: Json, results: Sequence[Json]) -> str:
     header = ["split", "delivery", "real / ai", *_MEASURES.values()]
     header += ["AUC of pixel statistics", "real called ai", "unsure"]
     return (
-        f"By `aivsreal-evaluate` with {about['backend']} {about['precision']}; 95 % bootstrap intervals. "
-        f"Accuracies at `p_ai` 0.5; the last two columns at the point `{about['operating_point']}`. The pixel "
-        "statistics are fifteen global numbers of an image in a linear model: a detector that does not beat them has "
+        f"By `aivsreal-evaluate` with {about['backend']} {about['precision']}; 95 % intervals, where sources weigh "
+        "alike for other sources like these, else for these. Accuracies at `p_ai` 0.5; the last two columns at the "
+        f"point `{about['operating_point']}`. The pixel statistics are fifteen global numbers of an image in a linear "
+        "model: a detector that does not beat them has "
         f"learned nothing.\n\n{markdown_table(header, rows)}"
     )
 
