@@ -85,6 +85,16 @@ def test_a_folder_that_is_called_as_a_map_costs_no_map(tmp_path: Path, names: tu
     assert len(list(tmp_path.rglob("*.png"))) == 2 + any(place.is_dir() for place in tmp_path.glob("*.png"))
 
 
+def test_a_map_lies_as_deep_as_its_image(tmp_path: Path) -> None:
+    image = Path(*["a"] * 1500, "x.jpg")
+    png = write_map(tmp_path, image, Image.new("RGB", (8, 8)), np.zeros((4, 4), np.float32), {})
+    assert png.is_file()
+    for place in png.parents[:1500]:  # here, since shutil and so pytest recurse too
+        for file in place.glob("x.jpg.*"):
+            file.unlink()
+        place.rmdir()
+
+
 def test_two_images_whose_paths_come_to_one_have_maps_of_their_own(tmp_path: Path) -> None:
     picture, map_hw = Image.new("RGB", (8, 8)), np.zeros((4, 4), dtype=np.float32)
     names = ("photos/a.jpg", "/photos/a.jpg")

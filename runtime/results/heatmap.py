@@ -112,7 +112,8 @@ def write_map(
         text.add_itxt(key, value.encode("utf-8", "backslashreplace").decode())
     png, npy = (stem.with_name(stem.name + suffix) for suffix in (".png", ".npy"))
     try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
+        for place in reversed(stem.parents):  # pathlib's own way is recursive, and ends at a thousand folders
+            place.mkdir(exist_ok=True)
     except OSError as error:
         raise OutputError(f"{escaped(error.filename or png)}: cannot be written: {error.strerror or error}") from None
     check_replaceable(png, DRAWING, overwrite=overwrite)
