@@ -95,9 +95,9 @@ def main(
     and what is added lies in the user's data folder, where aivsreal-scan finds it by itself.
     """
     given = _given(click.get_current_context())
-    if accurate is not None and given - {"accurate", "source", "out"}:
-        raise click.UsageError("--accurate makes a bundle as it was measured: it takes -o and nothing else")
     if accurate is not None:
+        if given - {"accurate", "source", "out"}:
+            raise click.UsageError("--accurate makes a bundle as it was measured: it takes -o and nothing else")
         _make_accurate(accurate, source, out)
         return
     from aivsreal.export.draft import Making

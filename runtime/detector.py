@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from aivsreal.runtime.backends.choose import open_backend
-from aivsreal.runtime.backends.protocol import Backend
+from aivsreal.runtime.backends.protocol import CLOSED, Backend
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import FULL
 from aivsreal.runtime.errors import BackendError, Fault
@@ -227,7 +227,7 @@ class Detector:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise BackendError("the detector is closed: open another one with Detector.open")
+            raise BackendError(CLOSED)
 
     def _verdicts(self, images: Sequence[Decoded]) -> list[Verdict]:
         verdicts = list[Verdict]()

@@ -21,6 +21,7 @@ from PIL import ExifTags, Image
 
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.errors import ImageError
+from aivsreal.runtime.pixels.read import stamp_of
 from aivsreal.train.batches.cache import FilePixels
 from aivsreal.train.samples import Sample, samples_from_data
 
@@ -70,11 +71,10 @@ def _pack(out: Path, short_side: int, sample: Sample, name: str) -> tuple[str, s
 
 def _note_for(original: Path, short_side: int) -> str:
     """What a view is made of."""
-    try:
-        status = original.stat()
-    except OSError:
+    stamp = stamp_of(original)
+    if stamp is None:
         return ""  # a missing file is told when it is decoded
-    return f"short side {short_side}, quality {QUALITY}, of {status.st_size} bytes, {status.st_mtime_ns} ns"
+    return f"short side {short_side}, quality {QUALITY}, of {stamp.size} bytes, {stamp.mtime_ns} ns"
 
 
 def _note_in(view: Path) -> str | None:

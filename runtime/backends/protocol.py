@@ -17,6 +17,8 @@ from aivsreal.runtime.errors import BackendError
 from aivsreal.runtime.machine import has_int8_products
 from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, Scores, batch_from_squares
 
+CLOSED = "the detector is closed: open another one with Detector.open"
+
 
 class Backend(Protocol):
     """A loaded network; what of the preprocessing it does itself comes from the bundle's spec."""
@@ -60,7 +62,7 @@ def opened(session: Any) -> Any:
         BackendError: it was closed.
     """
     if session is None:
-        raise BackendError("the detector is closed: open another one with Detector.open")
+        raise BackendError(CLOSED)
     return session
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,7 @@ def write_map(
     png = stem.with_name(f"{stem.name}.png")
     if png.is_dir() or _source_of(png) not in (None, source):
         stem = stem.with_name(f"{stem.name}-{source}")
-    elif not all(place.is_dir() for place in stem.parents if place.exists()):  # a map is where a folder would be
+    elif not next(place for place in stem.parents if place.exists()).is_dir():  # a map is where a folder would be
         stem = folder / f"{_short(image.name)}-{source}"
     text = PngImagePlugin.PngInfo()
     for key, value in {"Software": SOFTWARE, "Source": source, **about}.items():
@@ -112,7 +113,8 @@ def write_map(
         text.add_itxt(key, value.encode("utf-8", "backslashreplace").decode())
     png, npy = (stem.with_name(stem.name + suffix) for suffix in (".png", ".npy"))
     try:
-        for place in reversed(stem.parents):  # pathlib's own way is recursive, and ends at a thousand folders
+        # Not by pathlib's own way, which is recursive and ends at a thousand folders.
+        for place in reversed(list(takewhile(lambda place: not place.exists(), stem.parents))):
             place.mkdir(exist_ok=True)
     except OSError as error:
         raise OutputError(f"{escaped(error.filename or png)}: cannot be written: {error.strerror or error}") from None

@@ -102,14 +102,14 @@ class HtmlReport:
         Raises:
             OutputError: it cannot be written.
         """
-        template = (_HERE / "report.html").read_text(encoding="utf-8")
-        script = (_HERE / "report.js").read_text(encoding="utf-8")
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        head, tail = template.replace("%SCRIPT_SHA256%", digest).split("%DATA%")
         if not self.wanted:
             self._spool.close()
             self._errors.close()
             return
+        template = (_HERE / "report.html").read_text(encoding="utf-8")
+        script = (_HERE / "report.js").read_text(encoding="utf-8")
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        head, tail = template.replace("%SCRIPT_SHA256%", digest).split("%DATA%")
         with self._spool, self._errors, replacing(self._target) as stream:
             stream.write(head.encode("ascii", "xmlcharrefreplace"))
             for part in self._data():
