@@ -13,6 +13,7 @@ from aivsreal.runtime.spec import PreprocessSpec
 from aivsreal.train.config import DistilConfig
 from aivsreal.train.fit.distil import Learner, Lesson, Lessons, Teacher, distillation_loss
 from aivsreal.train.fit.features import Features
+from aivsreal.train.fit.probe import CrossFitted
 
 ALL = DistilConfig(labels=0.5, logits=1.0, features=1.0, tokens=0.5, components=8)
 
@@ -76,6 +77,26 @@ def test_the_loss_counts_only_what_the_configuration_names() -> None:
     soft = DistilConfig(logits=1.0)
     assert loss(soft, logits_B + 1) < loss(soft), "a student that says what the teacher says has least to learn"
     assert loss(soft, logits_B + 1) < loss(soft, logits_B + 2)
+
+
+@torch.no_grad()
+def test_heads_that_do_not_know_an_image_judge_it_in_the_teachers_place() -> None:
+    batches = _batches(8)
+    teacher = _teacher(8, batches)
+    own = teacher(batches[0])
+    features_BF, _ = teacher.network.features(batches[0])
+    torch.manual_seed(0)
+    teacher.others = CrossFitted(features_BF.shape[1], 3)
+    logits_BK = torch.stack([head.logits(features_BF, 0.0) for head in teacher.others.heads], dim=1)
+    share_BK = torch.eye(3)[torch.arange(8) % 3]
+    share_BK[7] = torch.tensor([0.25, 0.0, 0.75])  # cut from two images
+    lesson = teacher(batches[0], share_BK)
+    wanted_B = logits_BK.gather(1, (torch.arange(8) % 3)[:, None]).squeeze(1)
+    wanted_B[7] = 0.25 * logits_BK[7, 0] + 0.75 * logits_BK[7, 2]
+    torch.testing.assert_close(lesson.soft_B, (wanted_B / 2).sigmoid())
+    assert torch.equal(lesson.components_BC, own.components_BC)
+    assert all(map(torch.equal, lesson.tokens, own.tokens))
+    assert torch.equal(teacher(batches[0]).soft_B, own.soft_B)
 
 
 @torch.no_grad()

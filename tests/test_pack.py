@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +102,19 @@ def test_no_data_is_one_error(tmp_path: Path) -> None:
     result = _pack(tmp_path / "absent", tmp_path / "out")
     assert result.exit_code == 2
     assert "no such file or folder" in result.stderr
+
+
+def test_a_smaller_quality_and_fewer_images_of_each_source(tiny_data: Path, tmp_path: Path) -> None:
+    sizes = {}
+    for quality in (85, 30):
+        out = tmp_path / str(quality)
+        assert _pack(tiny_data, out, "--quality", quality, "--per-source", 2).exit_code == 0
+        packed = samples_from_data(out)
+        counts = Counter((sample.split, sample.label, sample.source) for sample in packed)
+        assert set(counts.values()) == {2}
+        sizes[quality] = sum(sample.path.stat().st_size for sample in packed)
+    assert sizes[30] < 0.8 * sizes[85]
+    before = (tmp_path / "30" / "images.csv").read_text()
+    assert _pack(tiny_data, tmp_path / "85", "--quality", 30, "--per-source", 2).exit_code == 0  # made again
+    assert sum(sample.path.stat().st_size for sample in samples_from_data(tmp_path / "85")) == sizes[30]
+    assert (tmp_path / "85" / "images.csv").read_text() == before

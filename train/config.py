@@ -57,8 +57,8 @@ class DistilConfig:
     token_components: int = 96
     """Principal components of the patch tokens that are kept of a teacher that is asked once."""
     folds: int = 0
-    """Of a teacher that is asked once: sources are dealt out to so many heads, and an image's verdict is that of the
-    head which has seen none of its source; 0 asks the teacher's own, which knows the labels by heart."""
+    """Sources are dealt out to so many heads, and an image's verdict is that of the head which has seen none of its
+    source; 0 asks the teacher's own, which knows the labels by heart."""
 
     @property
     def asks_a_teacher(self) -> bool:
@@ -188,23 +188,25 @@ _LOW_RANK = replace(
     source_power=0.3,
     rank=16,
 )
-# A constant rate and averaged weights: on unseen sources an annealed student was no better, and this one can go on.
 _STUDENT = replace(
     _LABELS,
     preset="student",
-    distil=DistilConfig(labels=0.5, logits=1.0, features=1.0, tokens=0.5),
-    passes=2,
-    schedule="constant",
+    augment=replace(
+        _LABELS.augment,
+        crop_min=0.6, jpeg_first_p=0.15, rescale_p=0.15, blur_p=0.08, sharpen_p=0.05, noise_p=0.08, jpeg_p=0.2,
+    ),
+    distil=DistilConfig(labels=0.25, logits=1.0, features=0.5, tokens=0.25, folds=4),
+    warmup_epochs=0.5,
+    ema_decay=0.998,
     cutmix_p=0.5,
-)
+)  # fmt: skip
 _ONCE = replace(
     _STUDENT,
     preset="student-once",
     augment=replace(_LABELS.augment, crop_min=0.7),
     distil=DistilConfig(labels=0.25, logits=0.5, features=1.0, tokens=1.0, once=True, folds=4),
-    passes=1,
     batch_size=128,
-    schedule="cosine",
+    warmup_epochs=2,
     ema_decay=0.99,
     cutmix_p=0.0,
 )

@@ -28,7 +28,7 @@ from aivsreal.train.batches.data import TrainBatches
 from aivsreal.train.batches.machine import Machine
 from aivsreal.train.config import DistilConfig
 from aivsreal.train.fit.features import Features, features_digest, plain_features
-from aivsreal.train.fit.probe import judged_by_others
+from aivsreal.train.fit.probe import CrossFitted, cross_fitted, judged_by_others, shares_of_others
 from aivsreal.train.fit.tokens import TokenBasis, grids_of, principal_components, taught_tokens, under
 
 FITTED_ON = 4096  # images that the components and the tokens' moments are taken of
@@ -69,13 +69,20 @@ class Teacher(nn.Module):
         self.register_buffer("basis_FC", torch.zeros(network.shift.numel(), components))
         self.register_buffer("offset_C", torch.zeros(components))
         self.register_buffer("moments", torch.ones(2, 2, width))
+        self.others: CrossFitted | None = None
+        """Judge in its place, where it knows the labels by heart."""
+        self.share_NK: torch.Tensor | None = None
+        """Which of them judges which training image."""
 
-    def forward(self, batch_BCHW: torch.Tensor) -> Lesson:
-        """Of a batch that is normalised as its own spec says."""
+    def forward(self, batch_BCHW: torch.Tensor, share_BK: torch.Tensor | None = None) -> Lesson:
+        """Of a batch that is normalised as its own spec says; what `share_BK` others judge."""
         network = self.network
         features_BF, tokens = network.features(batch_BCHW)
         middle_BTC, last_BTC = taught_tokens(tokens)
-        return self.lesson(features_BF, (self._grid(middle_BTC, 0), self._grid(last_BTC, 1)))
+        grids = (self._grid(middle_BTC, 0), self._grid(last_BTC, 1))
+        if self.others is None or share_BK is None:
+            return self.lesson(features_BF, grids)
+        return self._told(self.others(features_BF, share_BK), features_BF, grids)
 
     def batch(self, levels_BCHW: torch.Tensor) -> torch.Tensor:
         """The student's images as it wants them, which may be of another size."""
@@ -83,8 +90,10 @@ class Teacher(nn.Module):
 
     def lesson(self, features_BF: torch.Tensor, tokens: tuple[torch.Tensor, ...] = ()) -> Lesson:
         """Of standardised features."""
-        soft_B = (logits_from_output(self.network.judged(features_BF)) / self.heat).sigmoid()
-        return Lesson(soft_B, features_BF @ self.basis_FC - self.offset_C, tokens)
+        return self._told(logits_from_output(self.network.judged(features_BF)), features_BF, tokens)
+
+    def _told(self, logits_B: torch.Tensor, features_BF: torch.Tensor, tokens: tuple[torch.Tensor, ...]) -> Lesson:
+        return Lesson((logits_B / self.heat).sigmoid(), features_BF @ self.basis_FC - self.offset_C, tokens)
 
     def _grid(self, tokens_BTC: torch.Tensor, which: int) -> torch.Tensor:
         x_BTC = (tokens_BTC.float() - self.moments[which, 0]) / self.moments[which, 1]
@@ -186,11 +195,35 @@ def prepared(
 
     with machine.autocast():
         teacher.fit(shown(FITTED_ON))
+        if config.distil.folds:
+            ask_others(teacher, batches, machine)
     # Each rank has seen its own images: all must learn the components of the first.
-    fitted = machine.ranks.gathered(dict(teacher.named_buffers(recurse=False)))[0]
-    for name, value in teacher.named_buffers(recurse=False):
-        value.copy_(fitted[name])
+    own = {name: value for name, value in teacher.state_dict().items() if not name.startswith("network.")}
+    for name, value in machine.ranks.gathered(own)[0].items():
+        own[name].copy_(value)
     return None
+
+
+@torch.no_grad()
+def ask_others(teacher: Teacher, batches: TrainBatches, machine: Machine) -> None:
+    """Let heads judge that have seen nothing of an image's source, fitted to damaged crops as the student sees them.
+
+    Plain views would not do: the teacher is asked of what was cut, damaged and made small for the student.
+    """
+    config, device = batches.config, machine.device
+    rows, index = [], []
+    for step, (crops, _, _, index_B) in enumerate(batches.epoch(0)):
+        levels_BCHW = augmented(crops, config.spec.size, config.augment, (config.seed, step), device)
+        rows.append(teacher.network.features(teacher.batch(levels_BCHW))[0].half())
+        index.append(index_B.to(device))
+    index_M, (target_N, _) = torch.cat(index), batches.known(device)
+    sources = [f"{sample.label}/{sample.source}" for sample in batches.samples]
+    rng = np.random.default_rng(config.seed)
+    teacher.share_NK = shares_of_others(sources, ~target_N.isnan(), config.distil.folds, rng)
+    alike_M = torch.ones(len(index_M), device=device)  # they were drawn as often as they weigh
+    with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        x_MF = torch.cat(rows).float()
+        teacher.others = cross_fitted(x_MF, target_N[index_M], alike_M, teacher.share_NK[index_M], config.seed, rng=rng)
 
 
 def _kept_basis(teacher: Teacher, machine: Machine, file: Path, shown: Iterator[torch.Tensor]) -> TokenBasis:

@@ -155,10 +155,12 @@ class Step:
         if self.lessons is not None:
             lesson = self.lessons.of(index_B, window_B3, mirrored(len(index_B), config.augment, seed))
             known += [lesson.soft_B, lesson.components_BC]
+        elif self.teacher is not None and self.teacher.share_NK is not None:
+            known.append(self.teacher.share_NK[index_B.to(self.machine.device)])
         if config.cutmix_p:
             levels_BCHW, *known = patched(levels_BCHW, config.cutmix_p, seed, *known)
         target_B, *taught = known
-        lesson = self._asked(levels_BCHW) if lesson is None else Lesson(taught[0], taught[1], lesson.tokens)
+        lesson = self._asked(levels_BCHW, *taught) if lesson is None else Lesson(taught[0], taught[1], lesson.tokens)
         if config.consistency and self.teacher is None:
             loss, logits_B = self._consistent(levels_BCHW, target_B, seed)
         else:
@@ -172,11 +174,11 @@ class Step:
         trained.optimizer.step()
         return loss.detach(), logits_B, target_B
 
-    def _asked(self, levels_BCHW: torch.Tensor) -> Lesson | None:
+    def _asked(self, levels_BCHW: torch.Tensor, *share_BK: torch.Tensor) -> Lesson | None:
         if self.teacher is None or self._ask is None:
             return None
         with torch.no_grad(), self.machine.autocast():
-            return cast(Lesson, self._ask(self.teacher.batch(levels_BCHW)))
+            return cast(Lesson, self._ask(self.teacher.batch(levels_BCHW), *share_BK))
 
     def _loss(
         self, levels_BCHW: torch.Tensor, target_B: torch.Tensor, lesson: Lesson | None

@@ -1,7 +1,7 @@
 """Fit the head over a frozen encoder: standardise its features and learn the labels, before anything else is trained.
 
 Legend: N image; B image in a batch; F feature, class tokens of the blocks first, then means of their patches; C class
-token's feature; H hidden unit.
+token's feature; H hidden unit; K head that has not seen some sources.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
+from torch.nn import functional
 from torch.nn.functional import binary_cross_entropy_with_logits, dropout
 
 from aivsreal.runtime.networks.vit import HEADS, HIDDEN, ProbedVit, quick_gelu
@@ -106,20 +108,51 @@ def judged_by_others(
         config: how heads are fitted.
     """
     rng = np.random.default_rng(seed)
+    share_NK = shares_of_others(source_N, ~target_N.isnan(), folds, rng)
+    others = cross_fitted(x_NF, target_N, weight_N, share_NK, seed, rng=rng, config=config)
+    with torch.no_grad():
+        logit_N: torch.Tensor = others(x_NF, share_NK)
+    return logit_N
+
+
+def shares_of_others(
+    source_N: Sequence[str], known_N: torch.Tensor, folds: int, rng: np.random.Generator
+) -> torch.Tensor:
+    """`share_NK`, of sources dealt to so many heads: 1 for that which does not see the image's, 1/K without label."""
     names = sorted(set(source_N))
     fold_of = dict(zip(names, rng.permutation(np.arange(len(names)) % folds).tolist(), strict=True))
-    known_N = ~target_N.isnan()
-    fold_N = torch.tensor([fold_of[name] for name in source_N], device=x_NF.device).where(known_N, -1)
-    logit_N = torch.zeros(len(x_NF), device=x_NF.device)
-    for fold in range(folds):
-        head = _Head(x_NF.shape[1] // 2).to(x_NF.device)
+    fold_N = torch.tensor([fold_of[name] for name in source_N], device=known_N.device)
+    share_NK = functional.one_hot(fold_N, folds).float()
+    return torch.where(known_N[:, None], share_NK, 1 / folds)
+
+
+def cross_fitted(
+    x_NF: torch.Tensor, target_N: torch.Tensor, weight_N: torch.Tensor, share_NK: torch.Tensor, seed: int, *,
+    rng: np.random.Generator, config: HeadConfig | None = None,
+) -> CrossFitted:  # fmt: skip
+    """Fit each head to the labelled images of which it is not the judge; arguments as of `judged_by_others`."""
+    folds = share_NK.shape[1]
+    others = CrossFitted(x_NF.shape[1], folds).to(x_NF.device)
+    for fold, head in enumerate(others.heads):
         torch.manual_seed(seed * folds + fold)
         head.start()
-        seen_N = known_N & (fold_N != fold)
+        seen_N = ~target_N.isnan() & (share_NK[:, fold] == 0)
         _train(head, (x_NF[seen_N], target_N[seen_N], weight_N[seen_N]), rng, config or HeadConfig())
-        with torch.no_grad():
-            logit_N += head.logits(x_NF, 0.0) * torch.where(known_N, (fold_N == fold).float(), 1 / folds)
-    return logit_N
+    return others.requires_grad_(False)
+
+
+class CrossFitted(torch.nn.Module):
+    """Heads that have each seen other sources, `width` standardised features wide."""
+
+    def __init__(self, width: int, folds: int) -> None:
+        super().__init__()
+        self.heads = cast("Sequence[_Head]", torch.nn.ModuleList(_Head(width // 2) for _ in range(folds)))
+
+    def forward(self, x_BF: torch.Tensor, share_BK: torch.Tensor) -> torch.Tensor:
+        """`logit_B`, to which each head has its share; of an image that was cut from two they are mixed by area."""
+        with torch.autocast(x_BF.device.type, enabled=False):
+            said = [head.logits(x_BF.float(), 0.0) for head in self.heads]
+            return (torch.stack(said, dim=1) * share_BK).sum(1)
 
 
 class _Head(torch.nn.Module):
