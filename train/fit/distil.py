@@ -213,7 +213,8 @@ def ask_others(teacher: Teacher, batches: TrainBatches, machine: Machine) -> Non
     config, device = batches.config, machine.device
     rows, index = [], []
     for step, (crops, _, _, index_B) in enumerate(batches.epoch(0)):
-        levels_BCHW = augmented(crops, config.spec.size, config.augment, (config.seed, step), device)
+        with torch.autocast(device.type, enabled=False):  # damage is arithmetic on whole grey levels
+            levels_BCHW = augmented(crops, config.spec.size, config.augment, (config.seed, step), device)
         rows.append(teacher.network.features(teacher.batch(levels_BCHW))[0].half())
         index.append(index_B.to(device))
     index_M, (target_N, _) = torch.cat(index), batches.known(device)
