@@ -77,9 +77,10 @@ def test_every_option_in_the_documents_exists() -> None:
     from aivsreal.benchmarks import accuracy, sizes
     from aivsreal.benchmarks.cli import main as bench
     from aivsreal.benchmarks.studies import ablation, sources
+    from aivsreal.train import pack
 
     points = [point.load() for point in entry_points(group="console_scripts") if point.name.startswith("aivsreal-")]
-    points += [accuracy.main, sizes.main, ablation.main, sources.main]
+    points += [accuracy.main, sizes.main, ablation.main, sources.main, pack.main]
     known = {
         option
         for one in [*points, *(bench.get_command(None, name) for name in bench.list_commands(None))]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,20 @@ from aivsreal.runtime.networks.vit import ProbedVit, load_encoder, low_rank
 from aivsreal.runtime.networks.vit_weights import LOW_RANK
 from aivsreal.train.cli import main
 from aivsreal.train.config import DistilConfig
+from aivsreal.train.fit.probe import HeadConfig
 from aivsreal.train.start.network import start_from_names, teacher_from_path
 
 FAST = "--batch-size 8 --workers 1 --device cpu --no-amp --seed 1".split()
 VIT = ["--preset", "low-rank", "--arch", NAME, "--size", str(SIZE), "--rank", "2", "--freeze", "1", *FAST]
 HEAD = {"hidden.weight", "hidden.bias", "whole.weight", "head.weight", "head.bias", "shift", "scale"}
 STUDENT = ["--arch", "levit_128s", "--size", "64", "--epochs", "1", "--passes", "1", *FAST]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_fits() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("aivsreal.train.fit.probe.HeadConfig", partial(HeadConfig, steps=40))
+        yield
 
 
 def _train(*arguments: object) -> Result:
