@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from aivsreal.runtime.commands.frame import Group, command
+from aivsreal.runtime.commands.stop import Stop
 from aivsreal.runtime.errors import AivsrealError, DataError
 
 
@@ -32,12 +34,22 @@ def _command(raised: BaseException | None, status: int | None = None) -> click.C
     [
         (DataError("no images in photos: name another folder"), 2, "no images in photos: name another folder"),
         (KeyboardInterrupt(), 130, "stopped; what is in {a} is whole"),
+        (KeyboardInterrupt(signal.SIGTERM), 143, "stopped; what is in {a} is whole"),
         (BrokenPipeError(), 141, "standard output was closed; the rows before that are whole"),
     ],
 )
 def test_what_stops_a_command_is_one_line_and_a_status(raised: BaseException, status: int, told: str) -> None:
     result = CliRunner().invoke(_command(raised), ["--out", "{a}"])
     assert (result.exit_code, result.stdout, result.stderr) == (status, "", f"aivsreal-try: {told}\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_is_told_by_its_number(number: signal.Signals) -> None:
+    with Stop() as stop:
+        signal.raise_signal(number)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            signal.raise_signal(number)
+    assert (stop.signal, raised.value.args) == (number, (number,))
 
 
 @pytest.mark.parametrize(("status", "exit_code"), [(None, 0), (0, 0), (1, 1), (143, 143)])

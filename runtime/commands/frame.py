@@ -86,8 +86,8 @@ def frame(name: str | None, stopped: str = "stopped") -> Iterator[None]:
         return
     except AivsrealError as error:
         code, told = REFUSED, str(error)
-    except KeyboardInterrupt:
-        code, told = INTERRUPTED, stopped
+    except KeyboardInterrupt as error:
+        code, told = (128 + error.args[0] if error.args else INTERRUPTED), stopped
     except BrokenPipeError:
         code, told = PIPE_CLOSED, "standard output was closed; the rows before that are whole"
     except FileNotFoundError:

@@ -61,6 +61,7 @@ class HtmlReport:
         self._target, self._ran = target, ran
         self._assets = assets_folder(target) if assets else None
         self._pictures = 0
+        self._shown: int | None = None
         self._begun = datetime.now(timezone.utc)
         check_replaceable(target, REPORT, inputs, overwrite)
         self._overwrite = overwrite
@@ -95,6 +96,12 @@ class HtmlReport:
             self._spool.write(json.dumps(row).encode() + b"\t" + picture + b"\n")
         except OSError as error:
             raise OutputError(f"{self._target}: cannot be written: {error.strerror}; free some space") from None
+
+    @property
+    def told(self) -> str:
+        """How many pictures it has, for people: once it is closed."""
+        of = "the" if self._shown is None else f"{self._shown:,} of the"
+        return f"{of} {self._pictures:,} pictures"
 
     def close(self) -> None:
         """Write the report of what was kept.
@@ -145,6 +152,7 @@ class HtmlReport:
 
     def _data(self) -> Iterator[str]:
         side, shown = self._embedded()
+        self._shown = None if shown is None else len(shown)
         manifest, seconds = self._ran.bundle.manifest, (datetime.now(timezone.utc) - self._begun).total_seconds()
         when = f"{self._begun:%-d %B %Y, %H:%M} UTC"
         made = f"Made by aivsreal {version('aivsreal')}, {when}, in {seconds:.0f} s. It loads nothing from anywhere."
