@@ -93,6 +93,13 @@ def test_no_part_of_a_file_stays_after_sigterm(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "results.jsonl"]
 
 
+def test_a_text_that_is_no_unicode_stops_no_table(scanned: tuple[Path, Path], tmp_path: Path) -> None:
+    row = json.loads(scanned[1].read_text().splitlines()[0])
+    scanned[1].write_text(json.dumps(row | {"reason": "why \ud800"}) + "\n")
+    assert _run(scanned[1], "--csv", tmp_path / "r.csv").exit_code == 0
+    assert r"why \ud800" in (tmp_path / "r.csv").read_text()
+
+
 def test_rows_of_two_operating_points_are_no_report_of_one(
     scanned: tuple[Path, Path], tiny_bundle: Path, tmp_path: Path
 ) -> None:

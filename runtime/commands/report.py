@@ -133,7 +133,7 @@ def _table(stack: ExitStack, csv: Path) -> CsvWriter:
     from aivsreal.runtime.results.writers import CsvWriter
     from aivsreal.runtime.text import escaped
 
-    stream = io.TextIOWrapper(stack.enter_context(replacing(csv)), "utf-8", newline="")
+    stream = io.TextIOWrapper(stack.enter_context(replacing(csv)), "utf-8", "backslashreplace", newline="")
     stack.callback(stream.detach)  # what it holds is flushed by each row, and the file below closes itself
     return CsvWriter(stream, escaped(csv))
 
