@@ -84,8 +84,9 @@ def test_a_bundle_without_maps_reports_without_them_and_refuses_heat_maps(withou
     assert not Path("maps").exists()
 
 
-def test_a_name_in_csv_is_one_cell_whatever_separates_cells() -> None:
-    stream, name = io.StringIO(), 'a;=1+1, "b".jpg'
+@pytest.mark.parametrize("name", ["a;=1+1.jpg", 'a;=1+1, "b".jpg'])
+def test_a_name_in_csv_is_one_cell_whatever_separates_cells(name: str) -> None:
+    stream = io.StringIO()
     CsvWriter(stream).write(Scanned(Path(name), error="empty file", fault=Fault.EMPTY))
     line = stream.getvalue().splitlines()[1]
     assert next(csv.reader([line])) == [name, "error", "", "", "", "", "empty file", "empty", "", ""]

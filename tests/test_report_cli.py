@@ -14,6 +14,8 @@ from conftest import write_image
 
 from aivsreal.runtime.commands.report import main
 from aivsreal.runtime.commands.scan import main as scan
+from aivsreal.runtime.results.html import HtmlReport
+from aivsreal.runtime.verdict import Scanned
 
 
 @pytest.fixture
@@ -77,6 +79,30 @@ def test_one_that_is_stopped_leaves_the_report_that_is_there(
     assert (result.exit_code, "no report was written" in result.stderr) == (130, True)
     assert html.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "report.html", "results.jsonl"]
+
+
+def test_one_that_is_stopped_leaves_the_pictures_of_the_report_that_is_there(
+    scanned: tuple[Path, Path], tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [scanned[1], "--html", tmp_path / "r.html", "--assets", "--bundle", tiny_bundle]
+    assert _run(*arguments).exit_code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "r_files").iterdir()}
+    assert len(before) == 3
+    scanned[1].write_text("".join(reversed(scanned[1].read_text().splitlines(keepends=True))))
+    with monkeypatch.context() as stopping:
+        write = HtmlReport.write
+
+        def stopped(report: HtmlReport, one: Scanned) -> None:
+            write(report, one)
+            if one.path.name == "b.png":
+                raise KeyboardInterrupt
+
+        stopping.setattr(HtmlReport, "write", stopped)
+        assert _run(*arguments).exit_code == 130
+    assert {path.name: path.read_bytes() for path in (tmp_path / "r_files").iterdir()} == before
+    scanned[1].write_text(scanned[1].read_text().splitlines(keepends=True)[0])
+    assert _run(*arguments).exit_code == 0
+    assert len(list((tmp_path / "r_files").iterdir())) == 1
 
 
 def test_no_part_of_a_file_stays_after_sigterm(
