@@ -63,6 +63,11 @@ def test_a_name_in_a_message_steers_no_terminal() -> None:
     assert result.stderr == "aivsreal-try: a\\x1b[31mb\\u202e.jpg: cannot be written\nC:\\x\n"
 
 
+def test_a_name_in_wrong_use_steers_no_terminal() -> None:
+    result = CliRunner().invoke(_command(None), ["\x1b[31mred"], color=True)
+    assert (result.exit_code, "(\\x1b[31mred)" in result.stderr) == (2, True)
+
+
 def test_a_defect_of_ours_keeps_its_traceback() -> None:
     assert isinstance(CliRunner().invoke(_command(LookupError("a defect"))).exception, LookupError)
 

@@ -97,12 +97,19 @@ def frame(name: str | None, stopped: str = "stopped") -> Iterator[None]:
             code, told = REFUSED, "the folder that it was started in is gone: change to one that is there"
         else:
             raise
-    from aivsreal.runtime.text import shown  # not at each start
-
+    except click.ClickException as error:
+        error.message = _shown(error.message)  # click shows what was typed, which may be a name that a shell found
+        raise
     if sys.stderr.isatty():
         click.echo(err=True)  # the terminal wrote ^C, or a bar stands there
-    click.echo(f"{name}: {shown(told)}", err=True)
+    click.echo(f"{name}: {_shown(told)}", err=True)
     sys.exit(code)
+
+
+def _shown(message: str) -> str:
+    from aivsreal.runtime.text import shown  # not at each start
+
+    return shown(message)
 
 
 class Number(click.FloatRange):
