@@ -97,9 +97,10 @@ def frame(name: str | None, stopped: str = "stopped") -> Iterator[None]:
             code, told = REFUSED, "the folder that it was started in is gone: change to one that is there"
         else:
             raise
-    except click.ClickException as error:
-        error.message = _shown(error.message)  # click shows what was typed, which may be a name that a shell found
-        raise
+    except click.UsageError as error:  # it shows what was typed, which may be a name that a shell found
+        if (message := _shown(error.format_message())) == error.format_message():
+            raise
+        raise click.UsageError(message, error.ctx) from None
     if sys.stderr.isatty():
         click.echo(err=True)  # the terminal wrote ^C, or a bar stands there
     click.echo(f"{name}: {_shown(told)}", err=True)
