@@ -87,6 +87,8 @@ def test_a_command_of_several_ends_alike() -> None:
 
     result = CliRunner().invoke(group, ["part"])
     assert (result.exit_code, result.stderr) == (2, "aivsreal-try: it cannot\n")
+    alone = CliRunner().invoke(group, [])
+    assert (alone.exit_code, "Commands:\n  part" in alone.output, "Error" in alone.output) == (2, True, False)
 
 
 @pytest.mark.parametrize("name", ["scan", "doctor", "explain", "report"])
