@@ -19,6 +19,9 @@ from PIL import Image
 
 from aivsreal.runtime.bundle.folder import Bundle, write_bundle
 from aivsreal.runtime.commands.scan import main
+from aivsreal.runtime.errors import Fault
+from aivsreal.runtime.results.writers import CsvWriter
+from aivsreal.runtime.verdict import Scanned
 
 
 def _scan(*arguments: object) -> Result:
@@ -79,6 +82,15 @@ def test_a_bundle_without_maps_reports_without_them_and_refuses_heat_maps(withou
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert "aivsreal-export" in refused.stderr
     assert not Path("maps").exists()
+
+
+@pytest.mark.parametrize("name", ["a;=1+1.jpg", 'a;=1+1, "b".jpg'])
+def test_a_name_in_csv_is_one_cell_whatever_separates_cells(name: str) -> None:
+    stream = io.StringIO()
+    CsvWriter(stream).write(Scanned(Path(name), error="empty file", fault=Fault.EMPTY))
+    line = stream.getvalue().splitlines()[1]
+    assert next(csv.reader([line])) == [name, "error", "", "", "", "", "empty file", "empty", "", ""]
+    assert len(next(csv.reader([line], delimiter=";"))) == 1
 
 
 def test_csv_has_a_heading_and_no_formulas(map_bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

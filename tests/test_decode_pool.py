@@ -179,6 +179,13 @@ def test_an_error_of_our_own_is_not_hidden(files: list[Path], monkeypatch: pytes
             pool.result(pool.submit(files[1]))
 
 
+def test_a_pool_that_is_closed_takes_no_file(files: list[Path]) -> None:
+    with DecodePool(DecodePlan(), 1) as pool:
+        pass
+    with pytest.raises(BackendError, match="the pool is closed"):
+        pool.submit(files[0])
+
+
 def test_a_limit_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="time_limit_s"):
         DecodePool(DecodePlan(), 1, time_limit_s=0)

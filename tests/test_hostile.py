@@ -202,6 +202,17 @@ def _fill(folder: Path) -> tuple[dict[str, Fault], set[str]]:
     return bad, good
 
 
+def test_what_libtiff_says_reaches_no_terminal_from_a_report(tmp_path: Path) -> None:
+    image, results, whole = tmp_path / "a.tiff", tmp_path / "r.jsonl", encoded("TIFF", compression="tiff_lzw")
+    image.write_bytes(whole)
+    subprocess.run([*SCAN, str(image), "--output", str(results)], check=True, capture_output=True)
+    half = len(whole) // 2
+    image.write_bytes(whole[:half] + 40 * b"\xff" + whole[half + 40 :])
+    command = [*SCAN[:2], "aivsreal.runtime.commands.report", str(results), "--html", str(tmp_path / "r.html")]
+    told = subprocess.run(command, capture_output=True, text=True).stderr.splitlines()
+    assert [line.split()[0] for line in told] == ["1", "report"]
+
+
 @pytest.mark.parametrize("isolate", [[], ["--isolate"]], ids=["threads", "processes"])
 def test_200_hostile_and_200_good_files(tmp_path: Path, isolate: list[str]) -> None:
     folder = tmp_path / "files"

@@ -146,6 +146,7 @@ def test_of_more_pictures_than_fit_the_most_suspicious_stay_and_the_report_says_
     highest = sorted((row[3] for index, row in enumerate(data["rows"]) if index % 4), reverse=True)
     assert sorted(shown, reverse=True) == highest[: len(shown)]
     assert str(len(shown)) in data["pictures"]
+    assert report.told == f"{len(shown)} of the 30 pictures"
     assert "--assets" in data["pictures"]
     with HtmlReport(tmp_path / "all.html", ran, assets=True) as report:
         for index in range(40):

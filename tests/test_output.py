@@ -114,12 +114,29 @@ def test_a_results_file_is_begun_anew_only_when_asked(here: Path, map_bundle: Pa
         assert [json.loads(line)["path"] for line in Path("o.jsonl").read_text().splitlines()] == rows
 
 
-def test_pictures_beside_a_report_replace_only_those_of_a_report(here: Path, map_bundle: Path) -> None:
+@pytest.mark.parametrize("refused", [["--html", "folder"], ["--heatmaps", "a.jpg"]])
+def test_rows_stay_where_another_output_is_refused(here: Path, map_bundle: Path, refused: list[str]) -> None:
+    (here / "folder").mkdir()
+    before = _content(here)
+    assert _scan("a.jpg", "--output", "o.jsonl", "--overwrite", *refused, "--bundle", map_bundle).exit_code == 2
+    assert _content(here) == before
+
+
+def test_a_report_stays_where_the_rows_are_refused(here: Path, map_bundle: Path) -> None:
+    assert _scan("b.jpg", "--html", "r.html", "--bundle", map_bundle).exit_code == 0
+    before = _content(here)
+    assert _scan("a.jpg", "--output", "o.jsonl", "--html", "r.html", "--bundle", map_bundle).exit_code == 2
+    assert _content(here) == before
+
+
+def test_pictures_beside_a_report_replace_nothing_else(here: Path, map_bundle: Path) -> None:
     photo = write_image(here / "r_files" / "000001.jpg", 7)
     content = photo.read_bytes()
-    result = _scan("b.jpg", "--html", "r.html", "--assets", "--overwrite", "--bundle", map_bundle)
-    assert result.exit_code == 2
-    assert photo.read_bytes() == content
+    os.mkfifo(here / "r_files" / "pipe.jpg")
+    for _ in range(2):
+        assert _scan("a.jpg", "b.jpg", "--html", "r.html", "--assets", "--bundle", map_bundle).exit_code == 0
+        assert photo.read_bytes() == content
+        assert len(list((here / "r_files").iterdir())) == 4
 
 
 def test_a_file_that_is_gone_on_with_and_is_a_photograph_keeps_every_byte(here: Path, map_bundle: Path) -> None:

@@ -70,6 +70,21 @@ def test_a_file_is_known_by_whatever_path_it_is_named(
     assert rows[0].scanned.path == Path("0.jpg")
 
 
+def test_a_file_that_is_as_it_was_before_its_latest_row_is_judged_again(results: Path, photos: list[Path]) -> None:
+    content, before, times = photos[0].read_bytes(), photos[0].stat(), photos[1].stat()
+    with ResultsFile(results, JUDGE, resume=True) as file:
+        photos[0].write_bytes(b"another picture")
+        file.write(_scanned(photos[0]))
+        os.utime(photos[1], ns=(1, 1))
+        file.write(_scanned(photos[1]))
+        os.utime(photos[1], ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert not file.is_known(photos[1])
+    photos[0].write_bytes(content)
+    os.utime(photos[0], ns=(before.st_atime_ns, before.st_mtime_ns))
+    with ResultsFile(results, JUDGE, resume=True) as file:
+        assert [file.is_known(path) for path in photos] == [False, False, True, False, False]
+
+
 def test_by_content_a_new_time_is_no_change(tmp_path: Path, photos: list[Path]) -> None:
     with ResultsFile(tmp_path / "r.jsonl", JUDGE, by_content=True) as file:
         for path in photos[:2]:
@@ -200,6 +215,17 @@ def test_a_results_file_that_is_rotated_away_is_begun_anew(results: Path, photos
         file.write(_scanned(photos[4]))
     assert len(list(rows_from_file(results.with_suffix(".1")))) == 3
     assert [row.scanned.path for row in rows_from_file(results)] == [photos[4]]
+
+
+def test_a_row_is_not_joined_to_a_line_without_an_end_of_what_took_the_files_place(
+    results: Path, photos: list[Path]
+) -> None:
+    with ResultsFile(results, JUDGE, resume=True) as file:
+        saved = results.read_bytes().removesuffix(b"\n")  # as an editor saves it that puts a new file there
+        results.rename(results.with_suffix(".1"))
+        results.write_bytes(saved)
+        file.write(_scanned(photos[3]))
+    assert [row.scanned.path for row in rows_from_file(results)] == photos[:4]
 
 
 def test_a_full_disk_leaves_whole_rows_and_says_how_to_go_on(tmp_path: Path, photos: list[Path]) -> None:

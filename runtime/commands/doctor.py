@@ -167,18 +167,15 @@ def _tensorrt(bundle: Bundle | None) -> list[Finding]:
 
 
 def _openvino(bundle: Bundle | None) -> Finding:
-    from importlib.util import find_spec
-
-    if find_spec("openvino") is None:
-        return Finding("OpenVINO", MISSING, "often the fastest on a CPU", "pip install 'aivsreal[openvino]'")
-    if bundle is None:
-        return Finding("OpenVINO", OK, f"openvino {version('openvino')}")
+    found = _installed("OpenVINO", ("openvino",), "openvino", "often the fastest on a CPU")
+    if bundle is None or found.state != OK:
+        return found
 
     def runs() -> str:
         from aivsreal.runtime.backends.openvino import OpenvinoBackend
 
         with closing(OpenvinoBackend(bundle)) as backend:
-            return f"openvino {version('openvino')}, runs in {backend.precision}"
+            return f"{found.detail}, runs in {backend.precision}"
 
     return _checked("OpenVINO", runs)
 

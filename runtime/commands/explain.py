@@ -61,6 +61,8 @@ def main(
     # pytorch-grad-cam loads matplotlib, which would list the fonts in the home folder.
     if (fonts := usable_cache_folder("matplotlib")) is not None:
         os.environ.setdefault("MPLCONFIGDIR", str(fonts))
+    from aivsreal.runtime.commands.stop import ended_by_sigterm
+    from aivsreal.runtime.files.own_process import set_up_pillow
     from aivsreal.runtime.verdict import Label
 
     explainer = Explainer(bundle, operating_point)
@@ -70,7 +72,9 @@ def main(
     def explained(pixels_HWC: PixelsHWC) -> Explanation:
         return explainer.explain(pixels_HWC, Method(method), Layer(layer), asked)
 
-    return _explain(explained, explainer.bundle, paths, out, overwrite)
+    set_up_pillow()
+    with ended_by_sigterm():
+        return _explain(explained, explainer.bundle, paths, out, overwrite)
 
 
 def _explain(

@@ -86,8 +86,8 @@ def frame(name: str | None, stopped: str = "stopped") -> Iterator[None]:
         return
     except AivsrealError as error:
         code, told = REFUSED, str(error)
-    except KeyboardInterrupt:
-        code, told = INTERRUPTED, stopped
+    except KeyboardInterrupt as error:
+        code, told = (128 + error.args[0] if error.args else INTERRUPTED), stopped
     except BrokenPipeError:
         code, told = PIPE_CLOSED, "standard output was closed; the rows before that are whole"
     except FileNotFoundError:
@@ -97,12 +97,20 @@ def frame(name: str | None, stopped: str = "stopped") -> Iterator[None]:
             code, told = REFUSED, "the folder that it was started in is gone: change to one that is there"
         else:
             raise
-    from aivsreal.runtime.text import shown  # not at each start
-
+    except click.UsageError as error:  # it shows what was typed, which may be a name that a shell found
+        if (message := _shown(error.format_message())) == error.format_message():
+            raise
+        raise click.UsageError(message, error.ctx) from None
     if sys.stderr.isatty():
         click.echo(err=True)  # the terminal wrote ^C, or a bar stands there
-    click.echo(f"{name}: {shown(told)}", err=True)
+    click.echo(f"{name}: {_shown(told)}", err=True)
     sys.exit(code)
+
+
+def _shown(message: str) -> str:
+    from aivsreal.runtime.text import shown  # not at each start
+
+    return shown(message)
 
 
 class Number(click.FloatRange):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from aivsreal.runtime.results.facts import Ran
     from aivsreal.runtime.results.html import HtmlReport
     from aivsreal.runtime.results.row import Row
-    from aivsreal.runtime.results.writers import Writer
+    from aivsreal.runtime.results.writers import CsvWriter
     from aivsreal.runtime.verdict import FileStamp, Judge, Label, OperatingPoint, Scanned
 
 _AHEAD = 32  # pictures that are decoded before their turn
@@ -57,9 +57,14 @@ def main(
         raise click.UsageError("nothing to make: give --html FILE, --csv FILE or both")
     if assets and html is None:
         raise click.UsageError("--assets is for --html")
+    from aivsreal.runtime.commands.stop import ended_by_sigterm
+    from aivsreal.runtime.files.own_process import set_up_pillow
+
+    set_up_pillow()
     files = _Files(results, html, assets, csv, overwrite)
-    for line in _made(files, first, bundle):
-        click.echo(line, err=True)
+    with ended_by_sigterm():
+        for line in _made(files, first, bundle):
+            click.echo(line, err=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +92,18 @@ def _made(files: _Files, first: int | None, bundle: str | None) -> Iterator[str]
     head = next(rows, None)
     if head is None:
         raise ResultsError(f"{results} has no rows: scan with aivsreal-scan --output {typed(results)} first")
-    tally, faults, pictures, choice = Tally(), _Faults(), 0, _Choice(results, first)
+    tally, faults, choice = Tally(), _Faults(), _Choice(results, first)
     with ExitStack() as stack:
-        writers: list[Writer] = []
-        if csv is not None:
-            writers.append(_table(stack, csv))
+        table = None if csv is None else _table(stack, csv)
 
         def counted() -> Iterator[Scanned]:
             for row in chain([head], rows):
+                if html is not None:
+                    _check_alike(results, head.judge, row.judge)
                 tally.add(row.scanned)
                 faults.add(row.scanned)
-                for writer in writers:
-                    writer.write(row.scanned)
+                if table is not None:
+                    table.write(row.scanned)
                 if html is not None and choice.takes(row.scanned):
                     yield row.scanned
 
@@ -113,23 +118,22 @@ def _made(files: _Files, first: int | None, bundle: str | None) -> Iterator[str]
             report.wanted = False  # one that is stopped leaves what was there, as the CSV does
             scanned = _with_pictures(scanned, opened, ran.point)
         for one in scanned:
-            pictures += one.view is not None
             assert report is not None
             report.write(one)
         if report is not None:
             report.wanted = True
     yield f"{tally.total} files of {escaped(results)}: {tally.counts()}"
     yield from faults.told()
-    if html is not None:
-        yield f"report in {escaped(html)}, with the {pictures} pictures whose files are still as they were judged"
+    if html is not None and report is not None:
+        yield f"report in {escaped(html)}, with {report.told} whose files are still as they were judged"
 
 
-def _table(stack: ExitStack, csv: Path) -> Writer:
+def _table(stack: ExitStack, csv: Path) -> CsvWriter:
     from aivsreal.runtime.results.output import replacing
     from aivsreal.runtime.results.writers import CsvWriter
     from aivsreal.runtime.text import escaped
 
-    stream = io.TextIOWrapper(stack.enter_context(replacing(csv)), "utf-8", newline="")
+    stream = io.TextIOWrapper(stack.enter_context(replacing(csv)), "utf-8", "backslashreplace", newline="")
     stack.callback(stream.detach)  # what it holds is flushed by each row, and the file below closes itself
     return CsvWriter(stream, escaped(csv))
 
@@ -203,6 +207,16 @@ def _ran(results: Path, judge: Judge, bundle: Bundle, told: list[str]) -> Ran:
         bundle, point, backend, precision, "as its results file says", [str(results), *told], judge.second,
         _at_hand(judge.second),
     )  # fmt: skip
+
+
+def _check_alike(results: Path, one: Judge, other: Judge) -> None:
+    from aivsreal.runtime.results.file import who
+
+    if who(one) != who(other):
+        raise ResultsError(
+            f"{results} has verdicts of {who(one)} and of {who(other)}, and a report states the bounds of one: "
+            "make one of the results of each, or --csv alone of all"
+        )
 
 
 def _at_hand(judge: Judge | None) -> Bundle | None:

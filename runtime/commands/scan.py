@@ -150,11 +150,14 @@ def _scan(detector: Detector, options: Options) -> int:
     named = (("--output", options.output), ("--html", options.html), ("--heatmaps", options.heatmaps))
     check_apart({option: Path(name) for option, name in named if name is not None})
     with ExitStack() as stack:
-        results = _results(stack, detector, options)
+        stop = stack.enter_context(Stop())  # first: it lasts until all is written
         maps, report = _beside(stack, detector, options)
+        results = _results(stack, detector, options)  # last, as it begins anew: what is refused has lost no row
+        if report is not None:
+            report.wanted = True
         rows = _writer(stack, detector, options, results, tally)
         writers = [rows, *(one for one in (maps, report) if one is not None)]
-        pool, stop, last = stack.enter_context(detector.decode_pool(how)), stack.enter_context(Stop()), None
+        pool, last = stack.enter_context(detector.decode_pool(how)), None
         for paths in _rounds(options, search, stop, results, notes):
             for batch in detector.scan_batches(paths, how, pool):
                 for last in batch:
@@ -163,11 +166,11 @@ def _scan(detector: Detector, options: Options) -> int:
                         writer.write(last)
                 if stop.signal is not None:
                     break
-        if stop.signal is not None:
-            where = f"after {escaped(last.path)}" if last else "before the first file"
-            notes.append(f"stopped by {stop.signal.name} {where}; {options.how_to_go_on()}")
-            if report is not None:
-                report.complete = False
+        if report is not None:
+            report.complete = stop.signal is None
+    if stop.signal is not None:
+        where = f"after {escaped(last.path)}" if last else "before the first file"
+        notes.append(f"stopped by {stop.signal.name} {where}; {options.how_to_go_on()}")
     # Only now is all written, and the running count gone from the terminal.
     passed = None if options.watch else search.told()
     told = [*([passed] if passed else []), *_told(detector, options, maps), tally.summary(time.perf_counter() - begin)]
@@ -188,7 +191,7 @@ def _results(stack: ExitStack, detector: Detector, options: Options) -> ResultsF
 
 
 def _beside(stack: ExitStack, detector: Detector, options: Options) -> tuple[HeatMaps | None, HtmlReport | None]:
-    """Writers of what was asked for beside the rows."""
+    """Writers of what was asked for beside the rows; the report is not wanted until all outputs are open."""
     maps = report = None
     second = None if detector.second is None else detector.second.bundle
     if options.heatmaps is not None:
@@ -209,6 +212,7 @@ def _beside(stack: ExitStack, detector: Detector, options: Options) -> tuple[Hea
         )  # fmt: skip
         inputs = [Path(name) for name in options.paths]
         report = stack.enter_context(HtmlReport(Path(options.html), ran, options.assets, inputs, options.overwrite))
+        report.wanted = False
     return maps, report
 
 

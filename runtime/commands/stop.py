@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ class _Asked(BaseException):
 
 
 class Stop:
-    """A context manager that notes the first SIGINT or SIGTERM; the second one raises KeyboardInterrupt.
+    """A context manager that notes the first SIGINT or SIGTERM; the second raises KeyboardInterrupt with its number.
 
     A signal that is ignored, as in a job that was started with `&` or `nohup`, stays so. Use it in the main thread.
     """
@@ -65,8 +66,24 @@ class Stop:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.signal is not None:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         self.signal = signal.Signals(number)
         if self._waits:
             self._waits = False
             raise _Asked
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end a command as Ctrl-C does, so that no part of a file stays; for the main thread, as `Stop`."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -14,7 +14,7 @@ from aivsreal.runtime.pixels.images import MAX_PIXELS
 _HANDLERS = ("TIFFSetErrorHandler", "TIFFSetErrorHandlerExt", "TIFFSetWarningHandler", "TIFFSetWarningHandlerExt")
 
 
-def set_up_pillow(max_pixels: int) -> None:
+def set_up_pillow(max_pixels: int = MAX_PIXELS) -> None:
     """Let Pillow open images of so many pixels; keep it and libtiff from writing to stderr: what they say is raised."""
     logging.getLogger("PIL").addHandler(logging.NullHandler())
     Image.MAX_IMAGE_PIXELS = max(max_pixels, MAX_PIXELS) // 2 + 1  # Pillow refuses at twice the number

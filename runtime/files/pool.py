@@ -80,7 +80,13 @@ class DecodePool:
         self.close()
 
     def submit(self, path: Path) -> Task:
-        """Queue a file; tasks begin in the order of their submission."""
+        """Queue a file; tasks begin in the order of their submission.
+
+        Raises:
+            BackendError: it is closed; nobody would take the file.
+        """
+        if self._closed:
+            raise BackendError("the pool is closed: make another one with Detector.decode_pool")
         task = Task(path)
         self._tasks.put(task)
         return task

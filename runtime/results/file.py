@@ -76,7 +76,7 @@ class ResultsFile:
         self._retry_errors = retry_errors
         self.skipped_errors = 0
         """Those of them that had ended in an error."""
-        self._known: set[bytes] = set()
+        self._known: dict[bytes, bytes] = {}  # of each file the state of its latest row
         self._errors: set[bytes] = set()
         self._synced_s = time.monotonic()
         self._descriptor = self._opened()
@@ -105,10 +105,11 @@ class ResultsFile:
         """Whether a row is there for this state of the file, a verdict or an error."""
         if not self._known:
             return False
-        key = self._key(path, stamp_of(path, self._by_content))
-        self.skipped += key in self._known
-        self.skipped_errors += key in self._errors
-        return key in self._known
+        place = _place(path)
+        known = self._known.get(place) == self._state(stamp_of(path, self._by_content))
+        self.skipped += known
+        self.skipped_errors += known and place in self._errors
+        return known
 
     def write(self, scanned: Scanned) -> None:
         """Append one row and hand it to the system.
@@ -127,6 +128,8 @@ class ResultsFile:
             os.ftruncate(self._descriptor, end)
             raise self._cannot_write(error) from None
         self.count += 1
+        if self._known:
+            self._known.pop(_place(scanned.path), None)  # its latest row is this one now
         if time.monotonic() - self._synced_s > SYNC_EVERY_S:
             self._sync()
 
@@ -176,6 +179,7 @@ class ResultsFile:
         self._descriptor = fresh
         if os.fstat(fresh).st_size:
             self._check_ours()
+            self._mend_end()
 
     def _check_ours(self) -> None:
         with open(self._descriptor, "rb", closefd=False) as file:
@@ -198,6 +202,9 @@ class ResultsFile:
     def _read_back(self) -> None:
         # Rows first: what is no results file after all is left as it is.
         self._take_rows()
+        self._mend_end()
+
+    def _mend_end(self) -> None:
         with open(self._descriptor, "rb", closefd=False) as file:
             file.seek(0)
             whole, last = 0, b""
@@ -212,26 +219,27 @@ class ResultsFile:
 
     def _take_rows(self) -> None:
         for row in rows_from_file(self.path):
-            if _who(row.judge) != _who(self._judge):
+            if who(row.judge) != who(self._judge):
                 raise ResultsError(
-                    f"{self.path} has verdicts of {_who(row.judge)}, and this scan uses {_who(self._judge)}: "
+                    f"{self.path} has verdicts of {who(row.judge)}, and this scan uses {who(self._judge)}: "
                     "name another file"
                 )
             scanned = row.scanned
             if self._by_content and scanned.verdict and (scanned.stamp is None or scanned.stamp.sha256 is None):
                 raise ResultsError(f"{self.path} has rows without a SHA-256: go on without --by-content")
-            key = self._key(scanned.path, scanned.stamp)
+            place = _place(scanned.path)
             # Of two rows for a path the later counts, here too.
-            (self._errors.add if scanned.error else self._errors.discard)(key)
-            (self._known.discard if scanned.error and self._retry_errors else self._known.add)(key)
-        self._errors &= self._known
+            (self._errors.add if scanned.error else self._errors.discard)(place)
+            self._known[place] = self._state(scanned.stamp)
+        if self._retry_errors:
+            for place in self._errors:
+                del self._known[place]
 
-    def _key(self, path: Path, stamp: FileStamp | None) -> bytes:
-        # 16 bytes for each row, since there may be millions.
+    def _state(self, stamp: FileStamp | None) -> bytes:
         state: object = None
         if stamp is not None:
             state = stamp.sha256 or stamp.size if self._by_content else (stamp.size, stamp.mtime_ns)
-        return hashlib.blake2b(repr((os.fsencode(absolute(path)), state)).encode(), digest_size=16).digest()
+        return hashlib.blake2b(repr(state).encode(), digest_size=8).digest()
 
     def _sync(self) -> None:
         try:
@@ -246,7 +254,12 @@ class ResultsFile:
         )
 
 
-def _who(judge: Judge) -> str:
+def _place(path: Path) -> bytes:
+    # 16 bytes for each file, and 8 for its state, since there may be millions.
+    return hashlib.blake2b(os.fsencode(absolute(path)), digest_size=16).digest()
+
+
+def who(judge: Judge) -> str:
     """Whose verdicts belong together: what ran the network does not matter."""
     one = f"bundle {judge.bundle} at point {judge.operating_point}"
-    return one if judge.second is None else f"{one} with a second opinion of {_who(judge.second)}"
+    return one if judge.second is None else f"{one} with a second opinion of {who(judge.second)}"

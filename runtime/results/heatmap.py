@@ -112,12 +112,7 @@ def write_map(
         # A file name may hold bytes that are no UTF-8, which a PNG cannot.
         text.add_itxt(key, value.encode("utf-8", "backslashreplace").decode())
     png, npy = (stem.with_name(stem.name + suffix) for suffix in (".png", ".npy"))
-    try:
-        # Not by pathlib's own way, which is recursive and ends at a thousand folders.
-        for place in reversed(list(takewhile(lambda place: not place.exists(), stem.parents))):
-            place.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{escaped(error.filename or png)}: cannot be written: {error.strerror or error}") from None
+    _make_folder(stem.parent)
     check_replaceable(png, DRAWING, overwrite=overwrite)
     if not png.exists():
         check_replaceable(npy, MAP, overwrite=overwrite)
@@ -130,11 +125,16 @@ def write_map(
 
 
 class HeatMaps:
-    """A `Writer` that draws the network's own map of each result that has one."""
+    """A `Writer` that draws the network's own map of each result that has one.
+
+    Raises:
+        OutputError: its folder cannot be made; known before the first image is judged.
+    """
 
     def __init__(self, folder: Path, bundle: Bundle, overwrite: bool = False, second: Bundle | None = None) -> None:
         self._folder, self._overwrite = folder, overwrite
         self._names = (bundle.name, bundle.name if second is None else second.name)
+        _make_folder(folder)
         self.count = 0
         """Maps that were drawn."""
 
@@ -159,6 +159,15 @@ class HeatMaps:
         picture = overlay(np.asarray(square), view.map_hw, floor=FLAT)
         write_map(self._folder, scanned.path, picture, view.map_hw, about, overwrite=self._overwrite)
         self.count += 1
+
+
+def _make_folder(folder: Path) -> None:
+    # Not by pathlib's own way, which is recursive and ends at a thousand folders.
+    for place in reversed(list(takewhile(lambda place: not place.is_dir(), [folder, *folder.parents]))):
+        try:
+            place.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{escaped(place)}: cannot be written: {error.strerror or error}") from None
 
 
 def _source_of(png: Path) -> str | None:

@@ -13,11 +13,13 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime, timezone
 from heapq import nlargest
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from secrets import token_hex
 from urllib.parse import quote
 
 from PIL import Image
@@ -60,10 +62,11 @@ class HtmlReport:
         """To be set to False while an end shall write nothing, and a report that is there stay."""
         self._target, self._ran = target, ran
         self._assets = assets_folder(target) if assets else None
+        self._run = token_hex(4)  # begins the names of its pictures: a report that is there keeps its own until it goes
         self._pictures = 0
+        self._shown: int | None = None
         self._begun = datetime.now(timezone.utc)
         check_replaceable(target, REPORT, inputs, overwrite)
-        self._overwrite = overwrite
         try:
             if self._assets is not None:
                 self._assets.mkdir(parents=True, exist_ok=True)
@@ -96,21 +99,34 @@ class HtmlReport:
         except OSError as error:
             raise OutputError(f"{self._target}: cannot be written: {error.strerror}; free some space") from None
 
+    @property
+    def told(self) -> str:
+        """How many pictures it has, for people: once it is closed."""
+        of = "the" if self._shown is None else f"{self._shown:,} of the"
+        return f"{of} {self._pictures:,} pictures"
+
     def close(self) -> None:
         """Write the report of what was kept.
 
         Raises:
             OutputError: it cannot be written.
         """
-        if not self.wanted:
+        written = False
+        try:
+            if self.wanted:
+                self._finish()
+                written = True
+        finally:
             self._spool.close()
             self._errors.close()
-            return
+            self._remove_pictures(of_before=written)
+
+    def _finish(self) -> None:
         template = (_HERE / "report.html").read_text(encoding="utf-8")
         script = (_HERE / "report.js").read_text(encoding="utf-8")
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         head, tail = template.replace("%SCRIPT_SHA256%", digest).split("%DATA%")
-        with self._spool, self._errors, replacing(self._target) as stream:
+        with replacing(self._target) as stream:
             stream.write(head.encode("ascii", "xmlcharrefreplace"))
             for part in self._data():
                 stream.write(part.replace("<", "\\u003c").encode("ascii"))
@@ -138,13 +154,27 @@ class HtmlReport:
         self._pictures += 1
         if self._assets is None:
             return base64.b64encode(_jpeg(Image.fromarray(square_SSC), _STORED_SIDE))
-        name = f"{self._pictures:06}.jpg"
-        check_replaceable(self._assets / name, ASSET, overwrite=self._overwrite)
+        name = f"{self._run}-{self._pictures:06}.jpg"
         (self._assets / name).write_bytes(_jpeg(Image.fromarray(square_SSC), 2 * _STORED_SIDE, SOFTWARE.encode()))
         return name.encode()
 
+    def _remove_pictures(self, of_before: bool) -> None:
+        """Those that no report shows: of the reports before this one, or its own where it was not written."""
+        for place in () if self._assets is None else list(self._assets.iterdir()):
+            own = place.name.startswith(f"{self._run}-")
+            with suppress(OSError):
+                if own != of_before and (own or self._is_of_before(place)):
+                    place.unlink()
+
+    def _is_of_before(self, place: Path) -> bool:
+        if not place.is_file() or place.stat().st_mtime >= self._begun.timestamp():  # of a run beside this one
+            return False
+        with place.open("rb") as file:
+            return ASSET.recognises(file.read(1 << 12))  # the comment is at its beginning
+
     def _data(self) -> Iterator[str]:
         side, shown = self._embedded()
+        self._shown = None if shown is None else len(shown)
         manifest, seconds = self._ran.bundle.manifest, (datetime.now(timezone.utc) - self._begun).total_seconds()
         when = f"{self._begun:%-d %B %Y, %H:%M} UTC"
         made = f"Made by aivsreal {version('aivsreal')}, {when}, in {seconds:.0f} s. It loads nothing from anywhere."

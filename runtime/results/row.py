@@ -154,6 +154,9 @@ class _Told:
     first: Verdict | None = None
     second_opinion: Judge | None = None
 
+    def __post_init__(self) -> None:
+        os.fsencode(self.path)  # a surrogate that no byte of a name becomes: UnicodeEncodeError is a ValueError
+
 
 def _json_from_verdict(verdict: Verdict) -> dict[str, object]:
     return {"label": verdict.label.value, "p_ai": verdict.p_ai, "logit": verdict.logit, "reason": verdict.reason}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -69,11 +68,7 @@ class CsvWriter:
             self._row((path, verdict.label.value, *figures, verdict.reason, evidence, "", "", *first))
 
     def _row(self, cells: Sequence[str]) -> None:
-        import csv
-
-        line = io.StringIO()
-        csv.writer(line).writerow(cells)
-        _write(self._stream, line.getvalue(), self._name)
+        _write(self._stream, ",".join(map(_quoted, cells)) + "\r\n", self._name)
 
 
 class JsonLinesWriter:
@@ -192,6 +187,11 @@ def evidence_cell(evidence: Sequence[Evidence]) -> str:
     if origin is None:
         return ""
     return f"{origin.value} ({', '.join(one.source for one in evidence if one.origin is origin)})"
+
+
+def _quoted(cell: str) -> str:
+    # A semicolon too: where spreadsheets take it for the separator, `a;=1+1.jpg` would be a cell and a formula.
+    return '"{}"'.format(cell.replace('"', '""')) if any(sign in cell for sign in ',;"\r\n') else cell
 
 
 def _write(stream: TextIO, line: str, name: str = "standard output") -> None:
