@@ -336,12 +336,16 @@ def test_a_triton_model_of_somebody_else_is_never_replaced(folder: Path, tmp_pat
         (["--verify", "--temperature", "2"], "--verify changes nothing"),
         (["--accurate", "clip.whl", "--fp16"], "--accurate makes a bundle as it was measured"),
         (["--fp16", "--max-batch", "0"], "max-batch"),
+        (["--triton", "models", "--max-batch", "8", "--dla", "0"], "--dla, --max-batch is for an engine, and none is"),
+        (["--fp16", "--no-engine", "--workspace", "64"], "--workspace is for an engine"),
+        (["--rtx", "8.6", "--no-engine"], "--rtx is for an engine"),
+        (["--fp16", "--no-engine", "--data", "data"], "--data is for --int8"),
         (["--rtx", "8.6"], "tensorrt-rtx is not installed"),
     ],
 )
 def test_wrong_use_is_one_clear_error(folder: Path, arguments: list[str], words: str) -> None:
     before = Bundle.open(folder).digest
-    extra = ["--engine"] if "--rtx" in arguments else []
+    extra = ["--engine"] if arguments == ["--rtx", "8.6"] else []
     result = _export(folder, *arguments, *extra)
     assert result.exit_code == 2
     assert words in " ".join(result.stderr.split())
