@@ -10,9 +10,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from aivsreal.runtime.backends.torch import network_from_bundle
+from aivsreal.runtime.backends.choose import probe_squares
+from aivsreal.runtime.backends.torch import TorchBackend, network_from_bundle
 from aivsreal.runtime.bundle.folder import Bundle, write_bundle
-from aivsreal.runtime.errors import BundleError
+from aivsreal.runtime.errors import BackendError, BundleError
 from aivsreal.runtime.networks.arch import fused_network, network_from_arch
 from aivsreal.runtime.networks.levit import ARCHS
 from aivsreal.runtime.networks.mapped import logits_from_output, round_to_half
@@ -117,3 +118,13 @@ def test_rounding_leaves_the_network_itself_alone() -> None:
     assert any((rounded[name] != value).any() for name, value in before.items())
     large = [value for value in rounded.values() if value.numel() >= 1024]
     assert all((value == value.half().float()).all() for value in large)
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_a_backend_that_another_thread_closed_says_so(tiny_bundle: Path, images: int) -> None:
+    backend = TorchBackend(Bundle.open(tiny_bundle))
+    squares = probe_squares(backend.spec.size, images)
+    assert len(backend.run(squares).logits_B) == images
+    backend.close()
+    with pytest.raises(BackendError, match="the detector is closed"):
+        backend.run(squares)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from aivsreal.runtime.backends.protocol import opened
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import HALF_SUFFIX, MAP, MODEL
 from aivsreal.runtime.errors import BundleError, importing
@@ -78,14 +79,19 @@ class TorchBackend:
         self.precision = str(self.network.head.weight.dtype).removeprefix("torch.").replace("float", "fp")
 
     def run(self, images: Sequence[PixelsHWC], maps: bool = False) -> Scores:
-        """Scores of `square_SSC`, each already reduced to the input's size."""
+        """Scores of `square_SSC`, each already reduced to the input's size.
+
+        Raises:
+            BackendError: it is closed.
+        """
+        network: MappedNetwork = opened(self.__dict__.get("network"))  # another thread may close it meanwhile
         if not images:
-            none_Bhw = np.empty((0, *self.network.resolution), np.float32)
+            none_Bhw = np.empty((0, *network.resolution), np.float32)
             return Scores(np.empty(0, np.float32), none_Bhw if maps else None)
         batch_BCHW = batch_from_squares(images, self.spec)
         # TF32 would make fp32 a name only: LeViT's linear layers are convolutions here.
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            output, found_Bhw = self.network.logits_and_map(torch.from_numpy(batch_BCHW).to(self.device))
+            output, found_Bhw = network.logits_and_map(torch.from_numpy(batch_BCHW).to(self.device))
         logits_B: LogitsB = logits_from_output(output).cpu().numpy()
         return Scores(logits_B, found_Bhw.float().cpu().numpy() if maps else None)
 
