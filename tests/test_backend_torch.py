@@ -110,6 +110,15 @@ def test_a_bundle_with_other_weights_than_its_arch_needs_is_refused(tiny_bundle:
         network_from_bundle(other)
 
 
+@pytest.mark.parametrize("off", [1, 10**7])
+def test_a_bundle_whose_manifest_prepares_another_size_is_refused(tiny_bundle: Path, tmp_path: Path, off: int) -> None:
+    source = Bundle.open(tiny_bundle)
+    spec = replace(source.manifest.spec, size=source.manifest.spec.size + off)
+    files = {"model.onnx": source.read("model.onnx")}
+    with pytest.raises(BundleError, match="but its manifest prepares"):
+        TorchBackend(write_bundle(tmp_path / "bundle", files, replace(source.manifest, spec=spec)))
+
+
 def test_rounding_leaves_the_network_itself_alone() -> None:
     fused = fused_network(_trained("levit_128s", 64), "levit_128s", 64)
     before = {name: value.clone() for name, value in fused.state_dict().items()}

@@ -32,12 +32,7 @@ def network_from_bundle(bundle: Bundle) -> MappedNetwork:
     with importing("torch", "onnx", "read the weights of a bundle"):
         import onnx
         from onnx import numpy_helper
-    manifest = bundle.manifest
-    try:
-        fresh = network_from_arch(manifest.arch, manifest.spec.size)
-    except ValueError as error:
-        raise BundleError(f"{bundle.path}: {error}; update aivsreal, or timm") from None
-    network = fused_network(fresh, manifest.arch, manifest.spec.size)
+    manifest, size = bundle.manifest, bundle.manifest.spec.size
     path = bundle.path / MODEL
     content = bundle.read(MODEL)
     try:
@@ -46,6 +41,17 @@ def network_from_bundle(bundle: Bundle) -> MappedNetwork:
         raise BundleError(
             f"{path}: no ONNX model ({type(error).__name__}); make it again with aivsreal-export"
         ) from None
+    sides = [dim.dim_value for given in graph.input[:1] for dim in given.type.tensor_type.shape.dim[1:]]
+    if sides != [3, size, size]:  # most weights are the same for any size
+        raise BundleError(
+            f"{path} takes {sides} an image, but its manifest prepares {[3, size, size]}; "
+            "make it again with aivsreal-export"
+        )
+    try:
+        fresh = network_from_arch(manifest.arch, size)
+    except ValueError as error:
+        raise BundleError(f"{bundle.path}: {error}; update aivsreal, or timm") from None
+    network = fused_network(fresh, manifest.arch, size)
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     weights = {}
     for name, value in network.state_dict().items():
