@@ -22,6 +22,7 @@ from google.protobuf import text_format
 from onnx import numpy_helper
 
 from aivsreal.export.cli import main
+from aivsreal.export.draft import Draft
 from aivsreal.export.graphs.half import half_from_onnx
 from aivsreal.export.graphs.int8 import Int8Gate
 from aivsreal.export.graphs.parity import Tolerance
@@ -87,6 +88,19 @@ def test_without_tensorrt_the_onnx_part_is_complete_and_the_step_that_is_left_is
     assert "same label" in table.stdout
     assert "24 of 24" in table.stdout
     assert "left to do" not in table.stderr
+
+
+def test_what_another_export_adds_meanwhile_is_not_lost(
+    folder: Path, stored: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add_half(draft: Draft) -> None:
+        write_bundle(folder, {"model.onnx": stored, "model.int8.onnx": b"of another export"}, MANIFEST)
+
+    monkeypatch.setattr("aivsreal.export.run.add_half", add_half)
+    result = _export(folder, "--fp16", "--no-engine")
+    assert result.exit_code == 2
+    assert "was changed meanwhile, by another export perhaps: run this one again" in result.stderr
+    assert "model.int8.onnx" in _names(folder)
 
 
 def test_an_engine_that_is_asked_for_and_cannot_be_built_is_an_error(folder: Path) -> None:

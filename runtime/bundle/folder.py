@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -170,7 +170,9 @@ def _shipped_or_extended() -> Path:
         return SHIPPED
 
 
-def write_bundle(target: Path, files: Mapping[str, bytes], manifest: Manifest) -> Bundle:
+def write_bundle(
+    target: Path, files: Mapping[str, bytes], manifest: Manifest, last_look: Callable[[], None] = lambda: None
+) -> Bundle:
     """Write a bundle so that it is whole or not there: beside `target` first, the manifest last, then moved there.
 
     A bundle that is at `target` is kept until the new one is in its place.
@@ -179,6 +181,7 @@ def write_bundle(target: Path, files: Mapping[str, bytes], manifest: Manifest) -
         target: folder of the bundle; its parents are made.
         files: content by plain file name.
         manifest: its `files` is filled in here; what it tells becomes the file `evaluation.json`.
+        last_look: is called when all is written and nothing moved yet; what it raises ends it there.
 
     Raises:
         BundleError: `target` holds something that is not a bundle's; or it cannot be written.
@@ -202,6 +205,7 @@ def write_bundle(target: Path, files: Mapping[str, bytes], manifest: Manifest) -
             for name, content in (*files.items(), (MANIFEST, text)):
                 _write_synced(fresh / name, content)
             bundle = Bundle.open(fresh)
+            last_look()
             try:
                 if place.exists():
                     os.rename(place, old)
