@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from aivsreal.export.draft import Draft
 
 
+_OF_THE_ENGINE = {"max_batch", "workspace", "version_compatible", "timing_cache", "dla", "rtx"}
+
+
 def _folder(context: click.Context, argument: click.Parameter, text: str | None) -> Path | None:
     return None if text is None else bundle_folder(text)
 
@@ -109,6 +112,10 @@ def main(
     if verify and given - {"verify", "source", "reference", "as_json"}:
         raise click.UsageError("--verify changes nothing: give it a bundle, --reference and --json alone")
     half = fp16 or bool(rtx)
+    if idle := given & _OF_THE_ENGINE if engine is False or not (half or engine) else set[str]():
+        raise click.UsageError(f"{_typed(idle)} is for an engine, and none is to be built: add --fp16 or --engine")
+    if data is not None and not int8:
+        raise click.UsageError("--data is for --int8, which was not asked for")
     making = Making(
         opset=None if opset is None else int(opset), crop_fraction=crop_fraction, temperature=temperature,
         points=points or None, gradcam=gradcam, encoder=encoder,
@@ -134,6 +141,10 @@ def _given(context: click.Context) -> set[str]:
     """Parameters that were typed."""
     typed = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
     return {name for name in context.params if context.get_parameter_source(name) in typed}
+
+
+def _typed(names: set[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
 
 
 def _say(line: str) -> None:

@@ -221,8 +221,10 @@ def _timing_cache(config: Any, file: Path | None) -> Path | None:
         content = file.read_bytes() if file.exists() else b""
     except OSError as error:
         raise ExportError(f"{file}: the timing cache cannot be read: {error.strerror}") from None
-    if (what := kind_of(content[:HEAD])) is not None:
-        raise ExportError(f"{file} is {what.name}, not a timing cache, and would be replaced: name another file")
+    found = kind_of(content[:HEAD])
+    what = found.name if found is not None else "a text" if content and b"\0" not in content else ""
+    if what:  # TensorRT-RTX takes anything, and keeps nothing of it
+        raise ExportError(f"{file} is {what}, not a timing cache, and would be replaced: name another file")
     # A cache of another version or GPU, or a damaged one, is not an error: its timings are only taken anew.
     for candidate in (content, b""):
         cache = config.create_timing_cache(candidate)

@@ -36,6 +36,11 @@ class Wish:
     making: Making
     card: Path | None
 
+    @property
+    def target(self) -> Path | None:
+        """Folder to write; None where there is no home folder for it."""
+        return self.out or self.source or extended_folder()
+
 
 def run(wish: Wish, tell: Tell) -> Draft:
     """Export; what is written to `target` of the result.
@@ -43,6 +48,7 @@ def run(wish: Wish, tell: Tell) -> Draft:
     Raises:
         AivsrealError: something was refused, and nothing was written.
     """
+    before = _manifest_in(wish.target)
     bundle = _bundle(wish.source)
     draft = _from_checkpoint(wish, tell) if bundle is None else _from_bundle(wish, bundle, tell)
     assert draft.target is not None
@@ -59,7 +65,12 @@ def run(wish: Wish, tell: Tell) -> Draft:
         from aivsreal.export.triton import check_repository
 
         check_repository(wish.triton)  # before anything is written
-    written = write_bundle(draft.target, draft.files, draft.manifest)
+
+    def last_look() -> None:
+        if _manifest_in(draft.target) != before:
+            raise ExportError(f"{draft.target} was changed meanwhile, by another export perhaps: run this one again")
+
+    written = write_bundle(draft.target, draft.files, draft.manifest, last_look)
     named = f"--bundle {draft.name}" if draft.name else ""
     tell(f"bundle {written.digest} written to {draft.target}; try: aivsreal-scan {named}IMAGES")
     if wish.triton is not None:
@@ -108,12 +119,18 @@ def _from_bundle(wish: Wish, bundle: Bundle, tell: Tell) -> Draft:
             f"{bundle.path} is a bundle already: say what to add with --fp16, --int8 or --triton, or give a checkpoint "
             "that aivsreal-train wrote"
         )
-    target = wish.out or (extended_folder() if wish.source is None else bundle.path)
-    if target is None:
+    if wish.target is None:
         raise ExportError("there is no home folder to keep the extended bundle in: name a folder with -o")
     draft = draft_from_bundle(bundle, wish.reference, tell)
-    draft.target = target
+    draft.target = wish.target
     return draft
+
+
+def _manifest_in(folder: Path | None) -> bytes | None:
+    try:
+        return None if folder is None else (folder / MANIFEST).read_bytes()
+    except OSError:
+        return None
 
 
 def _is_rendered(card: bytes | None, manifest: Manifest) -> bool:

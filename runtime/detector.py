@@ -12,10 +12,10 @@ from itertools import islice
 from pathlib import Path
 
 from aivsreal.runtime.backends.choose import open_backend
-from aivsreal.runtime.backends.protocol import CLOSED, Backend
+from aivsreal.runtime.backends.protocol import Backend
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import FULL
-from aivsreal.runtime.errors import BackendError, Fault
+from aivsreal.runtime.errors import CLOSED, BackendError, Fault
 from aivsreal.runtime.files.decode import Decoded, DecodePlan, cut, reduced
 from aivsreal.runtime.files.given import AnyImage, AnyPath, kind_of, path_from_any, pixels_from_any
 from aivsreal.runtime.files.pipeline import judged_batches

@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 
+CLOSED = "the detector is closed: open another one with Detector.open"
+
 
 class AivsrealError(Exception):
     """Root of the tree: catch this to catch all that aivsreal raises on purpose."""

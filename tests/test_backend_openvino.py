@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +23,7 @@ from aivsreal.runtime.backends.onnx import OnnxBackend
 from aivsreal.runtime.backends.openvino import OpenvinoBackend
 from aivsreal.runtime.bundle.folder import Bundle, write_bundle
 from aivsreal.runtime.errors import BackendError, BundleError
+from aivsreal.runtime.locks import locked
 from aivsreal.runtime.networks.arch import fused_network
 from aivsreal.runtime.preprocess import batch_from_squares
 from aivsreal.runtime.spec import PreprocessSpec
@@ -100,3 +103,18 @@ def test_compiled_networks_that_were_used_long_ago_go(tmp_path: Path, monkeypatc
     kept = {path.name for path in folder.glob("*.blob")}
     assert len(kept) == 4
     assert {"2.blob", "3.blob", "4.blob"} < kept, "beside these lies the one that was compiled now"
+
+
+@installed
+def test_a_start_waits_for_the_one_that_writes_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "aivsreal" / "openvino"
+    folder.mkdir(parents=True, mode=0o700)
+    with ThreadPoolExecutor(1) as pool:
+        with (folder / ".lock").open("w") as file:
+            assert locked(file, fcntl.LOCK_EX)
+            start = pool.submit(OpenvinoBackend, Bundle.open(), 1)
+            assert not wait([start], 2).done
+            assert not list(folder.glob("*.blob"))
+        start.result(60).close()
+    assert len(list(folder.glob("*.blob"))) == 1

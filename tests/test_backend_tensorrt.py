@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -180,6 +182,29 @@ def test_threads_share_a_backend(install: Install, with_engine: Bundle) -> None:
         for scores, expected in zip(pool.map(backend.run, batches), wanted, strict=True):
             assert scores.logits_B == pytest.approx(expected, abs=1e-5)
     backend.close()
+    driver.check_empty()
+
+
+def test_a_backend_that_is_closed_while_threads_use_it_ends_their_next_batch(
+    install: Install, with_engine: Bundle
+) -> None:
+    driver = install()
+    backend = TensorrtBackend(with_engine)
+    begun = threading.Barrier(4)
+
+    def judge() -> None:
+        begun.wait(30)
+        while True:
+            backend.run(_images(12))
+
+    with ThreadPoolExecutor(3) as pool:
+        ends = [pool.submit(judge) for _ in range(3)]
+        begun.wait(30)
+        time.sleep(0.05)
+        backend.close()
+        for end in ends:
+            with pytest.raises(BackendError, match="the detector is closed"):
+                end.result(30)
     driver.check_empty()
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from aivsreal.runtime.backends.torch import network_from_bundle
+from aivsreal.runtime.backends.choose import probe_squares
+from aivsreal.runtime.backends.torch import TorchBackend, network_from_bundle
 from aivsreal.runtime.bundle.folder import Bundle, write_bundle
-from aivsreal.runtime.errors import BundleError
+from aivsreal.runtime.errors import BackendError, BundleError
 from aivsreal.runtime.networks.arch import fused_network, network_from_arch
 from aivsreal.runtime.networks.levit import ARCHS
 from aivsreal.runtime.networks.mapped import logits_from_output, round_to_half
@@ -109,6 +110,15 @@ def test_a_bundle_with_other_weights_than_its_arch_needs_is_refused(tiny_bundle:
         network_from_bundle(other)
 
 
+@pytest.mark.parametrize("off", [1, 10**7])
+def test_a_bundle_whose_manifest_prepares_another_size_is_refused(tiny_bundle: Path, tmp_path: Path, off: int) -> None:
+    source = Bundle.open(tiny_bundle)
+    spec = replace(source.manifest.spec, size=source.manifest.spec.size + off)
+    files = {"model.onnx": source.read("model.onnx")}
+    with pytest.raises(BundleError, match="but its manifest prepares"):
+        TorchBackend(write_bundle(tmp_path / "bundle", files, replace(source.manifest, spec=spec)))
+
+
 def test_rounding_leaves_the_network_itself_alone() -> None:
     fused = fused_network(_trained("levit_128s", 64), "levit_128s", 64)
     before = {name: value.clone() for name, value in fused.state_dict().items()}
@@ -117,3 +127,13 @@ def test_rounding_leaves_the_network_itself_alone() -> None:
     assert any((rounded[name] != value).any() for name, value in before.items())
     large = [value for value in rounded.values() if value.numel() >= 1024]
     assert all((value == value.half().float()).all() for value in large)
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_a_backend_that_another_thread_closed_says_so(tiny_bundle: Path, images: int) -> None:
+    backend = TorchBackend(Bundle.open(tiny_bundle))
+    squares = probe_squares(backend.spec.size, images)
+    assert len(backend.run(squares).logits_B) == images
+    backend.close()
+    with pytest.raises(BackendError, match="the detector is closed"):
+        backend.run(squares)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from aivsreal.runtime.bundle.folder import Bundle, write_bundle
+from aivsreal.runtime.bundle.folder import Bundle, extended_folder, write_bundle
 from aivsreal.runtime.bundle.manifest import Manifest, manifest_from_json
 from aivsreal.runtime.errors import BundleError
 from aivsreal.runtime.spec import PreprocessSpec
@@ -190,6 +192,44 @@ def test_when_the_move_fails_the_old_bundle_stays(folder: Path, monkeypatch: pyt
         write_bundle(folder, {"model.onnx": b"better"}, MANIFEST)
     assert Bundle.open(folder).read("model.onnx") == b"weights"
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize(("stopped", "left"), [(1, b"weights"), (2, b"better")])
+def test_a_stop_while_it_is_moved_leaves_a_whole_bundle(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, stopped: int, left: bytes
+) -> None:
+    real_rename, calls = os.rename, 0
+
+    def rename(source: Path, target: Path) -> None:
+        nonlocal calls
+        calls += 1
+        real_rename(source, target)
+        if calls == stopped:
+            signal.raise_signal(signal.SIGINT)  # Python raises it when the call is over
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(KeyboardInterrupt):
+        write_bundle(folder, {"model.onnx": b"better"}, MANIFEST)
+    assert Bundle.open(folder).read("model.onnx") == left
+    assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+
+
+def test_what_helps_is_said_of_the_bundle_that_is_damaged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    shipped = Bundle.open()
+    extended = extended_folder()
+    assert extended is not None
+    files = {name: shipped.read(name) for name in shipped.manifest.files}
+    write_bundle(extended, {**files, "model.fp16.onnx": b"half"}, shipped.manifest)
+    for place, advice in ((extended, f"run rm -r {extended}"), (folder, "make it again with aivsreal-export")):
+        for file in place.glob("model*.onnx"):
+            file.write_bytes(b"damaged")
+        with pytest.raises(BundleError, match=f"its SHA-256 is not the manifest's; .*{re.escape(advice)}"):
+            Bundle.open(None if place == extended else place)
+    shutil.rmtree(extended)
+    assert Bundle.open() == shipped
 
 
 def test_a_bundle_that_is_being_written_does_not_open(folder: Path, tmp_path: Path) -> None:

@@ -90,10 +90,11 @@ def test_a_profile_that_is_srgb_loads_no_library(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "image.jpg")], check=True)
 
 
-def test_grey_of_another_gamma_becomes_srgb(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mode", "options"), [("L", {}), ("LA", {}), ("L", {"transparency": 255})])
+def test_grey_of_another_gamma_becomes_srgb(tmp_path: Path, mode: str, options: dict[str, int]) -> None:
     grey = picture().convert("L")
     profile = icc_profile(b"GRAY", b"XYZ ", {b"kTRC": gamma_curve(1.5)})
-    decoded = _decoded(tmp_path, encoded("TIFF", grey, icc_profile=profile))
+    decoded = _decoded(tmp_path, encoded("PNG", grey.convert(mode), icc_profile=profile, **options))
     light = (np.asarray(grey) / 255.0) ** 1.5
     levels = 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     assert np.abs(decoded.pixels[0] - levels[..., None]).max() <= 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -140,3 +141,13 @@ def test_a_few_images_do_not_wait_for_a_backend_that_starts_slowly(monkeypatch: 
         backend.close()
     for many in (backends.WORTH_A_SLOW_START, None):
         assert backends.open_backend(bundle, images=many)[0].name == "fastest"
+
+
+def test_a_few_images_take_openvino_where_onnx_runtime_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    for name in ("onnxruntime", "torch"):
+        monkeypatch.setitem(sys.modules, name, None)
+    backend, why = backends.open_backend(Bundle.open(), images=1)
+    backend.close()
+    assert backend.name == "openvino-cpu"
+    assert "openvino passed over" not in why

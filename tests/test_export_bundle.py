@@ -22,6 +22,7 @@ from google.protobuf import text_format
 from onnx import numpy_helper
 
 from aivsreal.export.cli import main
+from aivsreal.export.draft import Draft
 from aivsreal.export.graphs.half import half_from_onnx
 from aivsreal.export.graphs.int8 import Int8Gate
 from aivsreal.export.graphs.parity import Tolerance
@@ -87,6 +88,19 @@ def test_without_tensorrt_the_onnx_part_is_complete_and_the_step_that_is_left_is
     assert "same label" in table.stdout
     assert "24 of 24" in table.stdout
     assert "left to do" not in table.stderr
+
+
+def test_what_another_export_adds_meanwhile_is_not_lost(
+    folder: Path, stored: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add_half(draft: Draft) -> None:
+        write_bundle(folder, {"model.onnx": stored, "model.int8.onnx": b"of another export"}, MANIFEST)
+
+    monkeypatch.setattr("aivsreal.export.run.add_half", add_half)
+    result = _export(folder, "--fp16", "--no-engine")
+    assert result.exit_code == 2
+    assert "was changed meanwhile, by another export perhaps: run this one again" in result.stderr
+    assert "model.int8.onnx" in _names(folder)
 
 
 def test_an_engine_that_is_asked_for_and_cannot_be_built_is_an_error(folder: Path) -> None:
@@ -336,12 +350,16 @@ def test_a_triton_model_of_somebody_else_is_never_replaced(folder: Path, tmp_pat
         (["--verify", "--temperature", "2"], "--verify changes nothing"),
         (["--accurate", "clip.whl", "--fp16"], "--accurate makes a bundle as it was measured"),
         (["--fp16", "--max-batch", "0"], "max-batch"),
+        (["--triton", "models", "--max-batch", "8", "--dla", "0"], "--dla, --max-batch is for an engine, and none is"),
+        (["--fp16", "--no-engine", "--workspace", "64"], "--workspace is for an engine"),
+        (["--rtx", "8.6", "--no-engine"], "--rtx is for an engine"),
+        (["--fp16", "--no-engine", "--data", "data"], "--data is for --int8"),
         (["--rtx", "8.6"], "tensorrt-rtx is not installed"),
     ],
 )
 def test_wrong_use_is_one_clear_error(folder: Path, arguments: list[str], words: str) -> None:
     before = Bundle.open(folder).digest
-    extra = ["--engine"] if "--rtx" in arguments else []
+    extra = ["--engine"] if arguments == ["--rtx", "8.6"] else []
     result = _export(folder, *arguments, *extra)
     assert result.exit_code == 2
     assert words in " ".join(result.stderr.split())

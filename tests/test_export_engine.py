@@ -85,17 +85,20 @@ def test_the_options_reach_the_builder(small: bytes, tmp_path: Path) -> None:
     assert first
     _build(trt, small, timing_cache=cache)
     assert len(cache.read_bytes()) > len(first)  # what was there was read
-    cache.write_bytes(b"damaged")
+    cache.write_bytes(b"damaged\0")
     _build(trt, small, timing_cache=cache)
     assert cache.read_bytes() == first
 
 
-def test_a_picture_is_no_timing_cache(small: bytes, tmp_path: Path) -> None:
-    photo = write_image(tmp_path / "photo.jpg", 1)
-    content = photo.read_bytes()
-    with pytest.raises(ExportError, match="a JPEG picture"):
-        _build(fake_tensorrt("10.3.0"), small, timing_cache=photo)
-    assert photo.read_bytes() == content
+@pytest.mark.parametrize("version", ["10.3.0", "rtx1.7"])
+def test_a_picture_or_a_text_is_no_timing_cache(small: bytes, tmp_path: Path, version: str) -> None:
+    photo, notes = write_image(tmp_path / "photo.jpg", 1), tmp_path / "notes.md"
+    notes.write_text("my notes")
+    for file, what in ((photo, "a JPEG picture"), (notes, "a text")):
+        content = file.read_bytes()
+        with pytest.raises(ExportError, match=f"is {what}, not a timing cache"):
+            _build(fake_tensorrt(version), small, timing_cache=file)
+        assert file.read_bytes() == content
 
 
 def test_on_version_11_a_dla_engine_is_strongly_typed_too(small: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from aivsreal.runtime.backends.choose import probe_squares
 from aivsreal.runtime.backends.onnx import OnnxBackend
+from aivsreal.runtime.backends.optimised import OptimisedModel
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.cache import remember, remembered, usable_cache_folder, write_whole
 from aivsreal.runtime.machine import cpu_digest
@@ -106,3 +108,20 @@ def test_old_networks_go_and_files_of_older_versions_with_them(cache: Path) -> N
         os.utime(folder / f"older-{index}", (2 + index, 2 + index))
     _logits(Bundle.open())
     assert sorted(path.name for path in folder.glob("old*")) == ["older-1", "older-2", "older-3"]
+
+
+def test_threads_that_start_at_once_leave_a_whole_one(cache: Path) -> None:
+    place = OptimisedModel.of("0" * 64, "1.0")
+    assert place is not None
+
+    def write() -> None:
+        place.part.mkdir(exist_ok=True)
+        (place.part / "network.onnx").write_bytes(b"network")
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(write).result()
+        write()
+        pool.submit(place.keep).result()
+        place.keep()
+    assert place.is_whole
+    assert not list((cache / "onnx-cpu").glob("*.part"))

@@ -5,8 +5,11 @@ Legend: B image in a batch; h, w cells of a map.
 
 from __future__ import annotations
 
+import fcntl
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import INPUT, LOGITS, MAP
 from aivsreal.runtime.cache import remove_oldest, usable_cache_folder
 from aivsreal.runtime.errors import BackendError, BundleError, importing
+from aivsreal.runtime.locks import locked
 from aivsreal.runtime.machine import usable_cores
 from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, Scores
 
@@ -62,7 +66,8 @@ class OpenvinoBackend:
             model = core.read_model(network)
             shape = [list(one.get_partial_shape().to_string().strip("[]").split(",")) for one in model.inputs]
             self.has_maps = MAP in {name for one in model.outputs for name in one.get_names()}
-            self._compiled = core.compile_model(model, "CPU", options)
+            with _alone(folder):
+                self._compiled = core.compile_model(model, "CPU", options)
             self._request = self._compiled.create_infer_request()
             outputs = {name for one in self._compiled.outputs for name in one.get_names()}
         except Exception as error:  # OpenVINO raises RuntimeError for whatever goes wrong
@@ -102,6 +107,19 @@ class OpenvinoBackend:
                 return [np.array(found[name], dtype=np.float32) for name in outputs]
             except Exception as error:  # as above
                 raise BackendError(f"OpenVINO failed: {_last_line(error)}; try a smaller --batch-size") from None
+
+
+@contextmanager
+def _alone(folder: Path | None) -> Iterator[None]:
+    """One start at a time in a cache: OpenVINO writes in place what another start would map into its memory.
+
+    Of five starts at once in an empty cache one ended in a bus error.
+    """
+    with ExitStack() as held:
+        if folder is not None:
+            with suppress(OSError):  # a disk that is full, and then nothing is kept either
+                locked(held.enter_context((folder / ".lock").open("w")), fcntl.LOCK_EX)
+        yield
 
 
 def _precision(runtime_model: Any) -> str:

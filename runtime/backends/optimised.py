@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class OptimisedModel:
     @property
     def part(self) -> Path:
         """The folder that ONNX Runtime is to write it to: the network names its weights' file beside it."""
-        return self.folder.with_name(f".{self.folder.name}.{os.getpid()}.part")
+        return self.folder.with_name(f".{self.folder.name}.{os.getpid()}-{threading.get_ident()}.part")
 
     def keep(self) -> None:
         """Move what was written to `part` into its place. A disk that is full is no error."""

@@ -13,11 +13,9 @@ import numpy.typing as npt
 
 from aivsreal.runtime.bundle.folder import Bundle, no_maps
 from aivsreal.runtime.bundle.manifest import INT8_MODEL, LOGITS, MAP, MODEL
-from aivsreal.runtime.errors import BackendError
+from aivsreal.runtime.errors import CLOSED, BackendError
 from aivsreal.runtime.machine import has_int8_products
 from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, Scores, batch_from_squares
-
-CLOSED = "the detector is closed: open another one with Detector.open"
 
 
 class Backend(Protocol):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from aivsreal.runtime.backends.protocol import opened
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.bundle.manifest import HALF_SUFFIX, MAP, MODEL
 from aivsreal.runtime.errors import BundleError, importing
@@ -31,12 +32,7 @@ def network_from_bundle(bundle: Bundle) -> MappedNetwork:
     with importing("torch", "onnx", "read the weights of a bundle"):
         import onnx
         from onnx import numpy_helper
-    manifest = bundle.manifest
-    try:
-        fresh = network_from_arch(manifest.arch, manifest.spec.size)
-    except ValueError as error:
-        raise BundleError(f"{bundle.path}: {error}; update aivsreal, or timm") from None
-    network = fused_network(fresh, manifest.arch, manifest.spec.size)
+    manifest, size = bundle.manifest, bundle.manifest.spec.size
     path = bundle.path / MODEL
     content = bundle.read(MODEL)
     try:
@@ -45,6 +41,17 @@ def network_from_bundle(bundle: Bundle) -> MappedNetwork:
         raise BundleError(
             f"{path}: no ONNX model ({type(error).__name__}); make it again with aivsreal-export"
         ) from None
+    sides = [dim.dim_value for given in graph.input[:1] for dim in given.type.tensor_type.shape.dim[1:]]
+    if sides != [3, size, size]:  # most weights are the same for any size
+        raise BundleError(
+            f"{path} takes {sides} an image, but its manifest prepares {[3, size, size]}; "
+            "make it again with aivsreal-export"
+        )
+    try:
+        fresh = network_from_arch(manifest.arch, size)
+    except ValueError as error:
+        raise BundleError(f"{bundle.path}: {error}; update aivsreal, or timm") from None
+    network = fused_network(fresh, manifest.arch, size)
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     weights = {}
     for name, value in network.state_dict().items():
@@ -78,14 +85,19 @@ class TorchBackend:
         self.precision = str(self.network.head.weight.dtype).removeprefix("torch.").replace("float", "fp")
 
     def run(self, images: Sequence[PixelsHWC], maps: bool = False) -> Scores:
-        """Scores of `square_SSC`, each already reduced to the input's size."""
+        """Scores of `square_SSC`, each already reduced to the input's size.
+
+        Raises:
+            BackendError: it is closed.
+        """
+        network: MappedNetwork = opened(self.__dict__.get("network"))  # another thread may close it meanwhile
         if not images:
-            none_Bhw = np.empty((0, *self.network.resolution), np.float32)
+            none_Bhw = np.empty((0, *network.resolution), np.float32)
             return Scores(np.empty(0, np.float32), none_Bhw if maps else None)
         batch_BCHW = batch_from_squares(images, self.spec)
         # TF32 would make fp32 a name only: LeViT's linear layers are convolutions here.
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            output, found_Bhw = self.network.logits_and_map(torch.from_numpy(batch_BCHW).to(self.device))
+            output, found_Bhw = network.logits_and_map(torch.from_numpy(batch_BCHW).to(self.device))
         logits_B: LogitsB = logits_from_output(output).cpu().numpy()
         return Scores(logits_B, found_Bhw.float().cpu().numpy() if maps else None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,7 +55,7 @@ class Bundle:
             BundleError: it is missing, foreign, damaged or half made.
         """
         folder = _shipped_or_extended() if path is None else bundle_folder(path)
-        again = "run pip install --force-reinstall aivsreal" if path is None else "make it again with aivsreal-export"
+        again = _again(folder)
         try:
             text = (folder / MANIFEST).read_bytes()
             values = object_from_json(text)
@@ -107,17 +107,27 @@ class Bundle:
         """
         file = self.path / name
         if name not in self.manifest.files:
-            raise BundleError(f"{self.path} lists no {name}; make it again with aivsreal-export")
+            raise BundleError(f"{self.path} lists no {name}; {_again(self.path)}")
         try:
             content = file.read_bytes()
         except OSError as error:
-            raise BundleError(f"{file} cannot be read: {error.strerror}; make it again with aivsreal-export") from None
+            raise BundleError(f"{file} cannot be read: {error.strerror}; {_again(self.path)}") from None
         if hashlib.sha256(content).hexdigest() != self.manifest.files[name]:
             raise BundleError(
-                f"{file} is damaged or was changed: its SHA-256 is not the manifest's; copy the whole folder again "
-                "or make it again with aivsreal-export"
+                f"{file} is damaged or was changed: its SHA-256 is not the manifest's; {_again(self.path)}"
             )
         return content
+
+
+def _again(folder: Path) -> str:
+    """What helps where a bundle cannot be used."""
+    if folder == SHIPPED:
+        return "run pip install --force-reinstall aivsreal"
+    if folder == extended_folder():  # aivsreal-export would start from it, and stop where a scan does
+        from aivsreal.runtime.text import typed  # not at each start
+
+        return f"run rm -r {typed(folder)}: the shipped one is taken then, and aivsreal-export adds to it anew"
+    return "copy the whole folder again, or make it again with aivsreal-export"
 
 
 def named_folder(name: str) -> Path | None:
@@ -160,7 +170,9 @@ def _shipped_or_extended() -> Path:
         return SHIPPED
 
 
-def write_bundle(target: Path, files: Mapping[str, bytes], manifest: Manifest) -> Bundle:
+def write_bundle(
+    target: Path, files: Mapping[str, bytes], manifest: Manifest, last_look: Callable[[], None] = lambda: None
+) -> Bundle:
     """Write a bundle so that it is whole or not there: beside `target` first, the manifest last, then moved there.
 
     A bundle that is at `target` is kept until the new one is in its place.
@@ -169,6 +181,7 @@ def write_bundle(target: Path, files: Mapping[str, bytes], manifest: Manifest) -
         target: folder of the bundle; its parents are made.
         files: content by plain file name.
         manifest: its `files` is filled in here; what it tells becomes the file `evaluation.json`.
+        last_look: is called when all is written and nothing moved yet; what it raises ends it there.
 
     Raises:
         BundleError: `target` holds something that is not a bundle's; or it cannot be written.
@@ -192,12 +205,13 @@ def write_bundle(target: Path, files: Mapping[str, bytes], manifest: Manifest) -
             for name, content in (*files.items(), (MANIFEST, text)):
                 _write_synced(fresh / name, content)
             bundle = Bundle.open(fresh)
-            if place.exists():
-                os.rename(place, old)
+            last_look()
             try:
+                if place.exists():
+                    os.rename(place, old)
                 os.rename(fresh, place)
-            except BaseException:
-                if old.exists():
+            except BaseException:  # also Ctrl-C, which comes after the call that it comes in
+                if old.exists() and not place.exists():
                     os.rename(old, place)
                 raise
     except OSError as error:

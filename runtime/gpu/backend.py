@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import queue
+import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ import numpy as np
 from aivsreal.runtime.bundle.engine_key import EngineCard
 from aivsreal.runtime.bundle.folder import Bundle, no_maps
 from aivsreal.runtime.bundle.manifest import LOGITS, MAP
-from aivsreal.runtime.errors import GpuMemoryError, MissingExtra
+from aivsreal.runtime.errors import CLOSED, BackendError, GpuMemoryError, MissingExtra
 from aivsreal.runtime.gpu.calls import Driver
 from aivsreal.runtime.gpu.driver import open_driver
 from aivsreal.runtime.gpu.engine import (
@@ -57,6 +59,7 @@ class TensorrtBackend:
         self._bundle = bundle
         self._closing: list[Any] = [self._driver]
         self._slots: queue.LifoQueue[EngineSlot] = queue.LifoQueue()
+        self._left, self._users, self._closed = threading.Condition(), 0, False
         try:
             kind, card = fitting_engine(bundle, libraries, self._driver.gpu)
             self.name, self.precision = kind.value, card.key.precision  # as the export read it back from the engine
@@ -96,15 +99,19 @@ class TensorrtBackend:
 
         Raises:
             GpuMemoryError: not even one image fits.
-            BackendError: CUDA or TensorRT failed; or the engine gives no maps.
+            BackendError: CUDA or TensorRT failed; or the engine gives no maps; or it is closed.
         """
         if maps and not self.has_maps:
             raise no_maps(self._bundle)
-        outputs = self._run(images)
+        with self._in_use():
+            outputs = self._run(images)
         return Scores(outputs[LOGITS].reshape(-1), outputs[MAP] if maps else None)
 
     def close(self) -> None:
-        """Give back all that it holds on the GPU; a second call does nothing."""
+        """Give back all that it holds on the GPU, once no thread uses it; a second call does nothing."""
+        with self._left:
+            self._closed = True
+            self._left.wait_for(lambda: not self._users)
         *held, driver = self._closing or [None]
         self._closing = []
         if driver is None:
@@ -121,6 +128,20 @@ class TensorrtBackend:
                 self._runtime = None
         finally:
             driver.close()
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """Keeps it open: what the GPU works on must not be freed."""
+        with self._left:
+            if self._closed:
+                raise BackendError(CLOSED)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._left:
+                self._users -= 1
+                self._left.notify_all()
 
     def _run(self, pixels: Sequence[PixelsHWC]) -> Outputs:
         """All outputs, in order. While a part computes, the next one is staged and uploaded where a slot is free."""

@@ -59,7 +59,7 @@ def rgb_from_image(
         image = image.copy()
         image.info["transparency"] = tuple(value >> 8 for value in key)
     if image.has_transparency_data:
-        image = _on_white(image)
+        image = _on_white(image).convert("L" if image.mode in ("L", "LA", "La") else "RGB")  # grey has grey's profile
     if image.mode not in ("L", "RGB", "CMYK"):
         image = image.convert("RGB")
     if coded is not None:

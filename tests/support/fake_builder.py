@@ -260,7 +260,7 @@ class Builder(Bound):
             "capabilities": [kind.name for kind in config._capabilities.values()],
         }  # fmt: skip
         if config._cache is not None:
-            config._cache._content += b"timings"
+            config._cache._content += b"timings\0"
         text = json.dumps(header).encode()
         return HostMemory(MAGIC + len(text).to_bytes(4, "little") + text + network._content)
 
