@@ -17,7 +17,7 @@ from aivsreal.train.config import PRESETS, TrainConfig
 CELL = 16  # pixels of LeViT's first tokens, by four convolutions of stride 2
 
 
-@command("aivsreal-train", "stopped; the last finished epoch is in {out}: add --resume to go on")
+@command("aivsreal-train", "stopped; where an epoch was finished it is in {out}: add --resume to go on from it")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("runs/levit192"), show_default=True)
 @click.option("--preset", type=click.Choice(sorted(PRESETS)), default="labels", show_default=True)
