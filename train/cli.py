@@ -86,7 +86,8 @@ def main(
             unlabelled=unlabelled, cache=cache,
         )  # fmt: skip
     except OSError as error:  # also in the middle of it: the folder was taken away, or its disk
-        if error.filename is None or not Path(os.fsdecode(error.filename)).is_relative_to(out):
+        written = [out] if cache is None else [out, cache]
+        if error.filename is None or not any(map(Path(os.fsdecode(error.filename)).is_relative_to, written)):
             raise
         raise DataError(f"{error.filename} cannot be written: {error.strerror}") from None
 
