@@ -286,6 +286,10 @@ def test_a_default_point_is_chosen_and_the_unseen_sources_are_measured(
     shutil.copytree(tmp_path / "data" / "val_unseen", tmp_path / "data" / "val_wild")
     result = CliRunner().invoke(main, [str(tmp_path / "data")])
     assert json.loads(result.stdout)["split"] == "val_unseen"
+    rows = [f"{path},{path.parent.name},val_unseen" for path in (tmp_path / "data" / "val_unseen").rglob("*.png")]
+    table = tmp_path / "twice.csv"
+    table.write_text("\n".join(["path,label,split", *rows, rows[0]]))
+    assert CliRunner().invoke(main, [str(table)]).exit_code == 0, "an image that stands there twice was read"
 
 
 @pytest.mark.parametrize(
