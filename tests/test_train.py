@@ -148,6 +148,18 @@ def test_resuming_with_another_configuration_is_refused(tiny_data: Path, tmp_pat
         _fit(tiny_data, tmp_path / "run", replace(ALL_ON, lr=1e-2), resume=True)
 
 
+def test_resuming_with_other_sources_is_refused(tiny_data: Path, tmp_path: Path) -> None:
+    rows = [f"{path},{path.parent.name},{path.parent.parent.name}" for path in sorted(tiny_data.rglob("*.png"))]
+    for name in ("one", "other"):
+        lines = [f"{row},{name}{index % 3 if name == 'other' else 0}" for index, row in enumerate(rows)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["path,label,split,source", *lines]))
+    run = tmp_path / "run"
+    assert _train(tmp_path / "one.csv", "-o", run, "--epochs", "1").exit_code == 0
+    result = _train(tmp_path / "other.csv", "-o", run, "--epochs", "1", "--resume")
+    assert (result.exit_code, "another configuration or data list" in result.stderr) == (2, True)
+    assert _train(tmp_path / "one.csv", "-o", run, "--epochs", "1", "--resume").exit_code == 0
+
+
 def test_a_damaged_state_is_one_clear_error(tiny_data: Path, tmp_path: Path) -> None:
     _fit(tiny_data, tmp_path / "run", ALL_ON, stop_after=1)
     (tmp_path / "run" / "last.state.pt").write_bytes(b"words")
