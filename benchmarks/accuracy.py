@@ -42,7 +42,8 @@ def results_of(folder: Path, full: bool = False) -> list[Result]:
         told: Mapping[str, Any] = object_from_json(file.read_bytes())
         metrics = told["metrics"].get(FULL_VIEWS, {}) if full else told["metrics"]
         found = metrics.get("evaluation", {}).get("results", [])
-        return sorted(found, key=lambda result: list(SPLITS).index(result["split"]))
+        order = list(SPLITS)  # splits of other names come last
+        return sorted(found, key=lambda result: [*order, result["split"]].index(result["split"]))
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -86,7 +87,8 @@ def _brief(result: Result) -> list[str]:
 @click.option("--views", type=click.Choice(["fast", "full"]), default="fast", show_default=True)
 def main(folders: Sequence[Path], brief: bool, views: str) -> None:
     """Print the tables of FOLDERS, each a bundle or the parts of one."""
-    models = {folder.name: results_of(folder, views == "full") for folder in folders}
+    alike = len({folder.name for folder in folders}) < len(folders)
+    models = {str(folder) if alike else folder.name: results_of(folder, views == "full") for folder in folders}
     if brief:
         click.echo(brief_table(models))
         return

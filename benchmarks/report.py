@@ -29,6 +29,7 @@ def rows_from_files(paths: Iterable[Path]) -> dict[str, list[Row]]:
         try:
             for line in path.read_text(encoding="utf-8").splitlines():
                 row = json.loads(line)
+                _made_on(row["machine"])
                 found[row["benchmark"]].append(row)
         except OSError as error:
             raise ResultsError(f"{path}: {error.strerror}") from None
@@ -85,13 +86,20 @@ def main(files: Sequence[Path], to: Path | None) -> None:
         if name not in TABLES:
             click.echo(f"{name}: {len(rows)} lines, no table", err=True)
             continue
-        machine = rows[-1]["machine"]
-        versions = ", ".join(f"{package} {version}" for package, version in machine["packages"].items())
-        click.echo(f"### {name}\n\n{machine['cpu']}, {machine['cores']} cores; {versions}\n")
-        for table in TABLES[name]:
-            header, lines = table(rows)
-            if lines:
-                click.echo(f"{markdown_table(header, lines)}\n")
+        on_machine: dict[str, list[Row]] = defaultdict(list)
+        for row in rows:
+            on_machine[_made_on(row["machine"])].append(row)
+        for machine, measured in on_machine.items():
+            click.echo(f"### {name}\n\n{machine}\n")
+            for table in TABLES[name]:
+                header, lines = table(measured)
+                if lines:
+                    click.echo(f"{markdown_table(header, lines)}\n")
+
+
+def _made_on(machine: Row) -> str:
+    versions = ", ".join(f"{package} {version}" for package, version in machine["packages"].items())
+    return f"{machine['cpu']}, {machine['cores']} cores; {versions}"
 
 
 if __name__ == "__main__":

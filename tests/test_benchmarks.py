@@ -225,12 +225,25 @@ def test_every_recorded_benchmark_has_a_table() -> None:
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     titles = [line for line in result.stdout.splitlines() if line.startswith("### ")]
-    assert titles == list(dict.fromkeys(f"### {path.stem.partition('-')[0]}" for path in paths))
+    # One heading for each machine and its versions.
+    assert list(dict.fromkeys(titles)) == list(dict.fromkeys(f"### {path.stem.partition('-')[0]}" for path in paths))
+
+
+def test_a_report_of_two_machines_says_which_measured_what(tmp_path: Path) -> None:
+    recorded = Path(__file__).parent.parent / "benchmarks" / "results" / "drift.jsonl"
+    one = json.loads(recorded.read_text().splitlines()[0])
+    other = {**one, "machine": {**one["machine"], "cpu": "another"}}
+    (tmp_path / "both.jsonl").write_text("\n".join(map(json.dumps, (one, other))))
+    told = CliRunner().invoke(report.main, [str(tmp_path / "both.jsonl")]).stdout
+    assert told.index(one["machine"]["cpu"]) < told.index("\n|") < told.index("another") < told.rindex("\n|")
+    assert told.count("### drift") == 2
 
 
 def test_a_report_of_something_else_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").write_text("{}\n")
-    for name, message in (("other.jsonl", "no benchmark wrote"), ("nowhere.jsonl", "No such file")):
+    (tmp_path / "part.jsonl").write_text('{"benchmark": "cpu"}\n')
+    wrong = "no benchmark wrote"
+    for name, message in (("other.jsonl", wrong), ("part.jsonl", wrong), ("nowhere.jsonl", "No such file")):
         result = CliRunner().invoke(report.main, [str(tmp_path / name)])
         assert result.exit_code == 2
         assert message in result.stderr

@@ -129,6 +129,20 @@ def test_a_view_that_was_not_written_whole_is_made_again(
     assert all(sample in cache for sample in samples)
 
 
+@pytest.mark.parametrize("size", [None, 0, 30_000])
+def test_views_that_a_copy_lacks_are_made_again(tmp_path: Path, samples: list[Sample], size: int | None) -> None:
+    _open(tmp_path / "cache", samples)
+    pixels = tmp_path / "cache" / "pixels.bin"
+    if size is None:
+        pixels.unlink()
+    else:
+        os.truncate(pixels, size)
+    cache, _, told = _open(tmp_path / "cache", samples)
+    assert [text.partition(": ")[2].partition(",")[0] for text in told] == [f"{11 if size else 20} images added"]
+    for sample in samples:
+        np.testing.assert_array_equal(cache(sample), pixels_from_file(sample.path))
+
+
 def test_a_cache_of_more_images_serves_some_of_them(tmp_path: Path, samples: list[Sample]) -> None:
     for index in (5, 6):
         samples[index].path.write_bytes(b"words")

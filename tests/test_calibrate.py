@@ -20,7 +20,7 @@ from aivsreal.runtime.detector import Detector
 from aivsreal.runtime.errors import BundleError
 from aivsreal.runtime.results.facts import Ran, model_facts
 from aivsreal.runtime.spec import PreprocessSpec
-from aivsreal.runtime.verdict import LABELS, Label, OperatingPoint, Verdict, verdict_from_logit
+from aivsreal.runtime.verdict import LABELS, Label, OperatingPoint, Verdict, p_ai_from_logit, verdict_from_logit
 from aivsreal.train.calibrate.command import main
 from aivsreal.train.calibrate.points import (
     default_point_of,
@@ -120,6 +120,24 @@ def test_classes_that_are_separated_need_no_band() -> None:
         assert measured.error == 0.0
         assert measured.coverage == 1.0
         assert measured.point.real_below == measured.point.ai_at_or_above
+
+
+def test_sure_classes_that_are_separated_keep_the_promise_of_each_point() -> None:
+    target_B = np.arange(600) % 2
+    logit_B = np.random.default_rng(0).normal(np.where(target_B == 1, 5.0, -5.0), 0.5)
+    temperature = temperature_from_logits(target_B, logit_B, _alike(target_B))
+    assert logit_B.min() / temperature < -100  # where 1 - p_ai is 1
+    measured = points_from_logits(target_B, logit_B, _alike(target_B), temperature)
+    p_ai = [p_ai_from_logit(logit, temperature) for logit in logit_B.tolist()]
+    for point, called, label, most in (
+        (measured["cautious"], Label.AI, 0, 0.01),
+        (measured["sensitive"], Label.REAL, 1, 0.05),
+    ):
+        wrong = np.mean(
+            [point.point.label(p) is called for p, target in zip(p_ai, target_B, strict=True) if target == label]
+        )
+        assert wrong <= most
+    assert measured["cautious"].point.false_alarm_rate <= 0.01
 
 
 def test_scores_that_say_nothing_still_give_points() -> None:
@@ -268,6 +286,10 @@ def test_a_default_point_is_chosen_and_the_unseen_sources_are_measured(
     shutil.copytree(tmp_path / "data" / "val_unseen", tmp_path / "data" / "val_wild")
     result = CliRunner().invoke(main, [str(tmp_path / "data")])
     assert json.loads(result.stdout)["split"] == "val_unseen"
+    rows = [f"{path},{path.parent.name},val_unseen" for path in (tmp_path / "data" / "val_unseen").rglob("*.png")]
+    table = tmp_path / "twice.csv"
+    table.write_text("\n".join(["path,label,split", *rows, rows[0]]))
+    assert CliRunner().invoke(main, [str(table)]).exit_code == 0, "an image that stands there twice was read"
 
 
 @pytest.mark.parametrize(

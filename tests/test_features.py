@@ -79,6 +79,18 @@ def test_a_stopped_run_goes_on(file: Path) -> None:
     assert rest.asked == [8, 9, 10, 11]
 
 
+@pytest.mark.parametrize("rows", [None, 0, 5])
+def test_rows_that_a_copy_lacks_are_made_again(file: Path, rows: int | None) -> None:
+    Encoder().features(file, IMAGES)
+    if rows is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[: 6 * rows + 3])
+    again = Encoder()
+    assert again.features(file, IMAGES).of(slice(None))[:, 0].tolist() == list(range(12))
+    assert again.asked == list(range(rows or 0, 12))
+
+
 def test_progress_is_told_once_a_minute(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.monotonic", iter(range(0, 10_000, 50)).__next__)
     encoder = Encoder()

@@ -197,6 +197,26 @@ def test_a_claim_that_does_not_hold_is_a_failure_though_all_steps_ran(
     )
 
 
+def test_a_proof_that_is_ended_from_outside_keeps_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proof = _proof(tmp_path)
+    row = json.dumps(
+        {"benchmark": "gpu", "what": "kernel", "batch": 1, "p50_ms": 1.0, "images_per_s": 1.0, "differing_values": 0}
+    )
+    code = (
+        f"import os, signal, time; print({row!r}, flush=True); os.kill({os.getpid()}, signal.SIGTERM); time.sleep(60)"
+    )
+    monkeypatch.setattr(steps_module, "_steps", lambda proof: proof.run("times", 30, sys.executable, "-c", code))
+    with pytest.raises(SystemExit) as ended:
+        steps_module.prove(proof.wish)
+    assert ended.value.code == 143
+    assert json.loads((tmp_path / "out" / "results.jsonl").read_text().splitlines()[0])["what"] == "kernel"
+    summary = (tmp_path / "out" / "summary.txt").read_text()
+    assert "times | NOT OK: stopped" in summary
+    assert "kernel | 1 | 1.0" in summary
+
+
 def test_a_measurement_that_crashes_with_1_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crash = tmp_path / "crash"
     crash.write_text("#!/bin/sh\nexit 1\n")

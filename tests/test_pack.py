@@ -118,3 +118,26 @@ def test_a_smaller_quality_and_fewer_images_of_each_source(tiny_data: Path, tmp_
     assert _pack(tiny_data, tmp_path / "85", "--quality", 30, "--per-source", 2).exit_code == 0  # made again
     assert sum(sample.path.stat().st_size for sample in samples_from_data(tmp_path / "85")) == sizes[30]
     assert (tmp_path / "85" / "images.csv").read_text() == before
+
+
+def test_a_split_that_is_not_there_and_the_originals_folder_cost_no_table(tiny_data: Path, tmp_path: Path) -> None:
+    out, data = tmp_path / "out", tmp_path / "data"
+    assert _pack(tiny_data, out).exit_code == 0
+    table = (out / "images.csv").read_text()
+    result = _pack(tiny_data, out, "--split", "tset")
+    assert (result.exit_code, "'tset'" in result.stderr) == (2, True)
+    assert (out / "images.csv").read_text() == table
+    data.mkdir()
+    rows = (f"{path},{path.parent.name},{path.parent.parent.name},mine" for path in tiny_data.rglob("*.png"))
+    (data / "images.csv").write_text("\n".join(["path,label,split,source", *rows]))
+    before = (data / "images.csv").read_text()
+    for named in (data, data / "images.csv"):
+        result = _pack(named, data)
+        assert (result.exit_code, "another folder" in result.stderr) == (2, True)
+    assert (data / "images.csv").read_text() == before
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(tiny_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    result = _pack(tiny_data, tmp_path / "file")
+    assert (result.exit_code, "cannot be written" in result.stderr) == (2, True)

@@ -9,7 +9,7 @@ from pocket_vit import pocket_vit
 
 from aivsreal.runtime.networks.vit import ProbedVit
 from aivsreal.train.evaluate.metrics import auc
-from aivsreal.train.fit.probe import PATCHES, HeadConfig, fit_head, judged_by_others
+from aivsreal.train.fit.probe import PATCHES, HeadConfig, fit_head, judged_by_others, shares_of_others
 
 
 @pytest.fixture
@@ -92,3 +92,19 @@ def test_heads_of_other_sources_know_no_label_by_heart() -> None:
     assert found(told_NF) > 0.9
     once = judged_by_others(told_NF, unknown_N, torch.ones(800), sources, 4, 0, QUICK)
     assert torch.equal(once, judged_by_others(told_NF, unknown_N, torch.ones(800), sources, 4, 0, QUICK))
+
+
+@pytest.mark.parametrize(("real", "ai", "by_source"), [(1, 1, False), (5, 1, False), (2, 2, True), (6, 2, True)])
+def test_each_head_sees_both_classes_however_few_their_sources_are(real: int, ai: int, by_source: bool) -> None:
+    sources = [*(f"real/{index % real}" for index in range(60)), *(f"ai/{index % ai}" for index in range(60))]
+    target_N = torch.arange(120) // 60 * 1.0
+    for seed in range(20):
+        share_NK = shares_of_others(sources, target_N, 4, np.random.default_rng(seed))
+        assert torch.equal(share_NK.sum(1), torch.ones(120))
+        for judged_N in share_NK.T > 0:
+            assert {0.0, 1.0} == set(target_N[~judged_N].tolist())
+        of_source = {
+            name: {tuple(row.tolist()) for row, one in zip(share_NK, sources, strict=True) if one == name}
+            for name in sources
+        }
+        assert all(len(shares) == 1 for shares in of_source.values()) == by_source

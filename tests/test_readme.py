@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from conftest import write_image
 
-from aivsreal.benchmarks.accuracy import brief_table, results_of, table
+from aivsreal.benchmarks.accuracy import brief_table, main, results_of, table
 from aivsreal.benchmarks.documents import commands, documents, output_of, rendered
 from aivsreal.runtime.errors import BundleError, ResultsError
 
@@ -134,6 +136,14 @@ def test_the_tables_of_accuracy_hold_what_was_recorded_and_say_what_was_not(tmp_
     (row,) = (line for line in table(results).splitlines() if line.startswith("| test | clean"))
     assert f"{clean['measures']['auc']['value']:.3f} [" in row
     assert results_of(tmp_path) == []
+    mine = tmp_path / "mine" / "bundle"
+    mine.mkdir(parents=True)
+    told = {"metrics": {"evaluation": {"results": [{**clean, "split": "mine"}, clean]}}}
+    (mine / "evaluation.json").write_text(json.dumps(told))
+    assert [result["split"] for result in results_of(mine)] == ["test", "mine"]
+    shutil.copytree(mine, tmp_path / "other" / "bundle")
+    both = CliRunner().invoke(main, ["--brief", str(mine), str(tmp_path / "other" / "bundle")]).stdout
+    assert both.count(": AUC") == 2, "folders of one name are two models"
     brief = brief_table({"one": results, "two": []}).splitlines()[2:]
     assert len(brief) == 3
     assert all(line.count("not measured") >= 3 for line in brief)

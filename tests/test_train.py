@@ -148,6 +148,18 @@ def test_resuming_with_another_configuration_is_refused(tiny_data: Path, tmp_pat
         _fit(tiny_data, tmp_path / "run", replace(ALL_ON, lr=1e-2), resume=True)
 
 
+def test_resuming_with_other_sources_is_refused(tiny_data: Path, tmp_path: Path) -> None:
+    rows = [f"{path},{path.parent.name},{path.parent.parent.name}" for path in sorted(tiny_data.rglob("*.png"))]
+    for name in ("one", "other"):
+        lines = [f"{row},{name}{index % 3 if name == 'other' else 0}" for index, row in enumerate(rows)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["path,label,split,source", *lines]))
+    run = tmp_path / "run"
+    assert _train(tmp_path / "one.csv", "-o", run, "--epochs", "1").exit_code == 0
+    result = _train(tmp_path / "other.csv", "-o", run, "--epochs", "1", "--resume")
+    assert (result.exit_code, "another configuration or data list" in result.stderr) == (2, True)
+    assert _train(tmp_path / "one.csv", "-o", run, "--epochs", "1", "--resume").exit_code == 0
+
+
 def test_a_damaged_state_is_one_clear_error(tiny_data: Path, tmp_path: Path) -> None:
     _fit(tiny_data, tmp_path / "run", ALL_ON, stop_after=1)
     (tmp_path / "run" / "last.state.pt").write_bytes(b"words")
@@ -205,9 +217,17 @@ def test_an_interrupted_training_says_how_to_go_on(tiny_data: Path, tmp_path: Pa
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
+    assert "where an epoch was finished" in errors  # before that --resume has nothing to go on from
     assert "--resume" in errors
     assert "Traceback" not in errors
     assert (run / "last.state.pt").exists()
+
+
+def test_a_training_that_diverged_is_one_message(tiny_data: Path, tmp_path: Path) -> None:
+    result = _train(tiny_data, "-o", tmp_path / "run", "--epochs", "1", "--lr", "1e30")
+    assert (result.exit_code, type(result.exception)) == (2, SystemExit)
+    assert "lower --lr" in result.stderr
+    assert not (tmp_path / "run" / "last.state.pt").exists()
 
 
 def test_the_best_epoch_has_the_highest_mean_of_auc_and_macro_auc(
@@ -374,6 +394,9 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
         (("-o", "{file}/runs"), "cannot be written"),
         (("-o", "{out}", "--size", "100"), "multiples of 16: 96 or 112"),
         (("-o", "{out}", "--lr", "nan"), "nan is not in the range"),
+        (("-o", "{out}", "--device", "gpu"), "give cpu, cuda or cuda:N"),
+        (("-o", "{out}", "--device", "cpu:0"), "give cpu, cuda or cuda:N"),
+        (("-o", "{out}", "--device", "cuda:99"), "leave --device out"),
     ],
 )
 def test_what_cannot_be_trained_is_one_message(

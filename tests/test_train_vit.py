@@ -205,3 +205,14 @@ def test_what_does_not_fit_is_one_message(
     assert words in result.stderr
     assert result.stderr.count("aivsreal-train: ") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_features_that_cannot_be_written_are_one_message(tiny_data: Path, encoder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    options = ["--preset", "accurate", "--arch", NAME, "--size", SIZE, "--init", encoder, "--cache", cache, *FAST]
+    assert _train(tiny_data, "-o", tmp_path / "one", *options).exit_code == 0
+    (features,) = cache.glob("features-*.bin")
+    features.unlink()
+    features.mkdir()  # as where a folder is read-only, for a user who may write everywhere
+    result = _train(tiny_data, "-o", tmp_path / "two", *options)
+    assert (result.exit_code, f"{features} cannot be written" in result.stderr) == (2, True)

@@ -17,7 +17,7 @@ from aivsreal.train.config import PRESETS, TrainConfig
 CELL = 16  # pixels of LeViT's first tokens, by four convolutions of stride 2
 
 
-@command("aivsreal-train", "stopped; the last finished epoch is in {out}: add --resume to go on")
+@command("aivsreal-train", "stopped; where an epoch was finished it is in {out}: add --resume to go on from it")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("runs/levit192"), show_default=True)
 @click.option("--preset", type=click.Choice(sorted(PRESETS)), default="labels", show_default=True)
@@ -86,7 +86,8 @@ def main(
             unlabelled=unlabelled, cache=cache,
         )  # fmt: skip
     except OSError as error:  # also in the middle of it: the folder was taken away, or its disk
-        if error.filename is None or not Path(os.fsdecode(error.filename)).is_relative_to(out):
+        written = [out] if cache is None else [out, cache]
+        if error.filename is None or not any(map(Path(os.fsdecode(error.filename)).is_relative_to, written)):
             raise
         raise DataError(f"{error.filename} cannot be written: {error.strerror}") from None
 

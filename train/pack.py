@@ -20,7 +20,7 @@ import click
 from PIL import ExifTags, Image
 
 from aivsreal.runtime.commands.frame import command
-from aivsreal.runtime.errors import ImageError
+from aivsreal.runtime.errors import DataError, ImageError
 from aivsreal.runtime.pixels.read import stamp_of
 from aivsreal.train.batches.cache import FilePixels
 from aivsreal.train.samples import Sample, first_of_each_source, in_split, samples_from_data
@@ -103,9 +103,20 @@ def main(
     def taken(split: str) -> bool:
         return split in splits if splits else split.startswith(("train", "val"))
 
+    if out.resolve() == (data.parent if data.is_file() else data).resolve():
+        raise DataError(f"{out} holds the originals, whose images.csv would be lost: give another folder")
     found = [sample for sample in samples_from_data(data) if taken(sample.split)]
-    names = dict.fromkeys(sample.split for sample in found)
+    names = dict.fromkeys([*splits, *(sample.split for sample in found)])
     samples = [sample for name in names for sample in first_of_each_source(in_split(found, name), per_source)]
+    try:
+        done = _write(samples, out, short_side, quality, workers)
+    except OSError as error:
+        raise DataError(f"{error.filename or out} cannot be written: {error.strerror}") from None
+    click.echo(f"{done} of {len(samples)} views are in {out}", err=True)
+
+
+def _write(samples: list[Sample], out: Path, short_side: int, quality: int, workers: int) -> int:
+    """The views, and then their table in place of the one before; how many there are."""
     out.mkdir(parents=True, exist_ok=True)
     done = 0
     part = out / "images.csv.part"
@@ -119,7 +130,7 @@ def main(
                 table.writerow((name, sample.label, sample.split, sample.source, sample.licence, sample.kind))
                 done += 1
     part.replace(out / "images.csv")
-    click.echo(f"{done} of {len(samples)} views are in {out}", err=True)
+    return done
 
 
 if __name__ == "__main__":

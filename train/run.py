@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -116,8 +117,10 @@ def machine_of(device: str | None, amp: bool | None, compiled: bool | None, work
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and ranks.world > 1:
         device = f"cuda:{ranks.local}"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise DataError("--device cuda: torch sees no GPU here; leave --device out to train on the CPU")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise DataError(f"--device {device}: give cpu, cuda or cuda:N")
+    if device != "cpu" and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        raise DataError(f"--device {device}: torch sees no such GPU here; leave --device out for what is there")
     if amp is None:
         amp = torch.cuda.is_bf16_supported() if device != "cpu" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return Machine(device, amp, workers, device != "cpu" if compiled is None else compiled, ranks)

@@ -78,7 +78,12 @@ class Proof:
             return self.skip(name, "the time for all of it was up")
         begin, limit = time.monotonic(), min(limit_s * max(1, self.wish.limit_s / LIMIT_S), left)
         out, err = self.wish.work / f"{len(self.steps)}.out", self.wish.work / f"{len(self.steps)}.err"
-        code, why = self._ended([*command], out, err, limit)
+        try:
+            code, why = self._ended([*command], out, err, limit)
+        except BaseException:  # the proof itself is stopped: what the step has measured is kept
+            self._add(list(_rows(out.read_text(errors="replace"))) if keep is None else [])
+            self.note(name, False, "stopped", seconds=time.monotonic() - begin, command=command)
+            raise
         printed, said = out.read_text(errors="replace"), err.read_text(errors="replace")
         rows = [] if keep is not None else list(_rows(printed))
         if keep is not None:
@@ -150,9 +155,11 @@ def prove(wish: Wish) -> bool:
     for old in ("steps.jsonl", "results.jsonl", "log.txt", "summary.txt"):
         (wish.out / old).unlink(missing_ok=True)
     proof = Proof(wish, environment=_environment(wish))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as of `timeout`
     try:
         _steps(proof)
     finally:
+        signal.signal(signal.SIGTERM, before)
         text, judged = table_from(proof.steps, proof.rows), _claims(proof)
         (wish.out / "summary.txt").write_text(text)
         with (wish.out / "results.jsonl").open("a") as file:

@@ -156,6 +156,11 @@ def _index_of(folder: Path, short_side: int, use: IO[str], tell: Callable[[str],
     if file.is_file():
         index = _index_from_file(file)
         if index.short_side == short_side:
+            pixels = folder / PIXELS
+            there = pixels.stat().st_size if pixels.is_file() else 0
+            for name, place in index.places.items():
+                if _end(place) > there:  # of a copy that was not whole
+                    index.stamps.pop(name, None)
             return index
     if not locked(use, fcntl.LOCK_EX | fcntl.LOCK_NB):
         raise DataError(f"{folder}: another training uses it with views of another size; give another --cache")
@@ -168,7 +173,7 @@ def _index_of(folder: Path, short_side: int, use: IO[str], tell: Callable[[str],
 def _add(
     folder: Path, index: _Index, samples: Sequence[Sample], stamps: Stamps, workers: int, tell: Callable[[str], None]
 ) -> None:
-    end = max((start + height * width * 3 for start, height, width in index.places.values()), default=0)
+    end = max((_end(place) for name, place in index.places.items() if name in index.stamps), default=0)
     try:
         with open(folder / PIXELS, "ab") as file:
             file.truncate(end)  # what lies behind was added by one that was killed
@@ -187,6 +192,11 @@ def _add(
     finally:  # one that is stopped keeps what it has
         save_json(folder / INDEX, {"format": FORMAT, **asdict(index)})
     tell(f"{folder}: {len(samples)} images added, {end / 2**20:.0f} MiB")
+
+
+def _end(place: Place) -> int:
+    start, height, width = place
+    return start + height * width * 3
 
 
 def save_json(file: Path, values: Mapping[str, object]) -> None:

@@ -104,7 +104,7 @@ def main(
         manifest = recalibrated(what.manifest, temperature, points, chosen, record, full)
         written = rewritten(what, manifest, out, _moved(what, found["offset"]))
         _tell(f"written: {out}, digest {written.digest}")
-    return 1 if len({result.sample.path for result in results}) < len(part) else 0
+    return 1 if {result.sample.path for result in results} < {sample.path for sample in part} else 0
 
 
 def _fitted(

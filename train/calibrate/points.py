@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from aivsreal.runtime.verdict import LABELS, OperatingPoint
+from aivsreal.runtime.verdict import LABELS, OperatingPoint, p_ai_from_logit
 from aivsreal.train.evaluate.judging import too_few
-from aivsreal.train.evaluate.logistic import logistic_weights, sigmoid
+from aivsreal.train.evaluate.logistic import logistic_weights
 from aivsreal.train.evaluate.metrics import FloatB, Floats, TargetB, roc
 from aivsreal.train.samples import weights_of
 
@@ -174,12 +174,12 @@ def measured_point(
 def _with_band(
     name: str, bands: Iterable[tuple[float, float]], target_B: TargetB, scaled_B: Floats, weight_B: Floats
 ) -> MeasuredPoint:
-    p_ai_B = sigmoid(scaled_B)
+    p_ai_B = np.array([p_ai_from_logit(scaled, 1.0) for scaled in scaled_B.tolist()])  # as a scan says it
     chosen: MeasuredPoint | None = None
     bare_error = 0.0
     for low, high in bands:  # from no band at all to the widest
-        real_below, ai_from = sigmoid(np.array([low, high])).tolist()
-        tried = measured_point(name, (real_below, ai_from), target_B, p_ai_B, weight_B)
+        bounds = p_ai_from_logit(low, 1.0), p_ai_from_logit(high, 1.0)
+        tried = measured_point(name, bounds, target_B, p_ai_B, weight_B)
         if chosen is None:
             bare_error = tried.error
         elif tried.coverage < LEAST_COVERAGE:

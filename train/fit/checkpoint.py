@@ -71,7 +71,8 @@ def save_last(run: Path, trained: Trained, card: TrainingCard, progress: Progres
     state = {
         "card_digest": _digest_of_card(card), "learner": _kept(trained.learner), "average": _kept(trained.average),
         "optimizer": trained.optimizer.state_dict(), "random": torch.get_rng_state(),
-        "chosen_on": card.chosen_on, "epoch": progress.epoch, "best": progress.best, "history": progress.history,
+        "chosen_on": card.chosen_on, "data_counts": card.data_counts,
+        "epoch": progress.epoch, "best": progress.best, "history": progress.history,
     }  # fmt: skip
     part = run / f"{STATE}.part"
     torch.save(state, part)
@@ -89,7 +90,8 @@ def load_progress(run: Path, card: TrainingCard, trained: Trained) -> Progress:
         raise CheckpointError(f"{path}: no such file; train without --resume first")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["card_digest"] != _digest_of_card(card):
+        counts = state.get("data_counts", card.data_counts)  # sources decide how often an image is drawn
+        if (state["card_digest"], counts) != (_digest_of_card(card), card.data_counts):
             raise CheckpointError(
                 f"{path} is of another configuration or data list; give the options it was started with (see last.json)"
             )

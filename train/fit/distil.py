@@ -220,7 +220,7 @@ def ask_others(teacher: Teacher, batches: TrainBatches, machine: Machine) -> Non
     index_M, (target_N, _) = torch.cat(index), batches.known(device)
     sources = [f"{sample.label}/{sample.source}" for sample in batches.samples]
     rng = np.random.default_rng(config.seed)
-    teacher.share_NK = shares_of_others(sources, ~target_N.isnan(), config.distil.folds, rng)
+    teacher.share_NK = shares_of_others(sources, target_N, config.distil.folds, rng)
     alike_M = torch.ones(len(index_M), device=device)  # they were drawn as often as they weigh
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
         x_MF = torch.cat(rows).float()

@@ -168,6 +168,10 @@ def _kept_beside(file: Path) -> _Kept:
     try:
         values = json.loads(index.read_text(encoding="utf-8"))
         images = [(str(name), int(size)) for name, size in values["images"]]
-        return _Kept(index, int(values["width"]), {image: row for row, image in enumerate(images)})
-    except (ValueError, KeyError, TypeError):
+        width = int(values["width"])
+        there = (
+            file.stat().st_size // (2 * width) if images and file.is_file() else 0
+        )  # less of a copy that is not whole
+        return _Kept(index, width, {image: row for row, image in enumerate(images[:there])})
+    except (ValueError, KeyError, TypeError, ZeroDivisionError):
         raise DataError(f"{index}: not what this version wrote; remove it") from None

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from aivsreal.runtime.bundle.card import TrainingCard
+from aivsreal.runtime.errors import DataError
 from aivsreal.runtime.networks.mapped import logits_from_output
 from aivsreal.runtime.networks.vit import ProbedVit
 from aivsreal.train.batches.augment import augmented, batch_from_levels, mirrored, patched, perturbed
@@ -54,6 +55,7 @@ def fit(
 
     Raises:
         CheckpointError: `resume` and the checkpoint is of another configuration or data list.
+        DataError: the training diverged.
     """
     machine.begin(config.seed)
     batches = TrainBatches([*data.train, *data.unlabelled], config, data.pixels_of, machine)
@@ -232,6 +234,9 @@ def validate(
 
     Args:
         squares: `squares_BSSC`, uint8, of this rank's share of the samples.
+
+    Raises:
+        DataError: the network gives no numbers.
     """
     # .train() first: timm's LeViT keeps attention biases of the last eval() forward, stale after an update.
     network.train()
@@ -246,6 +251,8 @@ def validate(
     found = (torch.cat(logits), [(sample.target, sample.source) for sample in mine]) if logits else None
     parts = [part for part in machine.ranks.gathered(found) if part]
     logits_B = torch.cat([part[0] for part in parts])
+    if not logits_B.isfinite().all():
+        raise DataError("the training diverged: the network gives no numbers any more; begin anew with a lower --lr")
     target_B = np.array([target for _, told in parts for target, _ in told])
     sources = [source or "-" for _, told in parts for _, source in told]
     return _metrics(target_B, logits_B, sources)

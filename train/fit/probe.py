@@ -108,7 +108,7 @@ def judged_by_others(
         config: how heads are fitted.
     """
     rng = np.random.default_rng(seed)
-    share_NK = shares_of_others(source_N, ~target_N.isnan(), folds, rng)
+    share_NK = shares_of_others(source_N, target_N, folds, rng)
     others = cross_fitted(x_NF, target_N, weight_N, share_NK, seed, rng=rng, config=config)
     with torch.no_grad():
         logit_N: torch.Tensor = others(x_NF, share_NK)
@@ -116,13 +116,23 @@ def judged_by_others(
 
 
 def shares_of_others(
-    source_N: Sequence[str], known_N: torch.Tensor, folds: int, rng: np.random.Generator
+    source_N: Sequence[str], target_N: torch.Tensor, folds: int, rng: np.random.Generator
 ) -> torch.Tensor:
-    """`share_NK`, of sources dealt to so many heads: 1 for that which does not see the image's, 1/K without label."""
-    names = sorted(set(source_N))
-    fold_of = dict(zip(names, rng.permutation(np.arange(len(names)) % folds).tolist(), strict=True))
-    fold_N = torch.tensor([fold_of[name] for name in source_N], device=known_N.device)
-    share_NK = functional.one_hot(fold_N, folds).float()
+    """`share_NK`, of sources dealt to so many heads: 1 for that which does not see the image's, 1/K without label.
+
+    A head must see both classes, or it knows nothing: where chance deals otherwise sources are dealt in their order,
+    and where a class has but one source its images are dealt out, and all others.
+    """
+    known_N, (names, at_N) = ~target_N.isnan(), np.unique(source_N, return_inverse=True)
+    for fold_N in (
+        rng.permutation(np.arange(len(names)) % folds)[at_N],
+        at_N % folds,
+        rng.permutation(np.arange(len(at_N)) % folds),
+    ):
+        share_NK = functional.one_hot(torch.from_numpy(fold_N).to(known_N.device), folds).float()
+        seen_NK = (share_NK == 0) & known_N[:, None]
+        if all(seen_NK[target_N == target].any(0).all() for target in (0, 1)):
+            break
     return torch.where(known_N[:, None], share_NK, 1 / folds)
 
 
