@@ -32,6 +32,7 @@ from aivsreal.train.fit.probe import CrossFitted, cross_fitted, judged_by_others
 from aivsreal.train.fit.tokens import TokenBasis, grids_of, principal_components, taught_tokens, under
 
 FITTED_ON = 4096  # images that the components and the tokens' moments are taken of
+HEADS_FITTED_ON = 32_768  # crops, of which the features of a ViT-B are 1.6 GB in single precision
 TOKENS_OF = 512  # images that the components of tokens are taken of, a quarter of the 196 patches of each
 
 
@@ -212,7 +213,7 @@ def ask_others(teacher: Teacher, batches: TrainBatches, machine: Machine) -> Non
     """
     config, device = batches.config, machine.device
     rows, index = [], []
-    for step, (crops, _, _, index_B) in enumerate(batches.epoch(0)):
+    for step, (crops, _, _, index_B) in enumerate(islice(batches.epoch(0), -(-HEADS_FITTED_ON // batches.size))):
         with torch.autocast(device.type, enabled=False):  # damage is arithmetic on whole grey levels
             levels_BCHW = augmented(crops, config.spec.size, config.augment, (config.seed, step), device)
         rows.append(teacher.network.features(teacher.batch(levels_BCHW))[0].half())
