@@ -16,6 +16,7 @@ import click
 from aivsreal.benchmarks.machine import machine_facts
 from aivsreal.runtime.commands.frame import command
 from aivsreal.runtime.errors import BackendError
+from aivsreal.runtime.text import last_line
 
 IMPORT_RATIO = 1.5  # the runtime over import numpy, PIL.Image
 HELP_EXTRA_MS = 100.0  # aivsreal-scan --help beyond import click
@@ -58,7 +59,7 @@ def _elapsed_ms(arguments: Sequence[str]) -> float:
 
 def why_failed(error: subprocess.CalledProcessError) -> str:
     """The last line that a command said, or else its exit status."""
-    return ((error.stderr or "").strip().splitlines() or [f"exit status {error.returncode}"])[-1]
+    return last_line(error.stderr or "") or f"exit status {error.returncode}"
 
 
 def judged(best: dict[str, float]) -> dict[str, object]:

@@ -112,7 +112,7 @@ def main(
     if verify and given - {"verify", "source", "reference", "as_json"}:
         raise click.UsageError("--verify changes nothing: give it a bundle, --reference and --json alone")
     half = fp16 or bool(rtx)
-    if idle := given & _OF_THE_ENGINE if engine is False or not (half or engine) else set[str]():
+    if (idle := given & _OF_THE_ENGINE) and (engine is False or not (half or engine)):
         raise click.UsageError(f"{_typed(idle)} is for an engine, and none is to be built: add --fp16 or --engine")
     if data is not None and not int8:
         raise click.UsageError("--data is for --int8, which was not asked for")

@@ -69,6 +69,11 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def last_line(said: str) -> str:
+    """What a program or another library said at last, where it says the cause; empty where it said nothing."""
+    return (said.strip().splitlines() or [""])[-1].strip()
+
+
 def typed(*words: Path | str) -> str:
     """Words of a command as a person can type them into a shell: quoted where that is needed, and safe to show."""
     return escaped(shlex.join(str(word) for word in words))

@@ -188,6 +188,7 @@ _LOW_RANK = replace(
     source_power=0.3,
     rank=16,
 )
+# Half of the damage, and most of the weight on the verdict: what `student-verdict` gained by.
 _STUDENT = replace(
     _LABELS,
     preset="student",
@@ -214,9 +215,7 @@ _ONCE = replace(
 _VERDICT = replace(
     _ONCE,
     preset="student-verdict",
-    augment=replace(
-        _ONCE.augment, jpeg_first_p=0.15, rescale_p=0.15, blur_p=0.08, sharpen_p=0.05, noise_p=0.08, jpeg_p=0.2
-    ),
+    augment=replace(_STUDENT.augment, crop_min=_ONCE.augment.crop_min),
     distil=replace(_ONCE.distil, labels=0.5, logits=1.0, features=0.5, tokens=0.25),
     warmup_epochs=0.5,
 )

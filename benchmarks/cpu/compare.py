@@ -22,6 +22,7 @@ from aivsreal.benchmarks.cpu.scanning import scan_command
 from aivsreal.benchmarks.timing import ratio, rounded
 from aivsreal.runtime.bundle.folder import Bundle
 from aivsreal.runtime.errors import AivsrealError
+from aivsreal.runtime.text import last_line
 
 OURS = "aivsreal:auto"
 PLAIN = ("plain-torch", "plain-onnx", "plain-openvino")
@@ -81,7 +82,7 @@ def peer_python(name: str, envs: Path, tell: Callable[[str], None]) -> Path:
         for command in ([sys.executable, "-m", "venv", str(envs / name)], pip):
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                raise AivsrealError(f"{PEERS[name]} cannot be installed: {_last_line(done.stderr)}")
+                raise AivsrealError(f"{PEERS[name]} cannot be installed: {last_line(done.stderr)}")
     return python
 
 
@@ -160,7 +161,7 @@ def _run_whole(one: Contender, pythons: dict[str, Path], bundle: Bundle, paths: 
             done = subprocess.run(scan, capture_output=True, text=True)
             times.append(perf_counter() - begun)
             if done.returncode:
-                raise AivsrealError(f"{one.name} ended: {_last_line(done.stderr)}")
+                raise AivsrealError(f"{one.name} ended: {last_line(done.stderr)}")
         return
     begun = perf_counter()
     fresh = _begun(one.name, pythons, bundle)
@@ -203,10 +204,6 @@ def _row(shape: str, one: Contender, ours: Contender, paths: Sequence[Path]) -> 
     if not bounds:
         return row
     return {**row, **bounds, "holds": all(held[name][0] >= bound for name, bound in bounds.items())}
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[-1]
 
 
 def _end(one: Contender) -> None:

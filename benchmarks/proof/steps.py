@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from aivsreal.benchmarks.proof.table import outcome, table_from
+from aivsreal.runtime.text import last_line
 
 LIMIT_S = 270.0
 SAID = 6000  # characters of a step's output that its line keeps: the end
@@ -90,7 +91,7 @@ class Proof:
             shutil.copyfile(out, keep)
         # 1 after a claim that does not hold: it ran, and claims are judged at the end, of the rows of all steps.
         good: bool | None = code in ok or (code == 1 and any(map(_is_broken_claim, rows)))
-        why = why or ("" if good else _last_line(said or printed) or f"exit status {code}")
+        why = why or ("" if good else last_line(said or printed)[:400] or f"exit status {code}")
         unmeasured = [row for row in rows if "not_measured" in row]
         if good and unmeasured and not any("p50_ms" in row for row in rows):
             good = None if all(row.get("not_here") for row in unmeasured) else False
@@ -325,7 +326,7 @@ def _pycuda_ended(proof: Proof, build: subprocess.Popen[bytes] | None) -> None:
         build.wait()
         code = -9
     said = (proof.wish.work / "pycuda.log").read_text(errors="replace")
-    proof.note("pycuda builds", code == 0, "" if code == 0 else _last_line(said), code=code, said=said.strip())
+    proof.note("pycuda builds", code == 0, "" if code == 0 else last_line(said)[:400], code=code, said=said.strip())
     if code == 0:
         proof.environment["PYTHONPATH"] = str(proof.wish.work / "pycuda")
         sizes = str(max(1, proof.wish.sizes // 10))
@@ -379,7 +380,3 @@ def _source(wish: Wish) -> str:
     from aivsreal.runtime.bundle.folder import Bundle
 
     return str(Bundle.open(wish.bundle).path)
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[-1][:400]

@@ -23,6 +23,7 @@ from aivsreal.runtime.errors import BackendError, BundleError, importing
 from aivsreal.runtime.locks import locked
 from aivsreal.runtime.machine import usable_cores
 from aivsreal.runtime.preprocess import BatchBCHW, PixelsHWC, Scores
+from aivsreal.runtime.text import last_line
 
 _PRODUCTS = ("Convolution", "FullyConnected", "MatMul")  # layers whose precision is the network's
 _SHORT = {"f32": "fp32", "f16": "fp16"}
@@ -72,7 +73,7 @@ class OpenvinoBackend:
             outputs = {name for one in self._compiled.outputs for name in one.get_names()}
         except Exception as error:  # OpenVINO raises RuntimeError for whatever goes wrong
             raise BundleError(
-                f"{file} cannot be compiled by OpenVINO {openvino.__version__}: {_last_line(error)}; "
+                f"{file} cannot be compiled by OpenVINO {openvino.__version__}: {_cause(error)}; "
                 "update openvino, or make the bundle again with aivsreal-export"
             ) from None
         side = str(self._spec.size)
@@ -106,7 +107,7 @@ class OpenvinoBackend:
                 found = request.infer({INPUT: batch_BCHW}, share_inputs=True)
                 return [np.array(found[name], dtype=np.float32) for name in outputs]
             except Exception as error:  # as above
-                raise BackendError(f"OpenVINO failed: {_last_line(error)}; try a smaller --batch-size") from None
+                raise BackendError(f"OpenVINO failed: {_cause(error)}; try a smaller --batch-size") from None
 
 
 @contextmanager
@@ -133,7 +134,6 @@ def _precision(runtime_model: Any) -> str:
     return "int8" if lowest in ("i8", "u8") else _SHORT.get(lowest, lowest)
 
 
-def _last_line(error: Exception) -> str:
+def _cause(error: Exception) -> str:
     # OpenVINO puts the places in its own sources first.
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return last_line(str(error)) or type(error).__name__

@@ -100,6 +100,11 @@ class TrainBatches:
         weight_N = torch.from_numpy(self.weights_N * len(self.samples)).float()
         return target_N.to(device), weight_N.to(device)
 
+    @property
+    def sources(self) -> list[str]:
+        """Of each image; those of two classes are two."""
+        return [f"{sample.label}/{sample.source}" for sample in self.samples]
+
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Groups of crops and their targets, in the order of the draws."""
         for number in range(epoch * self.config.passes, (epoch + 1) * self.config.passes):

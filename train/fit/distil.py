@@ -147,10 +147,9 @@ class Lessons:
     def ask_others(self, batches: TrainBatches) -> None:
         """Let heads judge that have seen nothing of an image's source, in the teacher's place."""
         config = batches.config
-        sources = [f"{sample.label}/{sample.source}" for sample in batches.samples]
         x_NF = self._standardised(slice(None))
         known = batches.known(self.soft_N.device)
-        logit_N = judged_by_others(x_NF, *known, sources, config.distil.folds, config.seed)
+        logit_N = judged_by_others(x_NF, *known, batches.sources, config.distil.folds, config.seed)
         self.soft_N = (logit_N / self.teacher.heat).sigmoid()
 
     def of(self, index_B: torch.Tensor, window_B3: torch.Tensor, flip_B: torch.Tensor) -> Lesson:
@@ -197,7 +196,7 @@ def prepared(
     with machine.autocast():
         teacher.fit(shown(FITTED_ON))
         if config.distil.folds:
-            ask_others(teacher, batches, machine)
+            fit_others(teacher, batches, machine)
     # Each rank has seen its own images: all must learn the components of the first.
     own = {name: value for name, value in teacher.state_dict().items() if not name.startswith("network.")}
     for name, value in machine.ranks.gathered(own)[0].items():
@@ -206,7 +205,7 @@ def prepared(
 
 
 @torch.no_grad()
-def ask_others(teacher: Teacher, batches: TrainBatches, machine: Machine) -> None:
+def fit_others(teacher: Teacher, batches: TrainBatches, machine: Machine) -> None:
     """Let heads judge that have seen nothing of an image's source, fitted to damaged crops as the student sees them.
 
     Plain views would not do: the teacher is asked of what was cut, damaged and made small for the student.
@@ -219,9 +218,8 @@ def ask_others(teacher: Teacher, batches: TrainBatches, machine: Machine) -> Non
         rows.append(teacher.network.features(teacher.batch(levels_BCHW))[0].half())
         index.append(index_B.to(device))
     index_M, (target_N, _) = torch.cat(index), batches.known(device)
-    sources = [f"{sample.label}/{sample.source}" for sample in batches.samples]
     rng = np.random.default_rng(config.seed)
-    teacher.share_NK = shares_of_others(sources, target_N, config.distil.folds, rng)
+    teacher.share_NK = shares_of_others(batches.sources, target_N, config.distil.folds, rng)
     alike_M = torch.ones(len(index_M), device=device)  # they were drawn as often as they weigh
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
         x_MF = torch.cat(rows).float()

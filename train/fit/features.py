@@ -169,9 +169,8 @@ def _kept_beside(file: Path) -> _Kept:
         values = json.loads(index.read_text(encoding="utf-8"))
         images = [(str(name), int(size)) for name, size in values["images"]]
         width = int(values["width"])
-        there = (
-            file.stat().st_size // (2 * width) if images and file.is_file() else 0
-        )  # less of a copy that is not whole
+        # Fewer rows than images are in a copy that is not whole.
+        there = file.stat().st_size // (2 * width) if images and file.is_file() else 0
         return _Kept(index, width, {image: row for row, image in enumerate(images[:there])})
     except (ValueError, KeyError, TypeError, ZeroDivisionError):
         raise DataError(f"{index}: not what this version wrote; remove it") from None
